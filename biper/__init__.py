@@ -1,0 +1,43 @@
+"""BiPer: binary neural networks using a periodic function (CVPR 2024, arXiv 2404.01278).
+
+The names below are the public API. They are imported on first use, so that `--help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from biper.binarize import binary_sign, square_wave
+    from biper.checkpoint import load_checkpoint
+    from biper.layers import BinaryConv2d
+    from biper.models import create_model, list_models
+    from biper.quantization_error import quantization_error
+
+__version__ = "0.1.0"
+__all__ = [
+    "BinaryConv2d",
+    "binary_sign",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "quantization_error",
+    "square_wave",
+]
+
+_HOME = {
+    "BinaryConv2d": "layers",
+    "binary_sign": "binarize",
+    "create_model": "models",
+    "list_models": "models",
+    "load_checkpoint": "checkpoint",
+    "quantization_error": "quantization_error",
+    "square_wave": "binarize",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (PEP 562)
+    if name not in _HOME:
+        raise AttributeError(f"module 'biper' has no attribute {name!r}")
+    value = getattr(import_module(f"biper.{_HOME[name]}"), name)
+    globals()[name] = value  # the function, not the module of the same name, from now on
+    return value

@@ -1,0 +1,82 @@
+"""The two binarizations of BiPer and their surrogate gradients: maths only.
+
+Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate (paper, section 3.2).
+Activations take the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+VARIANCE_EPSILON = 1e-5
+
+
+def _sign(x: Tensor) -> Tensor:
+    """+1 where x >= 0 (both zeros included), else -1. Any shape; keeps the dtype."""
+    return (x >= 0).to(x.dtype) * 2 - 1
+
+
+class _SquareWave(Function):
+    @staticmethod
+    def forward(w: Tensor, freq: float) -> Tensor:
+        return _sign(torch.sin(freq * w))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ANN401
+        w, ctx.freq = inputs
+        ctx.save_for_backward(w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (w,) = ctx.saved_tensors
+        return grad * torch.cos(ctx.freq * w) * ctx.freq, None
+
+
+class _BinarySign(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        return grad * (2 - 2 * x.abs()).clamp(min=0)
+
+
+def sine(w: Tensor, freq: float) -> Tensor:
+    """sin(freq*w) in [-1, 1], stage 1's real weight; gradient freq*cos(freq*w).
+
+    Any shape; freq in radians per unit weight. [BiPer, section 3.2]
+    """
+    return torch.sin(freq * w)
+
+
+def square_wave(w: Tensor, freq: float) -> Tensor:
+    """sign(sin(freq*w)) in {-1, +1}, stage 2's binary weight; gradient freq*cos(freq*w), that of the sine.
+
+    Any shape; freq in radians per unit weight; +1 where the sine is 0. [BiPer, section 3.2]
+    """
+    return cast(Tensor, _SquareWave.apply(w, freq))
+
+
+def binary_sign(x: Tensor) -> Tensor:
+    """sign(x) in {-1, +1} with sign(0) = +1; gradient max(0, 2 - 2*|x|). Any shape.
+
+    The binary activation; its surrogate is the piecewise polynomial of Bi-Real Net. [BiPer, section 3.1]
+    """
+    return cast(Tensor, _BinarySign.apply(x))
+
+
+def standardize(a: Tensor) -> Tensor:
+    """a / sqrt(var(a) + 1e-5), unbiased variance per sample over (C, H, W); part of the graph. a: (N, C, H, W).
+
+    No sign changes: only the place where the surrogate's window lies. Used in training alone.
+    """
+    variance = a.var(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+    return a / torch.sqrt(variance + VARIANCE_EPSILON)

@@ -1,0 +1,150 @@
+"""Checkpoints: saved atomically, loaded without running what they hold, rebuilt from what they say of themselves."""
+
+import os
+import pickle
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import biper
+from biper import published
+from biper.errors import UsageError
+from biper.metadata import Metadata
+from biper.models import Network, create_model
+
+FORMAT = 1
+LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "biper": biper.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole."""
+    with replaced(path) as temporary:
+        torch.save(dict(contents), temporary)
+
+
+class replaced:
+    """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
+                os.replace(self.temporary, self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def publish_best(folder: Path) -> None:
+    """Make the latest checkpoint of a run its best one, as atomically as it was saved."""
+    with replaced(folder / BEST) as temporary:
+        temporary.write_bytes((folder / LATEST).read_bytes())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU: plain values and tensors only.
+
+    Raises UsageError if the file is missing, damaged, of a newer format, no checkpoint, or would run code.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}" + (": that is a folder" if path.is_dir() else ""))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
+        raise UsageError(f"{path} is damaged or no checkpoint") from error
+    except Exception as error:  # a foreign file can fail in any way
+        raise UsageError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0][:120]}") from error
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
+        raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no state_dict")
+    if "format" in contents and not (isinstance(contents["format"], int) and contents["format"] <= FORMAT):
+        raise UsageError(f"{path} has format {contents['format']}, newer than {FORMAT}: update biper to read it")
+    return contents
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    freq: float | None = None,
+    *,
+    model: str | None = None,
+    family: str | None = None,
+    stage: int | None = None,
+) -> Network:
+    """The network of a checkpoint in eval mode, on the CPU, with its `metadata`.
+
+    Our own files say everything. A published one lacks freq: it is read from a `config.txt` beside the file, or given
+    (radians per unit weight); its stage is 2 unless given. What is given and contradicts the file raises UsageError
+    (a ValueError), as does a file that cannot be loaded.
+    """
+    path = Path(path)
+    contents = read_checkpoint(path)
+    if "format" in contents:
+        metadata = own_metadata(contents, path)
+        for name, value in {"freq": freq, "model": model}.items():
+            if value is not None and value != getattr(metadata, name):
+                raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {getattr(metadata, name)}")
+        weights = contents["state_dict"]
+    else:
+        weights = published.weights(contents["state_dict"])
+        metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
+    network = rebuild(metadata, weights, path)
+    return network.eval()
+
+
+def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
+    """The metadata of one of our own checkpoints. Raises UsageError if they are damaged."""
+    try:
+        saved = contents["metadata"]
+        return Metadata(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} has no readable metadata: {error}") from error
+
+
+def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Network:
+    """The network that metadata describe, with these weights. Raises UsageError listing names that do not fit."""
+    m = metadata
+    network = create_model(m.model, m.family, m.num_classes, m.freq, m.stage)
+    network.metadata = metadata
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != found:
+        missing = [name for name in shapes if name not in found]
+        unexpected = [name for name in found if name not in shapes]
+        others = [name for name in shapes if name in found and shapes[name] != found[name]]
+        parts = {"missing": missing, "unexpected": unexpected, "of another shape": others}
+        text = "; ".join(f"{', '.join(names[:3])} {what} ({len(names)})" for what, names in parts.items() if names)
+        raise UsageError(f"{path} does not fit {m.model}: {text}")
+    network.load_state_dict(weights)
+    return network
+
+
+def saved_metadata(metadata: Metadata) -> dict[str, Any]:
+    """Metadata as plain values, which a checkpoint may hold."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(metadata).items()}

@@ -1,0 +1,101 @@
+"""The commands: from argv to a training run, an evaluation or a table; errors become one line and an exit code."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from biper.errors import TrainingDiverged, UsageError
+from biper.options import build_parser, checkpoints_parser, read_options
+
+DESCRIPTIONS = {
+    1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
+    2: "BiPer, stage 2: start from stage 1 and make the weights binary.",
+    None: "BiPer: evaluate a checkpoint. It knows its own network and data set.",
+}
+
+
+def main(family: str | None = None, stage: int | None = None, argv: Sequence[str] | None = None) -> None:
+    """Train a stage of a family, or evaluate with -e. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
+    _run(lambda: _train_or_evaluate(family, stage, argv))
+
+
+def quantization_error_main(argv: Sequence[str] | None = None) -> None:
+    """compute_QE.py: the quantization error of checkpoints as tables, CSV and picture."""
+    _run(lambda: _quantization_error(argv))
+
+
+def _run(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except (UsageError, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT
+        sys.exit(128 + number)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = None
+        sys.exit(0)
+
+
+def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
+    parser = build_parser(Path(sys.argv[0]).name, DESCRIPTIONS[stage])
+    given = read_options(parser, argv, stage)
+    from biper.record import log_to_console  # torch loads here, after --help and a wrong flag were answered
+    from biper.runtime import signals_interrupt
+
+    log_to_console()
+    with signals_interrupt():
+        if given.get("evaluate"):
+            _evaluate(family, stage, given)
+        elif family is None or stage is None:
+            raise UsageError("give the checkpoint to evaluate: -e FILE")
+        else:
+            _train(family, stage, given)
+
+
+def _train(family: str, stage: int, given: dict[str, Any]) -> None:
+    from biper.resolve import training_config
+    from biper.train import train
+
+    config = training_config(family, stage, given)
+    try:
+        train(config)
+    except KeyboardInterrupt as error:
+        again = shlex.join([a for a in sys.argv if a != "--resume"])
+        print(f"stopped by {error}; every finished epoch is saved. To go on: python {again} --resume", file=sys.stderr)
+        raise
+
+
+def _evaluate(family: str | None, stage: int | None, given: dict[str, Any]) -> None:
+    from biper.evaluate import evaluate_checkpoint
+    from biper.resolve import evaluation
+
+    network, config = evaluation(family, stage, given)
+    evaluate_checkpoint(network, config)
+
+
+def _quantization_error(argv: Sequence[str] | None) -> None:
+    args = checkpoints_parser().parse_args(argv)
+    from biper.checkpoint import load_checkpoint
+    from biper.quantization_error import format_table, quantization_error, write_csv
+
+    models = [(str(path), load_checkpoint(path, args.freq)) for path in args.checkpoints]
+    errors = [(name, quantization_error(model)) for name, model in models]
+    for (name, model), (_, error) in zip(models, errors, strict=True):
+        m = model.metadata
+        if not error.layers:
+            raise UsageError(f"{name} is {m.model}: it has no binarized layers")
+        print(f"{name}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
+    try:
+        if args.csv:
+            write_csv(errors, args.csv)
+        if args.plot:
+            from biper.plots import plot_quantization_error
+
+            plot_quantization_error(models, args.plot)
+    except OSError as error:
+        raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error

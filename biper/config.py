@@ -1,0 +1,160 @@
+"""One run's settings: a frozen dataclass whose fields are at once the flags, the YAML keys and their checks."""
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from biper.errors import UsageError
+
+DATASETS = ("cifar10", "cifar100", "folder", "digits")
+GROUPS = ("run", "network", "data", "training", "hardware")
+
+
+def setting(
+    default: Any,  # noqa: ANN401
+    group: str,
+    text: str,
+    *,
+    short: str = "",
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    runtime: bool = False,
+) -> Any:  # noqa: ANN401
+    """A field of Config. low, above and below bound its value; runtime: it does not change what a run computes."""
+    facts = {"group": group, "text": text, "short": short, "choices": tuple(choices), "runtime": runtime}
+    return field(default=default, metadata=facts | {"low": low, "above": above, "below": below})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of one run of one stage. Units: epochs, images, radians per unit weight (freq)."""
+
+    family: str
+    stage: int
+
+    results_dir: str = setting(
+        "", "run", "folder of the run; results/<dataset>_<model>_stage<N> if absent", runtime=True
+    )
+    save: str = setting("", "run", "subfolder of results_dir for the run's files", runtime=True)
+    resume: bool = setting(False, "run", "go on from the latest checkpoint of the run", runtime=True)
+    evaluate: str = setting("", "run", "evaluate the checkpoint FILE and end", short="-e", runtime=True)
+    seed: int = setting(0, "run", "seed of weights, order and augmentation", low=0)
+    deterministic: bool = setting(False, "run", "allow only deterministic algorithms, also on a GPU")
+    print_freq: int = setting(100, "run", "steps between two progress lines", short="-p", low=1, runtime=True)
+    time_estimate: int = setting(1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True)
+
+    model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
+    freq: float = setting(30.0, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0)
+    load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
+
+    dataset: str = setting("cifar10", "data", "data set", choices=DATASETS)
+    data_path: str = setting(
+        "", "data", "where the data lie; the folder of dataset/download.py if absent", runtime=True
+    )
+    image_size: int | None = setting(None, "data", "resize the images of folder or digits to N x N", low=8)
+    workers: int = setting(8, "data", "threads that decode images", low=1, runtime=True)
+    use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
+
+    epochs: int = setting(600, "training", "epochs in all", low=1)
+    start_epoch: int = setting(0, "training", "epoch to begin with, counted from 0; --resume knows it by itself", low=0)
+    batch_size: int = setting(256, "training", "images a step, over all GPUs; batch norm needs 2", short="-b", low=2)
+    batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1)
+    optimizer: str = setting("sgd", "training", "optimizer", choices=("sgd", "adam"))
+    lr: float = setting(0.1, "training", "learning rate", above=0)
+    momentum: float = setting(0.9, "training", "momentum of SGD", low=0, below=1)
+    weight_decay: float = setting(5e-4, "training", "weight decay", low=0)
+    lr_type: str = setting("cos", "training", "learning-rate schedule", choices=("cos", "step", "linear"))
+    lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
+    warm_up: bool = setting(False, "training", "raise lr linearly over the first 5 epochs")
+    tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
+    tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
+    regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")
+
+    device: str = setting(
+        "auto", "hardware", "auto, cpu, cuda, cuda:N; auto is --gpus, or the CPU without a GPU", runtime=True
+    )
+    gpus: str = setting("0", "hardware", "GPUs to use, such as 0 or 0,1,2,3", runtime=True)
+    type: str = setting(
+        "torch.cuda.FloatTensor",
+        "hardware",
+        "as published; torch.FloatTensor is --device cpu",
+        choices=("torch.cuda.FloatTensor", "torch.FloatTensor"),
+        runtime=True,
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata:
+                _check(f.name, getattr(self, f.name), f.metadata)
+        if self.start_epoch >= self.epochs:
+            raise UsageError(f"--start_epoch {self.start_epoch} leaves none of {self.epochs} epochs (counted from 0)")
+        if self.lr_type == "step" and not self.lr_decay_step:
+            raise UsageError("--lr_type step needs --lr_decay_step EPOCH [EPOCH ...]")
+
+
+SETTINGS = {f.name: f for f in fields(Config) if f.metadata}
+
+
+def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Raise UsageError unless the value is one of the choices and within the bounds."""
+    if facts["choices"] and value not in facts["choices"]:
+        raise UsageError(f"--{name} {value}: choose from {', '.join(facts['choices'])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, str) or number is None:
+            continue
+        if not math.isfinite(number):
+            raise UsageError(f"--{name} {number} is not a finite number")
+        if facts["low"] is not None and number < facts["low"]:
+            raise UsageError(f"--{name} {number} is too small: at least {facts['low']}")
+        if facts["above"] is not None and number <= facts["above"]:
+            raise UsageError(f"--{name} {number} is too small: above {facts['above']}")
+        if facts["below"] is not None and number >= facts["below"]:
+            raise UsageError(f"--{name} {number} is too large: below {facts['below']}")
+
+
+def convert(name: str, value: Any) -> Any:  # noqa: ANN401
+    """A value read from YAML or a checkpoint, as the type of the setting. Raises UsageError if it is of another."""
+    hint = float if name == "tau" else get_type_hints(Config)[name]
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_scalar(name, item, get_args(hint)[0]) for item in items)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
+    return _scalar(name, value, hint)
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
+    if isinstance(value, bool) == (kind is bool):
+        try:  # YAML 1.1 reads 1e-4 as a string, and `gpus: 0` as a number
+            if type(value) is kind or (kind is float and isinstance(value, int | str)):
+                return kind(value)
+            if kind is str and isinstance(value, int):
+                return str(value)
+        except ValueError:
+            pass
+    raise UsageError(f"{name}: expected {kind.__name__}, not {value!r}")
+
+
+def expand_tau(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace `tau` by tau_min and tau_max, both of its value. Raises UsageError if one of them is there too."""
+    rest = {key: value for key, value in values.items() if key != "tau"}
+    if len(rest) == len(values):
+        return rest
+    if "tau_min" in rest or "tau_max" in rest:
+        raise UsageError("--tau sets both --tau_min and --tau_max: give it alone, or those two")
+    return rest | dict.fromkeys(("tau_min", "tau_max"), values["tau"])
+
+
+def differences(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that decide what a run computes and differ, as 'name: here (there)'."""
+    return [
+        f"{name}: {getattr(config, name)} (there {settings[name]})"
+        for name, f in SETTINGS.items()
+        if not f.metadata["runtime"] and name in settings and settings[name] != getattr(config, name)
+    ]

@@ -1,0 +1,43 @@
+"""CIFAR-10 and CIFAR-100 as torchvision reads them, checksums verified."""
+
+from pathlib import Path
+
+import torch
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, extract_archive
+
+from biper.data.memory import Images
+from biper.errors import UsageError
+
+READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+
+
+def read_cifar(name: str, path: Path, train: bool) -> Images:
+    """The training or test images of 'cifar10' or 'cifar100'. Raises UsageError if missing or damaged."""
+    try:
+        data = READERS[name](str(path), train=train, download=False)
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"no intact {name} in {path}: run `python cifar10/dataset/download.py --dataset {name} --data_path {path}`"
+        ) from error
+    return Images(torch.from_numpy(data.data), torch.tensor(data.targets), tuple(data.classes))
+
+
+def fetch_cifar(name: str, path: Path, archive: Path | None = None) -> None:
+    """Download and unpack into path, or unpack a local archive. Raises UsageError if that fails."""
+    reader = READERS[name]
+    try:
+        if archive is None:
+            reader(str(path), download=True)
+        elif not archive.is_file():
+            raise UsageError(f"no archive at {archive}")
+        elif not check_integrity(str(archive), reader.tgz_md5):
+            raise UsageError(f"{archive} is not the original {reader.filename}: its MD5 is not {reader.tgz_md5}")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            extract_archive(str(archive), str(path))
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise UsageError(
+            f"cannot get {name} into {path}: {error}; with {reader.filename} on disk, use --archive"
+        ) from error
+    read_cifar(name, path, train=False)

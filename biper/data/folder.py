@@ -1,0 +1,100 @@
+"""Image folders, `train/<class>/*` and `test/<class>/*` or `val/<class>/*`, decoded once into memory."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as TF
+from tqdm import tqdm
+
+from biper.data.memory import Images
+from biper.errors import UsageError
+
+
+def split_folder(path: Path, train: bool) -> Path:
+    """The folder of a split. Raises UsageError if it is not there."""
+    names = ("train",) if train else ("test", "val")
+    for name in names:
+        if (path / name).is_dir():
+            return path / name
+    raise UsageError(f"no folder {' or '.join(names)} in {path}: expected {names[0]}/<class>/<image>")
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted: their places are the labels."""
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+
+
+def list_images(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    """Every file below each class folder, hidden ones left out, in sorted order with its label."""
+    for label, name in enumerate(classes):
+        found = [Path(top, f) for top, _, files in os.walk(folder / name) for f in files if f[0] != "."]
+        if not found:
+            raise UsageError(f"no images in {folder / name}")
+        yield from ((file, label) for file in sorted(found))
+
+
+def decode(file: Path, image_size: int | None) -> np.ndarray:
+    """One image as (H, W, 3) uint8; with image_size its shorter side is resized to it and its centre cut out.
+
+    Raises UsageError naming a file that cannot be read.
+    """
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"cannot read the image {file}: {error}") from error
+    if image_size is not None and image.size != (image_size, image_size):
+        image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
+    return np.asarray(image)
+
+
+def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -> Images:
+    """Decode a split on `workers` threads, with a progress bar. Raises UsageError if the images differ in size."""
+    folder = split_folder(path, train)
+    classes = class_names(folder)
+    other = path / "train"
+    if not train and other.is_dir() and class_names(other) != classes:
+        odd = sorted(set(classes) ^ set(class_names(other)))
+        raise UsageError(f"{folder} and {other} hold other classes: {', '.join(odd[:5])} only in one of them")
+    files = list(list_images(folder, classes))
+    if not files:
+        raise UsageError(f"no class folders in {folder}: expected {folder.name}/<class>/<image>")
+    first = decode(files[0][0], image_size)
+    check_memory(folder, len(files) * first.nbytes)
+    pixels = torch.empty((len(files), *first.shape), dtype=torch.uint8)
+
+    def fill(i: int) -> None:
+        _put(pixels[i], decode(files[i][0], image_size), files[i][0])
+
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(fill, range(len(files)))
+        try:
+            for _ in tqdm(done, f"decoding {folder.name}", total=len(files), unit="image", disable=None, leave=False):
+                pass
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the rest need not be decoded to report one bad file
+            raise
+    return Images(pixels, torch.tensor([label for _, label in files]), classes)
+
+
+def _put(place: Tensor, image: np.ndarray, file: Path) -> None:
+    if image.shape != tuple(place.shape):
+        sizes = f"{image.shape[1]}x{image.shape[0]}, others {place.shape[1]}x{place.shape[0]}"
+        raise UsageError(f"the images differ in size ({file} is {sizes}): give --image_size N")
+    place.copy_(torch.from_numpy(image.copy()))
+
+
+def check_memory(folder: Path, needed: int) -> None:
+    """Raise UsageError before a data set fills more memory than the machine has."""
+    if not hasattr(os, "sysconf"):
+        return
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * total:
+        sizes = f"{needed / 2**30:.0f} GiB in memory, the machine has {total / 2**30:.0f}"
+        raise UsageError(f"the images of {folder} need {sizes}: give a smaller --image_size")

@@ -1,0 +1,127 @@
+"""One pass over the data: train_one_epoch and evaluate. Nothing in the loops waits for the device."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from biper.data import MemoryLoader
+from biper.errors import TrainingDiverged
+from biper.loss import periodic_regularizer
+from biper.runtime import DelayedRead
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over `count` images: cross-entropy, regularizer (0 in evaluation), top-1 and top-5 in percent."""
+
+    loss: float
+    regularizer: float
+    top1: float
+    top5: float
+    count: int
+
+
+class Watcher(Protocol):
+    """Whoever wants to see a pass going on."""
+
+    print_freq: int
+
+    def advance(self, step: int, running: Metrics | None) -> None:
+        """Called after every step; `running` is there about every print_freq steps, a little late."""
+
+
+class Totals:
+    """Sums of a pass, kept on the device."""
+
+    def __init__(self, device: torch.device, where: str) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, regularizer, top-1 and top-5 hits
+        self.losses: list[Tensor] = []  # one scalar a step, to name the step that diverged
+        self.count = 0
+        self.where = where
+        self._read = DelayedRead()
+        self._counts: list[int] = []
+
+    def add(self, loss: Tensor, regularizer: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step. loss, regularizer: scalars; logits: (B, classes); labels: (B,)."""
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
+        batch = len(labels)
+        step = torch.stack([loss * batch, regularizer * batch, best[:, 0].sum(), best.sum()])
+        self.sums += step.detach()
+        self.losses.append((loss + regularizer).detach())
+        self.count += batch
+
+    def glance(self, ask: bool) -> Metrics | None:
+        """The means so far, once they have arrived; `ask` requests them. Raises TrainingDiverged if not finite."""
+        if ask:
+            self._read.start(torch.cat([self.sums, self.sums.new_full((1,), self.count)]))
+        values = self._read.poll()
+        if values is None:
+            return None
+        if not math.isfinite(values[0] + values[1]):
+            self._name_divergence()
+        return self._metrics(values[:4], int(values[4]))
+
+    def metrics(self) -> Metrics:
+        """The means of the whole pass; this waits for the device. Raises TrainingDiverged naming the step."""
+        self._name_divergence()
+        return self._metrics(self.sums.tolist(), self.count)
+
+    def _metrics(self, sums: list[float], count: int) -> Metrics:
+        loss, regularizer, top1, top5 = (value / count for value in sums)
+        return Metrics(loss, regularizer, 100 * top1, 100 * top5, count)
+
+    def _name_divergence(self) -> None:
+        losses = torch.stack(self.losses)
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise TrainingDiverged(f"the loss is {losses[bad[0]].item()} in {self.where}, step {bad[0] + 1}")
+
+
+def train_one_epoch(
+    model: nn.Module, loader: MemoryLoader, optimizer: Optimizer, *, epoch: int, tau: float, watcher: Watcher
+) -> Metrics:
+    """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
+
+    Raises TrainingDiverged, naming epoch and step, when the loss, or naming the tensor, when a weight is not finite.
+    """
+    model.train()
+    totals = Totals(loader.labels.device, f"epoch {epoch + 1}")
+    for step, (images, labels) in enumerate(loader.epoch(epoch), 1):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        regularizer = periodic_regularizer(model, tau) if tau else loss.new_zeros(())
+        optimizer.zero_grad(set_to_none=True)
+        torch.add(loss, regularizer).backward()
+        optimizer.step()
+        totals.add(loss, regularizer, logits, labels)
+        watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
+    metrics = totals.metrics()
+    _check_finite(model, epoch)
+    return metrics
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: MemoryLoader, watcher: Watcher, where: str = "evaluation") -> Metrics:
+    """Cross-entropy, top-1 and top-5 over every image once. Raises TrainingDiverged when the loss is not finite."""
+    model.eval()
+    totals = Totals(loader.labels.device, where)
+    for step, (images, labels) in enumerate(loader.epoch(), 1):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        totals.add(loss, loss.new_zeros(()), logits, labels)
+        watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
+    return totals.metrics()
+
+
+def _check_finite(model: nn.Module, epoch: int) -> None:
+    # a sign turns NaN into a number, so a finite loss alone does not prove finite weights
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+    for name, good in zip(state, finite, strict=True):
+        if not good:
+            raise TrainingDiverged(f"{name} is no longer finite at the end of epoch {epoch + 1}")

@@ -1,0 +1,32 @@
+"""Evaluate a checkpoint on its test images. Writes nothing."""
+
+import logging
+
+from biper.config import Config
+from biper.data import build_loaders
+from biper.engine import Metrics, evaluate
+from biper.errors import UsageError
+from biper.models import Network
+from biper.record import Progress
+from biper.runtime import select_devices
+
+log = logging.getLogger("biper")
+
+
+def evaluate_checkpoint(network: Network, config: Config) -> Metrics:
+    """Log and return the metrics of a loaded network over the test images.
+
+    Normalization and classes are the network's own where it knows them. Raises UsageError if the data are others.
+    """
+    device = select_devices(config.device, config.gpus, config.type)[0]
+    m = network.metadata
+    loaders = build_loaders(config, device, train=False, mean=m.mean, std=m.std)
+    if len(loaders.classes) != m.num_classes or (m.classes and m.classes != loaders.classes):
+        raise UsageError(f"the data have other classes than the checkpoint's {m.num_classes}: give its own data set")
+    log.info("%s, stage %d, freq %g, on %s", m.model, m.stage, m.freq, config.dataset)
+    with Progress("evaluating", len(loaders.test), config.print_freq) as progress:
+        metrics = evaluate(network.to(device), loaders.test, progress)
+    log.info(
+        "top-1 %.2f %%  top-5 %.2f %%  loss %.4f  (%d images)", metrics.top1, metrics.top5, metrics.loss, metrics.count
+    )
+    return metrics

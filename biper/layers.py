@@ -1,0 +1,64 @@
+"""BinaryConv2d: a convolution whose weights and, unless told otherwise, activations are binary."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biper.binarize import binary_sign, sine, square_wave, standardize
+from biper.errors import UsageError
+
+
+class BinaryConv2d(nn.Conv2d):
+    """conv2d(binary_sign(a), effective weight) * alpha.
+
+    Stage 1's effective weight is sin(freq*w), stage 2's the square wave of the same period. `weight` holds the latent
+    weight w, (C_out, C_in/groups, k, k); `alpha` (C_out, 1, 1) is learned, initialized U(0, 1). Zero padding stays
+    zero: it is no binary value. Raises UsageError (a ValueError) unless stage is 1 or 2 and freq is positive.
+    [BiPer, section 3]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        *,
+        freq: float = 20.0,
+        stage: int = 1,
+        binary_activations: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        if stage not in (1, 2):
+            raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
+        if not (freq > 0 and math.isfinite(freq)):
+            raise UsageError(f"freq is a positive number of radians per unit weight, not {freq!r}")
+        self.freq = freq
+        self.stage = stage
+        self.binary_activations = binary_activations
+        self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1))
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution uses, of the shape of `weight`."""
+        return sine(self.weight, self.freq) if self.stage == 1 else square_wave(self.weight, self.freq)
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        if self.binary_activations:
+            a = binary_sign(standardize(a) if self.training else a)
+        sums = F.conv2d(a, self.effective_weight(), None, self.stride, self.padding, groups=self.groups)
+        return sums * self.alpha  # (C_out, 1, 1), broadcasts over (N, C_out, H', W')
+
+    def extra_repr(self) -> str:
+        """What print(model) shows, the binarization included."""
+        return f"{super().extra_repr()}, freq={self.freq}, stage={self.stage}, binary_a={self.binary_activations}"
+
+
+def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:
+    """The binarized layers of a model with their names, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, BinaryConv2d))

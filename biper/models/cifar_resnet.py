@@ -1,0 +1,109 @@
+"""CIFAR ResNets. The stem, the batch norms and the classifier are real; skips have no parameters."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biper.models.registry import Network, Precision, register
+
+
+def match_shape(x: Tensor, channels: int, stride: int) -> Tensor:
+    """The skip where the shape changes: average pool, then zero channels, half in front and half behind.
+
+    (N, C, H, W) -> (N, channels, H/stride, W/stride), rounded up as a padded convolution of that stride rounds.
+    """
+    if stride != 1:
+        x = F.avg_pool2d(x, stride, ceil_mode=True)
+    missing = channels - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, missing // 2, missing // 2)) if missing else x
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm; the base of the two ways to skip them."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = precision.conv(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.activation = precision.activation
+        self.skip = partial(match_shape, channels=channels, stride=stride)
+
+
+class SingleSkip(Block):
+    """One skip around both convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+        out = self.activation(self.bn1(self.conv1(x)))
+        return self.activation(self.bn2(self.conv2(out)) + self.skip(x))
+
+
+class DoubleSkip(Block):
+    """One skip around each convolution, as in Bi-Real Net."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+        out = self.activation(self.bn1(self.conv1(x)) + self.skip(x))
+        return self.activation(self.bn2(self.conv2(out)) + out)
+
+
+class CifarResNet(Network):
+    """Real 3x3 stem, stages of blocks (stride 2 from the second on), average pool, batch norm, linear."""
+
+    def __init__(
+        self,
+        block: type[Block],
+        blocks: Sequence[int],
+        channels: Sequence[int],
+        num_classes: int,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        # the published single-skip networks feed the first block without a non-linearity
+        self.stem_activation = precision.activation if block is DoubleSkip else nn.Identity()
+        in_channels = channels[0]
+        self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
+        for i, name in enumerate(self.layers):
+            strides = [1 if i == 0 else 2] + [1] * (blocks[i] - 1)
+            inputs = [in_channels] + [channels[i]] * (blocks[i] - 1)
+            members = (block(c, channels[i], s, precision) for c, s in zip(inputs, strides, strict=True))
+            self.add_module(name, nn.Sequential(*members))
+            in_channels = channels[i]
+        self.bn2 = nn.BatchNorm1d(in_channels)
+        self.linear = nn.Linear(in_channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W) normalized images -> (N, num_classes) logits."""
+        x = self.stem_activation(self.bn1(self.conv1(x)))
+        for name in self.layers:
+            x = getattr(self, name)(x)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
+        return self.linear(self.bn2(x))
+
+
+@register("cifar10", "resnet20")
+def resnet20(num_classes: int, precision: Precision) -> CifarResNet:
+    """ResNet-20 with double skips, 0.27 M parameters."""
+    return CifarResNet(DoubleSkip, (3, 3, 3), (16, 32, 64), num_classes, precision)
+
+
+def _register_single_skip(name: str, blocks: Sequence[int], channels: Sequence[int]) -> None:
+    @register("cifar10", name)
+    def build(num_classes: int, precision: Precision) -> CifarResNet:
+        return CifarResNet(SingleSkip, blocks, channels, num_classes, precision)
+
+
+_register_single_skip("resnet18", (2, 2, 2, 2), (64, 128, 256, 512))
+_register_single_skip("resnet18A", (2, 2, 2, 2), (32, 32, 64, 128))
+_register_single_skip("resnet18B", (2, 2, 2, 2), (32, 64, 128, 256))
+_register_single_skip("resnet18C", (2, 2, 2, 2), (64, 64, 128, 256))
+_register_single_skip("resnet34", (3, 4, 6, 3), (64, 128, 256, 512))

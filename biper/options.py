@@ -1,0 +1,98 @@
+"""What the user asked for: flags and the YAML file of --config, as one mapping of the settings that were given."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+from biper.config import GROUPS, SETTINGS, Config, convert, expand_tau
+from biper.errors import UsageError
+
+TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with the message."""
+        raise UsageError(f"{message} (see --help)")
+
+
+def checkpoints_parser() -> Parser:
+    """The parser of compute_QE.py."""
+    parser = Parser(prog="compute_QE.py", description="The quantization error of checkpoints, in all and per layer.")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="a file of either stage")
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw histograms and errors")
+    parser.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the layers as CSV")
+    parser.add_argument("--freq", type=float, default=None, help="for a published checkpoint without its config.txt")
+    return parser
+
+
+def build_parser(prog: str, description: str) -> Parser:
+    """The parser of the training commands, made of Config's fields."""
+    parser = Parser(prog=prog, description=description)
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    groups["run"].add_argument("--config", metavar="FILE", help="YAML file with sections stage1 and stage2; flags win")
+    for name, f in SETTINGS.items():
+        _add_flag(groups[f.metadata["group"]], name, f)
+        if name == "tau_min":
+            groups["training"].add_argument("--tau", type=float, metavar="X", help=TAU_HELP)
+    return parser
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, f: Field[Any]) -> None:
+    names = [*([f.metadata["short"]] if f.metadata["short"] else []), f"--{name}"]
+    hint = get_type_hints(Config)[name]
+    text = f.metadata["text"].replace("%", "%%")
+    if f.default not in ("", None, ()) and hint is not bool:
+        text += f" (default {f.default})"
+    if hint is bool:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
+        return
+    many = get_origin(hint) is tuple
+    kind = get_args(hint)[0] if get_args(hint) else hint
+    group.add_argument(
+        *names,
+        type=kind,
+        nargs="+" if many else None,
+        choices=f.metadata["choices"] or None,
+        metavar=None if f.metadata["choices"] else {int: "N", float: "X", str: "NAME"}[kind],
+        help=text,
+    )
+
+
+def read_yaml(path: Path, stage: int) -> dict[str, Any]:
+    """The settings of one stage's section. Raises UsageError naming what is wrong with the file."""
+    try:
+        sections = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or not set(sections) <= {"stage1", "stage2"}:
+        raise UsageError(f"{path}: expected the sections stage1 and stage2, and nothing beside them")
+    section = sections.get(f"stage{stage}")
+    if not isinstance(section, dict):
+        raise UsageError(f"{path} has no settings for stage {stage}: add a section stage{stage}")
+    for key in section:
+        if key not in SETTINGS and key != "tau":
+            raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; see --help for the names")
+    try:
+        return expand_tau({key: convert(key, value) for key, value in section.items()})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read_options(parser: Parser, argv: Sequence[str] | None, stage: int | None) -> dict[str, Any]:
+    """The settings given by flags and by --config, where flags win; defaults are not among them."""
+    flags = vars(parser.parse_args(argv))
+    file = flags.pop("config", None)
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in expand_tau(flags).items()}
+    return (read_yaml(Path(file), stage or 2) if file else {}) | flags

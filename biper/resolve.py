@@ -1,0 +1,84 @@
+"""From what the user gave and what the files say to the settings of one run. A contradiction is an error."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from biper.checkpoint import load_checkpoint, read_checkpoint
+from biper.config import Config, differences
+from biper.errors import UsageError
+from biper.models import Network, list_models
+from biper.results import read_settings, run_folder, settings_of
+
+Given = Mapping[str, Any]  # the settings that the user gave, by name
+
+
+def training_config(family: str, stage: int, given: Given) -> Config:
+    """The settings of a training run: the user's, then the run's that is resumed or stage 1's, then the defaults.
+
+    Raises UsageError where the user's contradict the resumed run's or stage 1's.
+    """
+    if "model" in given and given["model"] not in list_models(family):
+        raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
+    if stage == 1 and given.get("load_ckpt_stage1"):
+        raise UsageError("--load_ckpt_stage1 is for stage 2 (main_stage2.py): stage 1 starts fresh")
+    start = stage == 2 and bool(given.get("load_ckpt_stage1"))
+    if given.get("resume"):
+        # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
+        named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
+        inherited = inherit_stage1(family, given) if named else {}
+        stored = read_settings(run_folder(Config(family, stage, **(inherited | given))), stage)
+        if stored:
+            return _resumed(Config(family, stage, **(stored | given)), stored)
+    if stage == 2:
+        if not start:
+            raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
+        return Config(family, stage, **(inherit_stage1(family, given) | given))
+    return Config(family, stage, **given)
+
+
+def _resumed(config: Config, stored: Given) -> Config:
+    changed = differences(config, stored)
+    if changed:
+        raise UsageError(
+            f"--resume goes on with the settings of {run_folder(config)}; they differ: {'; '.join(changed)}"
+        )
+    return config
+
+
+def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
+    """What stage 2 takes from stage 1's checkpoint unless told otherwise: model, freq and data."""
+    path = Path(given["load_ckpt_stage1"])
+    start = load_checkpoint(path, given.get("freq"), model=given.get("model"), family=family, stage=1).metadata
+    if start.stage != 1:
+        raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
+    if start.model.endswith("_32w32a"):
+        raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
+    inherited = {"model": start.model, "freq": start.freq}
+    saved = settings_of(read_checkpoint(path))
+    if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
+        inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
+    return inherited
+
+
+def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network, Config]:
+    """The network of --evaluate's checkpoint and the settings of its evaluation.
+
+    The checkpoint decides; what the user gave may only add to it. Raises UsageError for a contradiction. family and
+    stage are those of the script, for a published checkpoint, which knows neither.
+    """
+    path = Path(given["evaluate"])
+    network = load_checkpoint(path, given.get("freq"), model=given.get("model"), family=family, stage=stage)
+    m = network.metadata
+    if family and m.family != family:
+        raise UsageError(f"{path} is a checkpoint of family {m.family}, this is the script of {family}: use eval.sh")
+    saved = settings_of(read_checkpoint(path))
+    identity = saved or ({"dataset": m.dataset} if m.dataset else {})
+    for name in ("dataset", "image_size"):
+        if name in given and name in identity and given[name] != identity[name]:
+            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {identity[name]}")
+    taken = {
+        name: identity[name] for name in ("dataset", "data_path", "image_size", "batch_size_test") if name in identity
+    }
+    settings = taken | given | {"model": m.model, "freq": m.freq}
+    return network, Config(m.family, m.stage, **settings)

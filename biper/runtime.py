@@ -1,0 +1,125 @@
+"""The process: devices, seeds and random states, signals, and reading from a device without waiting for it."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biper.errors import UsageError
+
+
+def select_devices(device: str, gpus: str, tensor_type: str = "") -> list[torch.device]:
+    """The devices of a run, the first of which holds the model; one CPU if there is no GPU and none was insisted on.
+
+    device: auto, cpu, cuda, cuda:N; gpus: comma-separated numbers. Raises UsageError for what this machine lacks.
+    """
+    if tensor_type == "torch.FloatTensor":
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"--type torch.FloatTensor means the CPU, --device {device} does not: drop one")
+        device = "cpu"
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbers = _gpu_numbers(gpus)
+    if device == "cpu" or (device == "auto" and not found and numbers == [0]):
+        return [torch.device("cpu")]
+    if device.startswith("cuda:"):
+        numbers = _gpu_numbers(device.removeprefix("cuda:"))
+    elif device not in ("auto", "cuda"):
+        raise UsageError(f"unknown --device {device!r}: auto, cpu, cuda or cuda:N")
+    missing = [n for n in numbers if n >= found]
+    if missing:
+        raise UsageError(f"GPU {missing[0]} is not there: this machine has {found} CUDA GPUs, counted from 0")
+    return [torch.device("cuda", n) for n in numbers]
+
+
+def _gpu_numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise UsageError(f"GPUs are given as numbers like 0 or 0,1,2,3, not {text!r}")
+    return [int(part) for part in parts]
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy, torch and CUDA; with deterministic, let no algorithm run that is not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    # the fastest algorithm is found by timing, so it may differ from run to run
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator, of plain values and tensors, so that it loads without pickled code."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a state of `random_state`. CUDA's is left alone where the number of GPUs is another."""
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGINT both raise KeyboardInterrupt; also where the parent process had SIGINT ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+        yield
+        return
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class DelayedRead:
+    """Brings a small tensor to the host without making it wait for the device."""
+
+    def __init__(self) -> None:
+        self._host: Tensor | None = None
+        self._event: torch.cuda.Event | None = None
+
+    def start(self, tensor: Tensor) -> None:
+        """Begin to copy the tensor as it is now; one copy at a time, later calls are passed over until it is read."""
+        if self._host is not None:
+            return
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._host = tensor.clone()
+
+    def poll(self) -> list[float] | None:
+        """The values if the copy has arrived, once; otherwise None."""
+        if self._host is None or (self._event is not None and not self._event.query()):
+            return None
+        values: list[float] = self._host.tolist()
+        self._host = self._event = None
+        return values
