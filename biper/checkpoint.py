@@ -36,7 +36,10 @@ def versions() -> dict[str, str]:
 def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole."""
     with replaced(path) as temporary:
-        torch.save(dict(contents), temporary)
+        try:
+            torch.save(dict(contents), temporary)
+        except RuntimeError as error:  # torch's own for a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 class replaced:
@@ -104,18 +107,28 @@ def load_checkpoint(
     (a ValueError), as does a file that cannot be loaded.
     """
     path = Path(path)
-    contents = read_checkpoint(path)
+    return build_network(read_checkpoint(path), path, freq=freq, model=model, family=family, stage=stage)
+
+
+def build_network(
+    contents: Mapping[str, Any],
+    path: Path,
+    *,
+    freq: float | None = None,
+    model: str | None = None,
+    family: str | None = None,
+    stage: int | None = None,
+) -> Network:
+    """`load_checkpoint` for contents that have been read from path."""
     if "format" in contents:
-        metadata = own_metadata(contents, path)
-        for name, value in {"freq": freq, "model": model}.items():
+        metadata, weights = own_metadata(contents, path), contents["state_dict"]
+        for name, value in {"freq": freq, "model": model, "family": family}.items():
             if value is not None and value != getattr(metadata, name):
-                raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {getattr(metadata, name)}")
-        weights = contents["state_dict"]
+                raise UsageError(f"{name} {value} contradicts {path}, which has {name} {getattr(metadata, name)}")
     else:
         weights = published.weights(contents["state_dict"])
         metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
-    network = rebuild(metadata, weights, path)
-    return network.eval()
+    return rebuild(metadata, weights, path).eval()
 
 
 def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:

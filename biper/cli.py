@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biper.errors import TrainingDiverged, UsageError
-from biper.options import build_parser, checkpoints_parser, read_options
+from biper.options import build_parser, checkpoints_parser, download_parser, read_options
 
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
@@ -27,6 +27,11 @@ def quantization_error_main(argv: Sequence[str] | None = None) -> None:
     _run(lambda: _quantization_error(argv))
 
 
+def download_main(argv: Sequence[str] | None = None) -> None:
+    """cifar10/dataset/download.py: fetch a data set, or unpack an archive of it."""
+    _run(lambda: _download(argv))
+
+
 def _run(command: Callable[[], None]) -> None:
     try:
         command()
@@ -42,7 +47,7 @@ def _run(command: Callable[[], None]) -> None:
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
-    parser = build_parser(Path(sys.argv[0]).name, DESCRIPTIONS[stage])
+    parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage])
     given = read_options(parser, argv, stage)
     from biper.record import log_to_console  # torch loads here, after --help and a wrong flag were answered
     from biper.runtime import signals_interrupt
@@ -99,3 +104,13 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
             plot_quantization_error(models, args.plot)
     except OSError as error:
         raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _download(argv: Sequence[str] | None) -> None:
+    args = download_parser().parse_args(argv)
+    from biper.data import default_data_path
+    from biper.data.cifar import fetch_cifar
+
+    path = args.data_path or default_data_path(args.dataset)
+    fetch_cifar(args.dataset, path, args.archive)
+    print(f"{args.dataset} is in {path}")

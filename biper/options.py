@@ -35,6 +35,15 @@ def checkpoints_parser() -> Parser:
     return parser
 
 
+def download_parser() -> Parser:
+    """The parser of cifar10/dataset/download.py."""
+    parser = Parser(prog="download.py", description="Download CIFAR-10 or CIFAR-100, or unpack a local archive of it.")
+    parser.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10", help="default cifar10")
+    parser.add_argument("--data_path", type=Path, default=None, help="where to put it; absent: where training looks")
+    parser.add_argument("--archive", type=Path, default=None, metavar="FILE", help="a cifar-10-python.tar.gz at hand")
+    return parser
+
+
 def build_parser(prog: str, description: str) -> Parser:
     """The parser of the training commands, made of Config's fields."""
     parser = Parser(prog=prog, description=description)

@@ -94,7 +94,9 @@ class Recorder:
         log.addHandler(self.file)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is not None:  # to the file alone: whoever catches it tells the user
+            self.file.handle(logging.makeLogRecord({"msg": f"stopped by {kind.__name__}: {error}"}))
         log.removeHandler(self.file)
         self.file.close()
         self.tensorboard.close()  # type: ignore[no-untyped-call]

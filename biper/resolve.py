@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from biper.checkpoint import load_checkpoint, read_checkpoint
+from biper.checkpoint import build_network, read_checkpoint
 from biper.config import Config, differences
 from biper.errors import UsageError
 from biper.models import Network, list_models
@@ -49,13 +49,15 @@ def _resumed(config: Config, stored: Given) -> Config:
 def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     """What stage 2 takes from stage 1's checkpoint unless told otherwise: model, freq and data."""
     path = Path(given["load_ckpt_stage1"])
-    start = load_checkpoint(path, given.get("freq"), model=given.get("model"), family=family, stage=1).metadata
+    contents = read_checkpoint(path)
+    hints = {name: given.get(name) for name in ("freq", "model")}
+    start = build_network(contents, path, **hints, family=family, stage=1).metadata
     if start.stage != 1:
         raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
     if start.model.endswith("_32w32a"):
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
     inherited = {"model": start.model, "freq": start.freq}
-    saved = settings_of(read_checkpoint(path))
+    saved = settings_of(contents)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
     return inherited
@@ -68,12 +70,11 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     stage are those of the script, for a published checkpoint, which knows neither.
     """
     path = Path(given["evaluate"])
-    network = load_checkpoint(path, given.get("freq"), model=given.get("model"), family=family, stage=stage)
+    contents = read_checkpoint(path)
+    hints = {name: given.get(name) for name in ("freq", "model")}
+    network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
-    if family and m.family != family:
-        raise UsageError(f"{path} is a checkpoint of family {m.family}, this is the script of {family}: use eval.sh")
-    saved = settings_of(read_checkpoint(path))
-    identity = saved or ({"dataset": m.dataset} if m.dataset else {})
+    identity = settings_of(contents) or ({"dataset": m.dataset} if m.dataset else {})
     for name in ("dataset", "image_size"):
         if name in given and name in identity and given[name] != identity[name]:
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {identity[name]}")

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# From a bare machine to a binary network in one command: environment, both stages of ResNet-20 on scikit-learn's
+# handwritten digits, evaluation, quantization error. Everything lands in .venv and quickstart_results.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
+make_environment
+
+results=$root/quickstart_results
+config=$root/cifar10/configs/quickstart.yaml
+stage1=$results/stage1/model_best.pth.tar
+stage2=$results/stage2/model_best.pth.tar
+rm -rf "$results/stage1" "$results/stage2"
+
+echo; echo "== Stage 1: real weights sin(freq*w), binary activations"
+"$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1 "$@"
+echo; echo "== Stage 2: binary weights, starting from stage 1"
+"$python" -u "$root/cifar10/main_stage2.py" --config "$config" --results_dir "$results" --save stage2 --load_ckpt_stage1 "$stage1" "$@"
+echo; echo "== Evaluation of the binary network"
+"$python" -u -m biper --evaluate "$stage2"
+echo; echo "== Quantization error of both stages"
+"$python" -u "$root/compute_QE.py" "$stage1" "$stage2" --plot "$results/quantization_error.png" --csv "$results/quantization_error.csv"
+
+cat <<SUMMARY
+== Summary
+stage 1, real weights:    $(grep -o 'best top-1.*)' "$results/stage1/logger.log")
+stage 2, binary weights:  $(grep -o 'best top-1.*)' "$results/stage2/logger.log")
+picture:                  $results/quantization_error.png
+curves:                   $root/.venv/bin/tensorboard --logdir $results
+Next: the paper's CIFAR-10 recipe (a GPU helps):
+  source $root/.venv/bin/activate
+  python cifar10/dataset/download.py --dataset cifar10
+  bash run_stage1.sh cifar10 && bash run_stage2.sh cifar10
+  bash eval.sh results/cifar10_resnet18_1w1a_stage2/model_best.pth.tar
+SUMMARY

@@ -1,0 +1,66 @@
+# Sourced by the commands at the top: where the repository is, and a Python that has biper.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Python 3.10 or newer, by the names under which it is commonly installed.
+find_base_python() {
+    local name
+    for name in python3 python python3.13 python3.12 python3.11 python3.10; do
+        if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "Python 3.10 or newer is needed, and was not found"
+}
+
+# make_environment [EXTRA]: .venv with the project installed; skipped when that was done for this pyproject.toml.
+# Sets $python.
+make_environment() {
+    local extra=${1:-} base stamp
+    python=$root/.venv/bin/python
+    stamp=$root/.venv/.installed${extra:+-$extra}
+    if [ -x "$python" ] && cmp -s "$stamp" "$root/pyproject.toml"; then
+        echo "using the environment in $root/.venv"
+        return
+    fi
+    base=$(find_base_python) || exit 2
+    echo "installing into $root/.venv (once; minutes, and several GB for torch)"
+    [ -x "$python" ] || "$base" -m venv "$root/.venv" || fail "cannot make $root/.venv: is Python's venv module installed?"
+    local quiet=(--quiet)
+    [ -t 1 ] && quiet=()
+    "$python" -m pip install ${quiet[@]+"${quiet[@]}"} --editable "$root${extra:+[$extra]}" || fail "the installation failed; run the command again to go on"
+    cp "$root/pyproject.toml" "$stamp"
+}
+
+# use_environment: sets $python to the active environment's if biper is installed there, else to .venv's.
+use_environment() {
+    local candidate
+    for candidate in python "$root/.venv/bin/python"; do
+        # from / and not from here: biper's folder in the working directory is no installation
+        if command -v "$candidate" >/dev/null &&
+            (cd / && "$candidate" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("biper") and f("torch")))' 2>/dev/null); then
+            python=$candidate
+            return
+        fi
+    done
+    fail "biper is not installed: run 'bash $root/quickstart.sh', or 'pip install -e $root' in your environment"
+}
+
+# train_stage SCRIPT [FAMILY] [FLAGS...]: one stage with the family's ResNet-18 recipe; the flags win over it.
+train_stage() {
+    local script=$1 family=cifar10
+    shift
+    if [[ ${1:--} != -* ]]; then
+        family=$1
+        shift
+    fi
+    [ -f "$root/$family/$script" ] || fail "unknown data set family '$family': there is no $root/$family/$script"
+    use_environment
+    exec "$python" -u "$root/$family/$script" --config "$root/$family/configs/resnet18.yaml" "$@"
+}

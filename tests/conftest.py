@@ -1,0 +1,95 @@
+"""What several test files use: the commands in this process, and small real data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from biper.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b", "256", "--freq", "20", "--lr", "0.05"]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """Sums depend on the number of threads; bit-exact comparisons keep it fixed."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def command(capsys):
+    """command(*argv, stage=1) -> (exit code, standard output, standard error) of main.py or main_stage2.py."""
+
+    def run(*argv, family="cifar10", stage=1, entry=None):
+        try:
+            if entry:
+                entry([str(a) for a in argv])
+            else:
+                main(family, stage, [str(a) for a in argv])
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """refused(*argv) -> the one line with which a command refuses bad input."""
+
+    def run(*argv, **options):
+        code, _, err = command(*argv, **options)
+        assert code == 2, err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shell():
+    """shell(*argv, cwd) -> CompletedProcess, with this Python first on the path."""
+
+    def run(*argv, cwd=ROOT, **options):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path} | options.pop("env", {})
+        return subprocess.run(
+            [str(a) for a in argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with both stages of a short run on digits, 8x8."""
+    folder = tmp_path_factory.mktemp("trained")
+    main("cifar10", 1, [*TINY, "--epochs", "3", "--warm_up", "--results_dir", f"{folder}/stage1"])
+    start = f"{folder}/stage1/model_best.pth.tar"
+    flags = ["--epochs", "2", "--lr", "0.01", "-b", "256", "--results_dir", f"{folder}/stage2"]
+    main("cifar10", 2, [*flags, "--load_ckpt_stage1", start])
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A data set of two classes, eight training and four test images each, 12x10 pixels, in several formats."""
+    formats = ("png", "jpg", "bmp", "gif")
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                mode = "L" if i % 2 else "RGB"
+                grey = 40 + 150 * label + i
+                color = grey if mode == "L" else (grey, grey, grey)
+                Image.new(mode, (12, 10), color).save(folder / f"{i}.{formats[i % 4]}")
+    return tmp_path / "images"

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+
+from biper.binarize import binary_sign, sine, square_wave, standardize
+
+
+@pytest.mark.parametrize("w", [-0.3, -0.1, -1e-9, -0.0, 0.0, 1e-9, 0.1, 0.2, 1.7])
+@pytest.mark.parametrize("freq", [1.0, 20.0])
+def test_square_wave(w, freq):
+    x = torch.tensor(w, requires_grad=True)
+    y = square_wave(x, freq)
+    y.backward()
+    assert y.item() == (1 if math.sin(freq * w) >= 0 else -1)
+    assert x.grad.item() == pytest.approx(freq * math.cos(freq * w), rel=1e-5)
+
+
+def test_square_wave_and_sine_share_period_and_gradient():
+    w = torch.linspace(-1, 1, 997, dtype=torch.float64, requires_grad=True)
+    period = 2 * math.pi / 7
+    far_from_zero = sine(w, 7.0).abs() > 1e-6
+    assert torch.equal(square_wave(w, 7.0)[far_from_zero], square_wave(w + period, 7.0)[far_from_zero])
+    weights = torch.randn(997, dtype=torch.float64)
+    ours = torch.autograd.grad((square_wave(w, 7.0) * weights).sum(), w)[0]
+    torch.testing.assert_close(ours, torch.autograd.grad((sine(w, 7.0) * weights).sum(), w)[0])
+
+
+@pytest.mark.parametrize(("x", "value", "gradient"), [(-2, -1, 0), (-0.5, -1, 1), (0, 1, 2), (0.25, 1, 1.5), (1, 1, 0)])
+def test_binary_sign(x, value, gradient):
+    x = torch.tensor(float(x), requires_grad=True)
+    y = binary_sign(x)
+    y.backward()
+    assert (y.item(), x.grad.item()) == (value, gradient)
+
+
+def test_binary_sign_of_negative_zero_is_plus_one():
+    assert binary_sign(torch.tensor([-0.0, 0.0])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtype_is_kept(dtype):
+    x = torch.randn(5, dtype=dtype)
+    assert square_wave(x, 20.0).dtype == binary_sign(x).dtype == dtype
+
+
+def test_standardize():
+    a = 3 * torch.randn(4, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    x = standardize(a)
+    variance = torch.stack([image.flatten().var(unbiased=True) for image in a])
+    torch.testing.assert_close(x, a / (variance + 1e-5).sqrt()[:, None, None, None])
+    assert torch.equal(x.sign(), a.sign())
+    assert torch.autograd.gradcheck(standardize, (a[:1, :1, :2, :3].detach().requires_grad_(),))

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from biper import create_model
+from biper.layers import binary_layers
+from biper.loss import periodic_regularizer
+
+
+def test_regularizer_is_the_sum_of_mean_squared_sines():
+    model = create_model("resnet20_1w1a", freq=7.0)
+    loss = periodic_regularizer(model, 0.5)
+    other = sum((0.5 - 0.5 * torch.cos(2 * 7.0 * layer.weight)).mean() for _, layer in binary_layers(model))
+    assert loss.item() == pytest.approx(0.5 * other.item(), rel=1e-5)
+
+
+def test_regularizer_pulls_the_effective_weight_towards_zero():
+    model = create_model("resnet20_1w1a", stage=2)
+    periodic_regularizer(model, 1.0).backward()
+    layer = next(binary_layers(model))[1]
+    s = torch.sin(layer.freq * layer.weight.detach())
+    moved = torch.sin(layer.freq * (layer.weight - 1e-4 * layer.weight.grad).detach())
+    assert (moved.square().mean() < s.square().mean()).item()
+
+
+def test_no_binarized_layers():
+    assert periodic_regularizer(create_model("resnet20_32w32a"), 1.0).item() == 0
