@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from biper.checkpoint import load_checkpoint
     from biper.layers import BinaryConv2d
     from biper.models import create_model, list_models
-    from biper.quantization_error import quantization_error
+    from biper.quantization import quantization_error
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +30,7 @@ _HOME = {
     "create_model": "models",
     "list_models": "models",
     "load_checkpoint": "checkpoint",
-    "quantization_error": "quantization_error",
+    "quantization_error": "quantization",  # a module of the same name would hide the function
     "square_wave": "binarize",
 }
 
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (PEP 562)
     if name not in _HOME:
         raise AttributeError(f"module 'biper' has no attribute {name!r}")
     value = getattr(import_module(f"biper.{_HOME[name]}"), name)
-    globals()[name] = value  # the function, not the module of the same name, from now on
+    globals()[name] = value
     return value

@@ -30,7 +30,7 @@ class _SquareWave(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (w,) = ctx.saved_tensors
+        w: Tensor = ctx.saved_tensors[0]
         return grad * torch.cos(ctx.freq * w) * ctx.freq, None
 
 
@@ -45,7 +45,7 @@ class _BinarySign(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         return grad * (2 - 2 * x.abs()).clamp(min=0)
 
 

@@ -80,11 +80,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+        if "GLOBAL" in str(error) or "unrecognized" in str(error):
             raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
         raise UsageError(f"{path} is damaged or no checkpoint") from error
     except Exception as error:  # a foreign file can fail in any way
-        raise UsageError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0][:120]}") from error
+        raise UsageError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no state_dict")
     if "format" in contents and not (isinstance(contents["format"], int) and contents["format"] <= FORMAT):
@@ -134,8 +134,9 @@ def build_network(
 def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
     """The metadata of one of our own checkpoints. Raises UsageError if they are damaged."""
     try:
-        saved = contents["metadata"]
-        return Metadata(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+        saved: dict[str, Any] = contents["metadata"]
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Metadata(**typed)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} has no readable metadata: {error}") from error
 

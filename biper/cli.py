@@ -86,7 +86,7 @@ def _evaluate(family: str | None, stage: int | None, given: dict[str, Any]) -> N
 def _quantization_error(argv: Sequence[str] | None) -> None:
     args = checkpoints_parser().parse_args(argv)
     from biper.checkpoint import load_checkpoint
-    from biper.quantization_error import format_table, quantization_error, write_csv
+    from biper.quantization import format_table, quantization_error, write_csv
 
     models = [(str(path), load_checkpoint(path, args.freq)) for path in args.checkpoints]
     errors = [(name, quantization_error(model)) for name, model in models]

@@ -132,8 +132,10 @@ def convert(name: str, value: Any) -> Any:  # noqa: ANN401
 def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
     if isinstance(value, bool) == (kind is bool):
         try:  # YAML 1.1 reads 1e-4 as a string, and `gpus: 0` as a number
-            if type(value) is kind or (kind is float and isinstance(value, int | str)):
-                return kind(value)
+            if type(value) is kind:
+                return value
+            if kind is float and isinstance(value, int | str):
+                return float(value)
             if kind is str and isinstance(value, int):
                 return str(value)
         except ValueError:

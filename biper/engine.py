@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from biper.data import MemoryLoader
+from biper.data.memory import MemoryLoader
 from biper.errors import TrainingDiverged
 from biper.loss import periodic_regularizer
 from biper.runtime import DelayedRead

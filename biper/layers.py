@@ -55,8 +55,10 @@ class BinaryConv2d(nn.Conv2d):
         return sums * self.alpha  # (C_out, 1, 1), broadcasts over (N, C_out, H', W')
 
     def extra_repr(self) -> str:
-        """What print(model) shows, the binarization included."""
-        return f"{super().extra_repr()}, freq={self.freq}, stage={self.stage}, binary_a={self.binary_activations}"
+        """What print(model) shows."""
+        shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        how = f"padding={self.padding}, groups={self.groups}, binary_activations={self.binary_activations}"
+        return f"{shape}, {how}, freq={self.freq}, stage={self.stage}"
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:

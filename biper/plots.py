@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from biper.binarize import sine
+from biper.errors import UsageError
 from biper.layers import binary_layers
-from biper.quantization_error import quantization_error
+from biper.quantization import quantization_error
 
 BINS = 61
 
@@ -36,6 +37,9 @@ def plot_quantization_error(models: Sequence[tuple[str, nn.Module]], path: Path)
     figure, axes = plt.subplots(
         2, len(models), figsize=(1.5 + 4.5 * len(models), 2 * height), squeeze=False, layout="constrained"
     )
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:] not in formats:
+        raise UsageError(f"cannot write {path}: its ending is none of {', '.join(sorted(formats))}")
     histograms = [effective_weight_histograms(model) for _, model in models]
     densest = max(rows.max() for _, rows in histograms)
     for column, ((title, model), (names, rows)) in enumerate(zip(models, histograms, strict=True)):

@@ -87,7 +87,7 @@ class Recorder:
         self.file = logging.FileHandler(folder / LOG_FILE)
         self.file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         # purge_step: what a killed run had logged of the epoch that is now repeated
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)  # type: ignore[no-untyped-call]
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
 
     def __enter__(self) -> "Recorder":
         log.setLevel(logging.INFO)
@@ -99,7 +99,7 @@ class Recorder:
             self.file.handle(logging.makeLogRecord({"msg": f"stopped by {kind.__name__}: {error}"}))
         log.removeHandler(self.file)
         self.file.close()
-        self.tensorboard.close()  # type: ignore[no-untyped-call]
+        self.tensorboard.close()
 
     def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite metrics.csv, one row an epoch: it always agrees with the checkpoint, also after a kill."""
@@ -114,10 +114,10 @@ class Recorder:
         board, epoch = self.tensorboard, row["epoch"]
         for name, value in (*row.items(), ("seconds", seconds)):
             if name != "epoch":
-                board.add_scalar(name.replace("_", "/", 1), value, epoch)  # type: ignore[no-untyped-call]
+                board.add_scalar(name.replace("_", "/", 1), value, epoch)
         for name, layer in binary_layers(model):
-            board.add_histogram(f"sin(freq*w)/{name}", sine(layer.weight, layer.freq), epoch)  # type: ignore[no-untyped-call]
-        board.flush()  # type: ignore[no-untyped-call]
+            board.add_histogram(f"sin(freq*w)/{name}", sine(layer.weight, layer.freq), epoch)
+        board.flush()
 
 
 def metric_columns(prefix: str, metrics: Metrics) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """From what the user gave and what the files say to the settings of one run. A contradiction is an error."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
 
-Given = Mapping[str, Any]  # the settings that the user gave, by name
+Given = dict[str, Any]  # the settings that the user gave, by name
 
 
 def training_config(family: str, stage: int, given: Given) -> Config:
@@ -50,13 +49,13 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     """What stage 2 takes from stage 1's checkpoint unless told otherwise: model, freq and data."""
     path = Path(given["load_ckpt_stage1"])
     contents = read_checkpoint(path)
-    hints = {name: given.get(name) for name in ("freq", "model")}
+    hints: Given = {name: given.get(name) for name in ("freq", "model")}
     start = build_network(contents, path, **hints, family=family, stage=1).metadata
     if start.stage != 1:
         raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
     if start.model.endswith("_32w32a"):
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
-    inherited = {"model": start.model, "freq": start.freq}
+    inherited: Given = {"model": start.model, "freq": start.freq}
     saved = settings_of(contents)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
@@ -71,14 +70,14 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     """
     path = Path(given["evaluate"])
     contents = read_checkpoint(path)
-    hints = {name: given.get(name) for name in ("freq", "model")}
+    hints: Given = {name: given.get(name) for name in ("freq", "model")}
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
     identity = settings_of(contents) or ({"dataset": m.dataset} if m.dataset else {})
     for name in ("dataset", "image_size"):
         if name in given and name in identity and given[name] != identity[name]:
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {identity[name]}")
-    taken = {
+    taken: Given = {
         name: identity[name] for name in ("dataset", "data_path", "image_size", "batch_size_test") if name in identity
     }
     settings = taken | given | {"model": m.model, "freq": m.freq}

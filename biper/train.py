@@ -28,7 +28,7 @@ from biper.engine import evaluate, train_one_epoch
 from biper.errors import TrainingDiverged, UsageError
 from biper.models import Network, create_model
 from biper.optim import build_optimizer
-from biper.quantization_error import quantization_error
+from biper.quantization import quantization_error
 from biper.record import Clock, Progress, Recorder, metric_columns
 from biper.results import check_folder, run_folder, run_settings, write_settings
 from biper.runtime import random_state, seed_everything, select_devices, set_random_state

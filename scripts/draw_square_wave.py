@@ -26,7 +26,9 @@ def draw(target: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True, layout="constrained", height_ratios=(2, 1))
     x = w.detach().numpy()
     axes[0].plot(x, binary.detach().numpy(), label="forward, stage 2: sign(sin(freq·w))", linewidth=2)
-    axes[0].plot(x, sine(w, FREQ).detach().numpy(), label="surrogate, and stage 1's weight: sin(freq·w)", linestyle="--")
+    axes[0].plot(
+        x, sine(w, FREQ).detach().numpy(), label="surrogate, and stage 1's weight: sin(freq·w)", linestyle="--"
+    )
     axes[0].annotate("", (0, -1.25), (period, -1.25), arrowprops={"arrowstyle": "<->"})
     axes[0].text(period / 2, -1.5, f"period 2π/freq = {period:.3f}", ha="center", va="top")
     axes[0].set(ylim=(-1.9, 1.9), ylabel="weight used")

@@ -58,7 +58,7 @@ def test_alpha_starts_between_zero_and_one():
 
 @pytest.mark.parametrize("wrong", [{"stage": 3}, {"freq": 0.0}, {"freq": -1.0}, {"freq": float("nan")}])
 def test_wrong_arguments(wrong):
-    with pytest.raises(ValueError, match="stage|freq"):
+    with pytest.raises(ValueError, match=r"stage|freq"):
         BinaryConv2d(1, 1, 3, **wrong)
 
 

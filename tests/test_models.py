@@ -89,7 +89,7 @@ def test_metadata():
 
 
 def test_errors_name_the_choices():
-    with pytest.raises(ValueError, match="unknown model 'resnet19_1w1a'; choose from .*resnet20_1w1a"):
+    with pytest.raises(ValueError, match=r"unknown model 'resnet19_1w1a'; choose from .*resnet20_1w1a"):
         create_model("resnet19_1w1a")
     with pytest.raises(ValueError, match="unknown family 'mnist'; choose from cifar10"):
         list_models("mnist")

@@ -87,7 +87,8 @@ class CifarResNet(Network):
         for name in self.layers:
             x = getattr(self, name)(x)
         x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
-        return self.linear(self.bn2(x))
+        logits: Tensor = self.linear(self.bn2(x))
+        return logits
 
 
 @register("cifar10", "resnet20")

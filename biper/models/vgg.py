@@ -41,7 +41,8 @@ class VGGSmall(Network):
             if i % 2 == 1:
                 x = F.max_pool2d(x, 2)
             x = self.activation(getattr(self, f"bn{i}")(x))
-        return self.fc(x.flatten(1))  # (N, 512, 4, 4) -> (N, 8192)
+        logits: Tensor = self.fc(x.flatten(1))  # (N, 512, 4, 4) -> (N, 8192)
+        return logits
 
 
 @register("cifar10", "vgg_small")

@@ -1,0 +1,144 @@
+import os
+import pickle
+import warnings
+
+import pytest
+import torch
+
+import biper
+from biper.checkpoint import FORMAT, build_network, load_checkpoint, read_checkpoint, replaced, save_checkpoint
+from biper.errors import UsageError
+
+
+def test_a_checkpoint_rebuilds_its_network(trained):
+    path = trained / "stage2" / "model_best.pth.tar"
+    model = biper.load_checkpoint(path)
+    assert not model.training
+    m = model.metadata
+    assert (m.model, m.family, m.num_classes, m.freq, m.stage) == ("resnet20_1w1a", "cifar10", 10, 20.0, 2)
+    assert (m.dataset, m.classes, m.image_size) == ("digits", tuple("0123456789"), 8)
+    assert m.mean == (0.305,) * 3
+    assert set(model.layer1[0].conv1.effective_weight().unique().tolist()) == {-1, 1}
+
+
+def test_it_is_complete(trained):
+    contents = read_checkpoint(trained / "stage1" / "checkpoint.pth.tar")
+    assert contents["epoch"] == len(contents["history"]) == 3
+    assert contents["best_prec1"] == max(row["test_top1"] for row in contents["history"])
+    assert contents["settings"]["freq"] == 20
+    assert contents["optimizer"]["state"]
+    assert contents["lr_scheduler"]["last_epoch"] == 2
+    assert set(contents["random_state"]) == {"python", "numpy", "torch", "cuda"}
+    assert contents["versions"]["torch"] == torch.__version__
+    assert contents["model"] == "resnet20_1w1a"
+
+
+def test_contradictions_are_refused(trained):
+    path = trained / "stage1" / "model_best.pth.tar"
+    assert load_checkpoint(path, freq=20.0).metadata.freq == 20
+    with pytest.raises(UsageError, match=r"freq 30\.0 contradicts .*freq 20\.0"):
+        load_checkpoint(path, freq=30.0)
+    with pytest.raises(UsageError, match="model resnet18_1w1a contradicts"):
+        load_checkpoint(path, model="resnet18_1w1a")
+
+
+def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "c.pth.tar"
+    save_checkpoint({"state_dict": {}, "format": FORMAT}, path)
+    before = path.read_bytes()
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"state_dict": {}, "x": Unpicklable()}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.pth.tar"]
+
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file\nstack")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"failed writing file$"):
+        save_checkpoint({}, path)
+    assert path.read_bytes() == before
+
+
+def test_replaced_never_shows_half_a_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+    with replaced(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch attacked",)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth.tar"
+    if how == "torch":
+        torch.save({"state_dict": {}, "x": Attack()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": {}, "x": Attack()}))
+    with pytest.raises(UsageError, match="evil") as caught:
+        read_checkpoint(path)
+    assert "could run code: refused" in str(caught.value) or how == "pickle"
+    assert os.listdir(tmp_path) == ["evil.pth.tar"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 5000, -1, -100])
+def test_truncated_files(trained, tmp_path, size):
+    path = tmp_path / "cut.pth.tar"
+    path.write_bytes((trained / "stage1" / "model_best.pth.tar").read_bytes()[:size])
+    with pytest.raises(UsageError, match=r"cut\.pth\.tar is damaged or no checkpoint") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("contents", [b"hello", b"\x80\x04.", b"PK\x03\x04", b"\x00" * 1000, b"<html>"])
+def test_foreign_files(tmp_path, contents):
+    path = tmp_path / "foreign"
+    path.write_bytes(contents)
+    with pytest.raises(UsageError, match="foreign"):
+        read_checkpoint(path)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    path = tmp_path / "x.pth"
+    for contents in ([1], {"a": 1}, {"state_dict": 3}, torch.zeros(2)):
+        torch.save(contents, path)
+        with pytest.raises(UsageError, match="has no state_dict"):
+            read_checkpoint(path)
+    torch.save({"state_dict": {}, "format": FORMAT + 1}, path)
+    with pytest.raises(UsageError, match="update biper"):
+        read_checkpoint(path)
+    torch.save({"state_dict": {}, "format": FORMAT}, path)
+    with pytest.raises(UsageError, match="no readable metadata"):
+        load_checkpoint(path)
+    with pytest.raises(UsageError, match="that is a folder"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "none")
+
+
+def test_weights_that_do_not_fit_are_listed(trained):
+    path = trained / "stage1" / "model_best.pth.tar"
+    contents = read_checkpoint(path)
+    contents["state_dict"]["extra"] = torch.zeros(1)
+    contents["state_dict"]["conv1.weight"] = torch.zeros(1)
+    del contents["state_dict"]["bn1.weight"]
+    with pytest.raises(UsageError, match=r"bn1.weight missing \(1\); extra unexpected \(1\); conv1.weight of another"):
+        build_network(contents, path)
+
+
+def test_loading_warns_of_nothing(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_checkpoint(trained / "stage1" / "model_best.pth.tar")

@@ -1,0 +1,163 @@
+"""Settings: defaults, flags, YAML."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from biper.config import SETTINGS, Config, convert, differences, expand_tau
+from biper.errors import UsageError
+from biper.options import build_parser, read_options, read_yaml
+
+CONFIGS = sorted((Path(__file__).parents[1] / "cifar10" / "configs").glob("*.yaml"))
+
+
+def options(*argv, stage=1):
+    return read_options(build_parser("main.py", ""), argv, stage)
+
+
+def test_defaults_are_the_published_ones():
+    c = Config("cifar10", 1)
+    assert (c.lr, c.weight_decay, c.epochs, c.batch_size, c.batch_size_test) == (0.1, 5e-4, 600, 256, 128)
+    assert (c.freq, c.tau_min, c.tau_max, c.momentum, c.regularizer) == (30, 0.001, 0.001, 0.9, True)
+
+
+def test_every_published_flag_is_there():
+    argv = """--results_dir r --save s --resume -e f --evaluate f --seed 1 --model m -a m --dataset cifar10
+    --data_path d --type torch.FloatTensor --gpus 0,1 --lr 1 --weight_decay 1 --momentum 0.5 --workers 2 --epochs 9
+    --start_epoch 1 -b 8 --batch_size 8 -bt 8 --batch_size_test 8 --print_freq 5 -p 5 --time_estimate 0 --lr_type cos
+    --lr_decay_step 1 2 --optimizer adam --warm_up --tau_min 1 --tau_max 2 --freq 20 --load_ckpt_stage1 f --use_dali"""
+    given = options(*argv.split())
+    assert given["lr_decay_step"] == (1, 2)
+    assert given["warm_up"] is True
+    assert options("--tau", "0.5") == {"tau_min": 0.5, "tau_max": 0.5}
+    assert set(given) <= set(SETTINGS)
+    Config("cifar10", 1, **given)
+
+
+def test_flags_win_over_yaml(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "stage1: {lr: 1e-2, tau: 1, gpus: 1, lr_decay_step: [3], image_size: 8, warm_up: true}\nstage2: {}\n"
+    )
+    given = options("--config", str(file), "--lr", "0.5", "--tau_max", "2", "--no-warm_up")
+    assert given == {
+        "lr": 0.5,
+        "tau_min": 1.0,
+        "tau_max": 2.0,
+        "gpus": "1",
+        "lr_decay_step": (3,),
+        "image_size": 8,
+        "warm_up": False,
+    }
+    assert options("--config", str(file), stage=2) == {}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_shipped_configs(path, stage):
+    config = Config("cifar10", stage, **read_yaml(path, stage))
+    assert config.warm_up
+    assert (stage == 1) == (config.freq == 20)
+
+
+def test_published_recipe_is_what_run_stage1_trains():
+    c = Config("cifar10", 1, **read_yaml(CONFIGS[0].with_name("resnet18.yaml"), 1))
+    assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.tau_min, c.freq) == (600, 0.021, 0.0016, 256, 0.037, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage1: {lrr: 1}", "unknown key 'lrr'"),
+        ("stage1: {lr: fast}", "lr: expected float, not 'fast'"),
+        ("stage1: {epochs: 1.5}", "epochs: expected int"),
+        ("stage1: {epochs: true}", "epochs: expected int"),
+        ("stage1: {warm_up: 1}", "warm_up: expected bool"),
+        ("stage1: {lr_decay_step: [a]}", "lr_decay_step: expected int"),
+        ("stage1: {model: [a]}", "model: expected str"),
+        ("stage1: {tau: 1, tau_min: 2}", "--tau sets both"),
+        ("stage2: {lr: 1}", "no settings for stage 1"),
+        ("stage1: 3", "no settings for stage 1"),
+        ("lr: 1", "expected the sections"),
+        ("- 1", "expected the sections"),
+        ("stage1: {lr: [}", "no valid YAML"),
+        ("\x00", "no valid YAML"),
+    ],
+)
+def test_wrong_yaml(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_yaml(file, 1)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_yaml(tmp_path):
+    with pytest.raises(UsageError, match="cannot read --config"):
+        read_yaml(tmp_path / "none.yaml", 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"batch_size": 1},
+        {"batch_size_test": 0},
+        {"epochs": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"freq": 0.0},
+        {"freq": -20.0},
+        {"tau_min": -1.0},
+        {"workers": 0},
+        {"seed": -1},
+        {"image_size": 4},
+        {"dataset": "mnist"},
+        {"lr_type": "exp"},
+        {"lr_type": "step"},
+        {"start_epoch": 600},
+        {"time_estimate": 2},
+    ],
+)
+def test_values_out_of_range(wrong):
+    with pytest.raises(UsageError, match="--"):
+        Config("cifar10", 1, **wrong)
+
+
+@pytest.mark.parametrize("argv", [["--lr", "fast"], ["--no-such-flag"], ["--dataset", "mnist"], ["--res", "x"], ["x"]])
+def test_wrong_flags(argv):
+    with pytest.raises(UsageError, match="see --help"):
+        options(*argv)
+
+
+def test_tau_and_its_ends_exclude_each_other():
+    with pytest.raises(UsageError, match="sets both"):
+        expand_tau({"tau": 1.0, "tau_max": 2.0})
+
+
+def test_convert_accepts_what_yaml_makes_of_numbers():
+    assert convert("lr", "1e-4") == 1e-4
+    assert convert("lr", 1) == 1.0
+    assert convert("image_size", None) is None
+    assert convert("lr_decay_step", 5) == (5,)
+
+
+def test_differences_ignore_where_and_on_what_a_run_runs():
+    config = Config("cifar10", 1)
+    other = replace(config, device="cpu", workers=1, data_path="x", print_freq=1)
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    assert differences(other, settings) == []
+    assert differences(replace(config, lr=0.2), settings) == ["lr: 0.2 (there 0.1)"]
+
+
+def test_help_is_grouped_and_complete():
+    text = build_parser("main.py", "d").format_help()
+    for group in ("run:", "network:", "data:", "training:", "hardware:"):
+        assert group in text
+    assert all(f"--{name}" in text for name in (*SETTINGS, "config", "tau"))

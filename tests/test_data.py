@@ -1,0 +1,166 @@
+"""The data sets: digits, folders, CIFAR archives."""
+
+import hashlib
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biper.cli import download_main
+from biper.config import Config
+from biper.data import DATASETS, build_loaders, default_data_path
+from biper.data.cifar import READERS, read_cifar
+from biper.data.digits import read_digits
+from biper.data.folder import check_memory, read_folder
+from biper.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def test_digits_are_split_once_and_stratified():
+    train, test = read_digits(True, 32), read_digits(False, 32)
+    assert (len(train.labels), len(test.labels)) == (1437, 360)
+    assert test.pixels.shape == (360, 32, 32, 3)
+    shares = torch.bincount(test.labels) / torch.bincount(torch.cat([train.labels, test.labels]))
+    assert (shares - 0.2).abs().max() < 0.01
+    assert torch.equal(read_digits(False, 32).pixels, test.pixels)
+    flat = {bytes(p.numpy().tobytes()) for p in read_digits(True, 8).pixels}
+    assert sum(p.numpy().tobytes() in flat for p in read_digits(False, 8).pixels) < 5  # no leak into the test images
+
+
+def test_digits_normalization_is_measured():
+    pixels = read_digits(True, 8).pixels.float() / 255
+    assert pixels.mean().item() == pytest.approx(DATASETS["digits"].mean[0], abs=0.003)
+    assert pixels.std().item() == pytest.approx(DATASETS["digits"].std[0], abs=0.003)
+
+
+def test_folder_reads_every_format_and_mode(image_folder):
+    train = read_folder(image_folder, True, None, workers=2)
+    assert train.classes == ("dark", "light")
+    assert train.pixels.shape == (16, 10, 12, 3)
+    assert train.labels.tolist() == [0] * 8 + [1] * 8
+    means = train.pixels.float().mean(dim=(1, 2, 3))
+    assert (means[:8] < 60).all()
+    assert (means[8:] > 180).all()
+
+
+def test_folder_takes_val_and_resizes(image_folder):
+    os.rename(image_folder / "test", image_folder / "val")
+    test = read_folder(image_folder, False, 8, workers=1)
+    assert test.pixels.shape == (8, 8, 8, 3)
+
+
+def test_folder_errors(image_folder):
+    def error(**options):
+        with pytest.raises(UsageError) as caught:
+            read_folder(image_folder, options.pop("train", True), options.pop("size", None), workers=2)
+        return str(caught.value)
+
+    odd = image_folder / "train" / "light" / "odd.png"
+    Image.new("RGB", (9, 9)).save(odd)
+    assert "odd.png is 9x9, others 12x10" in error()
+    odd.write_bytes(b"no image at all")
+    assert str(odd) in error(size=8)
+    odd.unlink()
+    (image_folder / "test" / "third").mkdir()
+    assert "third only in one of them" in error(train=False)
+    (image_folder / "train" / "empty").mkdir()
+    assert "no images in" in error()
+    os.rename(image_folder / "train", image_folder / "training")
+    assert "no folder train in" in error()
+
+
+def test_truncated_image_is_named(image_folder):
+    victim = image_folder / "train" / "dark" / "0.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 12, 3), np.uint8)).save(victim)
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(UsageError, match=str(victim)):
+        read_folder(image_folder, True, None, workers=2)
+
+
+def test_more_images_than_memory():
+    with pytest.raises(UsageError, match="smaller --image_size"):
+        check_memory(Path("huge"), 2**60)
+
+
+def test_loaders_of_a_folder(image_folder):
+    config = Config("cifar10", 1, dataset="folder", data_path=str(image_folder), image_size=8, batch_size=4)
+    loaders = build_loaders(config, CPU)
+    assert (loaders.classes, loaders.image_size) == (("dark", "light"), 8)
+    assert (loaders.train.count, loaders.test.count) == (16, 8)
+    assert loaders.train.augmentation.padding == 1
+    assert build_loaders(config, CPU, train=False).train is None
+
+
+def cifar_archive(path, monkeypatch, damaged=False):
+    """An archive in CIFAR-10's layout with 20 random images, whose checksums torchvision is told."""
+    reader = READERS["cifar10"]
+    folder = path / reader.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    md5 = {}
+    for name in [n for n, _ in reader.train_list + reader.test_list]:
+        batch = {"data": random.integers(0, 256, (20, 3072), np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    meta = folder / reader.meta["filename"]
+    meta.write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+    archive = path / reader.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, reader.base_folder)
+    if not damaged:
+        monkeypatch.setattr(reader, "train_list", [[n, md5[n]] for n, _ in reader.train_list])
+        monkeypatch.setattr(reader, "test_list", [[n, md5[n]] for n, _ in reader.test_list])
+        monkeypatch.setattr(reader, "meta", reader.meta | {"md5": hashlib.md5(meta.read_bytes()).hexdigest()})
+        monkeypatch.setattr(reader, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return archive
+
+
+def test_cifar_from_a_local_archive(tmp_path, monkeypatch, command):
+    archive = cifar_archive(tmp_path / "made", monkeypatch)
+    target = tmp_path / "data"
+    code, out, err = command("--archive", archive, "--data_path", target, entry=download_main)
+    assert (code, err) == (0, "")
+    assert str(target) in out
+    train, test = read_cifar("cifar10", target, True), read_cifar("cifar10", target, False)
+    assert train.pixels.shape == (100, 32, 32, 3)
+    assert test.labels.tolist() == [i % 10 for i in range(20)]
+    assert test.classes[:2] == ("class0", "class1")
+    batch = target / "cifar-10-batches-py" / "test_batch"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"no intact cifar10 in .*download\.py"):
+        read_cifar("cifar10", target, False)
+
+
+def test_foreign_archive_is_refused(tmp_path, monkeypatch, refused):
+    archive = cifar_archive(tmp_path / "made", monkeypatch, damaged=True)
+    err = refused("--archive", archive, "--data_path", tmp_path / "data", entry=download_main)
+    assert "is not the original cifar-10-python.tar.gz" in err
+    assert not (tmp_path / "data").exists()
+    refused("--archive", tmp_path / "missing.tar.gz", entry=download_main)
+
+
+def test_download_without_network_is_one_line(tmp_path, monkeypatch, refused):
+    # the proxy of this test listens nowhere, so the attempt fails at once wherever the test runs
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(READERS["cifar10"], "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    assert "use --archive" in refused("--data_path", tmp_path / "data", entry=download_main)
+
+
+def test_default_data_path_is_in_the_repository():
+    assert default_data_path("cifar10").parts[-3:] == ("cifar10", "data", "CIFAR10")
+
+
+@pytest.mark.skipif("BIPER_TEST_CIFAR10" not in os.environ, reason="BIPER_TEST_CIFAR10: a folder of CIFAR-10 images")
+def test_real_cifar10_images():
+    test = read_folder(Path(os.environ["BIPER_TEST_CIFAR10"]), False, None, workers=4)
+    assert test.pixels.shape == (10_000, 32, 32, 3)
+    assert torch.bincount(test.labels).tolist() == [1000] * 10
+    mean = test.pixels.float().mean(dim=(0, 1, 2)) / 255
+    torch.testing.assert_close(mean, torch.tensor([0.494, 0.485, 0.450]), atol=0.005, rtol=0)

@@ -1,0 +1,131 @@
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from biper import create_model
+from biper.data.digits import read_digits
+from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.engine import Totals, evaluate, train_one_epoch
+from biper.errors import TrainingDiverged
+from biper.runtime import DelayedRead
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Watch:
+    print_freq: int = 1
+    seen: list = field(default_factory=list)
+
+    def advance(self, step, running):
+        self.seen.append((step, running))
+
+
+def loader(train, count=300):
+    images = read_digits(train, 8)
+    images = Images(images.pixels[:count], images.labels[:count], images.classes)
+    augmentation = Augmentation(0, False) if train else None
+    return MemoryLoader(images, batch_size=128, mean=(0.3,) * 3, std=(0.4,) * 3, device=CPU, augmentation=augmentation)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return create_model("resnet20_1w1a", **options)
+
+
+def sgd(model, lr=0.05):
+    return torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+
+
+def test_evaluation_is_exact_over_an_uneven_last_batch():
+    model, test = network(), loader(False)
+    metrics = evaluate(model, test, Watch())
+    with torch.no_grad():
+        logits = torch.cat([model(x) for x, _ in test.epoch()])
+    labels = test.labels
+    best = logits.argsort(1, descending=True)
+    assert metrics.count == 300
+    assert metrics.top1 == 100 * (best[:, 0] == labels).double().mean().item()
+    assert metrics.top5 == pytest.approx(100 * (best[:, :5] == labels[:, None]).any(1).double().mean().item())
+    assert metrics.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert metrics.regularizer == 0  # evaluation's loss is the cross-entropy alone
+    assert not model.training
+
+
+def test_evaluation_with_fewer_than_five_classes():
+    images = Images(torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 1, 2] * 2), ("a", "b", "c"))
+    test = MemoryLoader(images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU)
+    assert evaluate(network(num_classes=3), test, Watch()).top5 == 100
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_training_learns(stage):
+    model, train, watch = network(stage=stage), loader(True), Watch(print_freq=2)
+    optimizer = sgd(model, lr=0.02)
+    losses = [train_one_epoch(model, train, optimizer, epoch=e, tau=0.037, watcher=watch).loss for e in range(15)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert [step for step, running in watch.seen[:3] if running] == [2]
+    assert watch.seen[1][1].count == 256
+
+
+def test_regularizer_enters_the_gradient_and_is_reported():
+    def weights(tau):
+        model = network()
+        metrics = train_one_epoch(model, loader(True, 128), sgd(model), epoch=0, tau=tau, watcher=Watch())
+        return model.layer1[0].conv1.weight.detach(), metrics.regularizer
+
+    (without, none), (with_it, some) = weights(0.0), weights(10.0)
+    assert none == 0
+    assert some > 1
+    assert torch.sin(20 * with_it).square().mean() < torch.sin(20 * without).square().mean()
+
+
+@pytest.mark.parametrize("print_freq", [1, 1000])  # found at once, or at the end of the epoch
+def test_divergence_names_epoch_and_step(print_freq):
+    model, train = network(), loader(True)
+
+    class Poisoned:
+        labels = train.labels
+
+        def epoch(self, epoch):
+            for i, (images, labels) in enumerate(train.epoch(epoch), 1):
+                yield (images * math.nan if i == 2 else images), labels
+
+    with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 5, step 2"):
+        train_one_epoch(model, Poisoned(), sgd(model), epoch=4, tau=0.0, watcher=Watch(print_freq))
+
+
+def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
+    """VGG-Small without skips: the sign after a NaN is a number, so the loss stays finite."""
+    torch.manual_seed(0)
+    model = create_model("vgg_small_1w1a")
+    with torch.no_grad():
+        model.conv0.weight[0, 0, 0, 0] = math.nan
+    images = Images(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.arange(4), tuple("0123456789"))
+    train = MemoryLoader(
+        images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=Augmentation(0, False)
+    )
+    with pytest.raises(TrainingDiverged, match=r"conv0\.weight is no longer finite at the end of epoch 1"):
+        train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
+
+
+def test_delayed_read_gives_the_value_of_when_it_was_asked():
+    reader, value = DelayedRead(), torch.tensor([1.0, 2.0])
+    assert reader.poll() is None
+    reader.start(value)
+    value += 1
+    reader.start(value)  # passed over: one is under way
+    assert reader.poll() == [1.0, 2.0]
+    assert reader.poll() is None
+
+
+def test_totals_weigh_batches_by_their_size():
+    totals = Totals(CPU, "here")
+    for size, loss in ((3, 1.0), (1, 5.0)):
+        logits, labels = torch.eye(10)[:size], torch.arange(size)
+        totals.add(torch.tensor(loss), torch.tensor(0.5), logits, labels)
+    metrics = totals.metrics()
+    assert (metrics.loss, metrics.regularizer, metrics.top1, metrics.count) == (2.0, 0.5, 100.0, 4)

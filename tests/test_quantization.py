@@ -1,0 +1,76 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import biper
+from biper.cli import quantization_error_main
+from biper.plots import effective_weight_histograms, plot_quantization_error
+from biper.quantization import layer_error
+
+
+@pytest.mark.parametrize("x", [0.3, 1.0, 2.0])
+def test_laplace_weights_against_the_closed_form(x):
+    freq, n = 20.0, 4_000_000
+    w = torch.from_numpy(np.random.default_rng(0).laplace(0, x / freq, n))
+    g = x / (1 + x * x) / math.tanh(math.pi / (2 * x))
+    error = layer_error("w", w, freq)
+    assert error.scale == pytest.approx(g, abs=1e-3)
+    assert error.l1 == pytest.approx(1 - g, abs=1e-3)
+    assert error.squared == pytest.approx(2 * x * x / (1 + 4 * x * x) - g * g, abs=1e-3)
+    assert error.freq_std == pytest.approx(x * math.sqrt(2), rel=1e-2)
+    assert error.mean_abs == pytest.approx(x / freq, rel=1e-2)
+    assert error.past_quarter == pytest.approx(math.exp(-math.pi / (2 * x)), abs=1e-3)
+
+
+def test_sums_are_the_published_ones():
+    model = biper.create_model("resnet20_1w1a", freq=20.0)
+    error = biper.quantization_error(model)
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, biper.BinaryConv2d)]
+    sines = [torch.sin(20 * w) for w in weights]
+    assert len(error.layers) == 18
+    assert error.qe == pytest.approx(sum((s - s.sign()).abs().mean().item() for s in sines), rel=1e-6)
+    assert error.b == pytest.approx(sum(w.abs().mean().item() for w in weights), rel=1e-6)
+
+
+def test_both_stages_of_the_same_weights_have_the_same_error():
+    one, two = (biper.create_model("resnet20_1w1a", stage=s) for s in (1, 2))
+    two.load_state_dict(one.state_dict())
+    assert biper.quantization_error(one) == biper.quantization_error(two)
+
+
+def test_histograms_are_shares_of_all_weights():
+    names, rows = effective_weight_histograms(biper.create_model("resnet20_1w1a"))
+    assert (names[0], rows.shape) == ("layer1.0.conv1", (18, 61))
+    np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_plot(tmp_path, count):
+    models = [(f"checkpoint {i}", biper.create_model("resnet20_1w1a", freq=10.0 + i)) for i in range(count)]
+    plot_quantization_error(models, tmp_path / "qe.png")
+    assert (tmp_path / "qe.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_command(trained, tmp_path, command):
+    files = [trained / stage / "model_best.pth.tar" for stage in ("stage1", "stage2")]
+    picture, table = tmp_path / "qe.png", tmp_path / "qe.csv"
+    code, out, err = command(*files, "--plot", picture, "--csv", table, entry=quantization_error_main)
+    assert (code, err) == (0, "")
+    error = biper.quantization_error(biper.load_checkpoint(files[1]))
+    assert f"QE = {error.qe:.6f}   b = {error.b:.6f}" in out
+    rows = table.read_text().splitlines()
+    assert len(rows) == 1 + 2 * 18
+    assert float(rows[-1].split(",")[3]) == error.layers[-1].l1
+    assert picture.stat().st_size > 10_000
+
+
+def test_bad_input(trained, tmp_path, refused):
+    good = trained / "stage1" / "model_best.pth.tar"
+    refused(tmp_path / "none", entry=quantization_error_main)
+    refused(entry=quantization_error_main)
+    refused(good, "--freq", "30", entry=quantization_error_main)
+    assert "cannot write" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
+    assert "cannot write" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
+    assert "cannot write" in refused(good, "--plot", tmp_path / "qe.nonsense", entry=quantization_error_main)
