@@ -1,6 +1,6 @@
 """The two binarizations of BiPer and their surrogate gradients: maths only.
 
-Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate (paper, section 3.2).
+Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate.
 Activations take the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
 """
 
@@ -15,7 +15,7 @@ VARIANCE_EPSILON = 1e-5
 
 def _sign(x: Tensor) -> Tensor:
     """+1 where x >= 0 (both zeros included), else -1. Any shape; keeps the dtype."""
-    return (x >= 0).to(x.dtype) * 2 - 1
+    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
 
 class _SquareWave(Function):
@@ -46,13 +46,13 @@ class _BinarySign(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         x: Tensor = ctx.saved_tensors[0]
-        return grad * (2 - 2 * x.abs()).clamp(min=0)
+        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)  # in place: saves memory
 
 
 def sine(w: Tensor, freq: float) -> Tensor:
     """sin(freq*w) in [-1, 1], stage 1's real weight; gradient freq*cos(freq*w).
 
-    Any shape; freq in radians per unit weight. [BiPer, section 3.2]
+    Any shape; freq in radians per unit weight. [BiPer, weight binarization]
     """
     return torch.sin(freq * w)
 
@@ -60,7 +60,7 @@ def sine(w: Tensor, freq: float) -> Tensor:
 def square_wave(w: Tensor, freq: float) -> Tensor:
     """sign(sin(freq*w)) in {-1, +1}, stage 2's binary weight; gradient freq*cos(freq*w), that of the sine.
 
-    Any shape; freq in radians per unit weight; +1 where the sine is 0. [BiPer, section 3.2]
+    Any shape; freq in radians per unit weight; +1 where the sine is 0. [BiPer, weight binarization]
     """
     return cast(Tensor, _SquareWave.apply(w, freq))
 
@@ -68,7 +68,7 @@ def square_wave(w: Tensor, freq: float) -> Tensor:
 def binary_sign(x: Tensor) -> Tensor:
     """sign(x) in {-1, +1} with sign(0) = +1; gradient max(0, 2 - 2*|x|). Any shape.
 
-    The binary activation; its surrogate is the piecewise polynomial of Bi-Real Net. [BiPer, section 3.1]
+    The binary activation; its surrogate is the piecewise polynomial of Bi-Real Net. [BiPer, activation binarization]
     """
     return cast(Tensor, _BinarySign.apply(x))
 

@@ -17,7 +17,7 @@ class BinaryConv2d(nn.Conv2d):
     Stage 1's effective weight is sin(freq*w), stage 2's the square wave of the same period. `weight` holds the latent
     weight w, (C_out, C_in/groups, k, k); `alpha` (C_out, 1, 1) is learned, initialized U(0, 1). Zero padding stays
     zero: it is no binary value. Raises UsageError (a ValueError) unless stage is 1 or 2 and freq is positive.
-    [BiPer, section 3]
+    [BiPer, arXiv 2404.01278]
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def layer_error(name: str, w: Tensor, freq: float) -> LayerError:
 
 @torch.no_grad()
 def quantization_error(model: nn.Module) -> QuantizationError:
-    """The quantization error of a model's binarized layers, in either stage. [BiPer, section 3.3]"""
+    """The quantization error of a model's binarized layers, in either stage. [BiPer, quantization error]"""
     return QuantizationError(tuple(layer_error(n, layer.weight, layer.freq) for n, layer in binary_layers(model)))
 
 

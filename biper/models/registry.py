@@ -68,7 +68,7 @@ def create_model(
 
     Precisions: 1w1a binary weights and activations, 1w32a binary weights, 32w32a the full-precision twin. freq is in
     radians per unit weight; stage 1 has real weights sin(freq*w), stage 2 binary ones. Raises UsageError (a
-    ValueError) for an unknown name. [BiPer, section 4]
+    ValueError) for an unknown name. [BiPer, experiments]
     """
     if name not in list_models(family):
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")

@@ -1,0 +1,113 @@
+"""The commands as users type them, in processes of their own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+
+KILLS = 10
+
+
+def test_help_is_fast_and_needs_no_torch(shell):
+    start = time.monotonic()
+    result = shell(sys.executable, "-X", "importtime", "cifar10/main.py", "--help")
+    assert result.returncode == 0
+    assert time.monotonic() - start < 5  # it takes a tenth of a second; torch alone would take seconds
+    assert "stage 1" in result.stdout
+    assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+
+
+def test_both_stages_and_evaluation_from_any_folder(shell, tmp_path):
+    tiny = [*TINY, "--epochs", "1", "-p", "100"]
+    first = shell("bash", ROOT / "run_stage1.sh", "cifar10", *tiny, "--results_dir", "one", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    flags = ["--dataset", "digits", "--epochs", "1", "-b", "256", "--results_dir", "two"]
+    start = ["--load_ckpt_stage1", f"one/{BEST}"]
+    second = shell("bash", ROOT / "run_stage2.sh", *flags, *start, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "BiPer stage 2: resnet20_1w1a, freq 20" in second.stdout
+    result = shell("bash", ROOT / "eval.sh", f"two/{BEST}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    best = next(line for line in second.stdout.splitlines() if line.startswith("best top-1"))
+    assert f"top-1 {best.split()[2]} %" in result.stdout
+    table = shell(sys.executable, ROOT / "compute_QE.py", f"two/{BEST}", "--plot", "qe.png", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert (tmp_path / "qe.png").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "qe.png", "two"]
+
+
+def test_main_runs_from_its_own_folder(shell, tmp_path):
+    result = shell(sys.executable, "main.py", *TINY, "--epochs", "1", "--results_dir", tmp_path, cwd=ROOT / "cifar10")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eval.sh"], "usage: bash eval.sh CHECKPOINT"),
+        (["eval.sh", "none"], "no checkpoint at none"),
+        (["run_stage1.sh", "svhn"], "unknown data set family 'svhn'"),
+        (["run_stage1.sh", "-b", "0"], "--batch_size 0"),
+        (["run_stage2.sh", "--results_dir", "none"], "no checkpoint at results/"),
+    ],
+)
+def test_bad_input(shell, tmp_path, argv, message):
+    result = shell("bash", ROOT / argv[0], *argv[1:], cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def start(folder, *more):
+    argv = [sys.executable, ROOT / "cifar10" / "main.py", *TINY, "--epochs", "4", "--results_dir", folder, *more]
+    return subprocess.Popen(
+        [str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    """Killed at ten random moments and resumed each time, a run ends as an uninterrupted one."""
+    begin = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    duration = time.monotonic() - begin
+    random.seed(0)
+    for _ in range(KILLS):
+        process = start(tmp_path / "cut", "--resume")
+        time.sleep(random.uniform(0.3, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = start(tmp_path / "cut", "--resume")
+    assert last.wait() == 0, last.stderr.read()
+    for name in (LATEST, BEST):
+        a, b = (read_checkpoint(tmp_path / run / name)["state_dict"] for run in ("whole", "cut"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "cut" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_run_cleanly(tmp_path, number):
+    process = start(tmp_path / "run", "--epochs", "1000")
+    assert any("epoch 1/1000  lr" in line for line in iter(process.stdout.readline, ""))
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {signal.Signals(number).name}" in err
+    assert "Traceback" not in err
+    assert f"--results_dir {tmp_path}/run --epochs 1000 --resume" in err
+    assert read_checkpoint(tmp_path / "run" / LATEST)["epoch"] >= 1
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_closed_pipe_is_no_error(shell):
+    result = shell("bash", "-c", f"{sys.executable} {ROOT}/cifar10/main.py --help | head -1")
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,0 +1,71 @@
+"""The repository itself: sizes, dependencies, documents."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from biper.models import list_models
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import pip._vendor.tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [ROOT / name for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()]
+CODE = [path for path in FILES if path.suffix in (".py", ".sh") and path.exists()]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 250
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, node.name
+
+
+def test_environment_yml_equals_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip["pip"] == [*project["dependencies"], "--editable ."]
+    assert f"python{project['requires-python']}" in conda
+
+
+def test_imports_run_one_way():
+    order = "errors binarize layers metadata loss schedule optim models runtime config data published checkpoint"
+    order = f"{order} quantization plots engine record options results evaluate resolve train cli".split()
+    for path in (ROOT / "biper").rglob("*.py"):
+        parts = path.relative_to(ROOT / "biper").with_suffix("").parts
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        here = order.index(parts[0])
+        for name in re.findall(r"^\s*from biper\.(\w+)", path.read_text(), re.MULTILINE):
+            assert order.index(name) <= here, f"{path} imports biper.{name}"
+
+
+def test_nothing_parses_or_seeds_on_import():
+    for path in (ROOT / "biper").rglob("*.py"):
+        if "argparse" in path.read_text():
+            assert path.name == "options.py"
+
+
+def test_readme_names_what_exists():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"(?:bash|python) ([\w/]+\.(?:sh|py))", text) + re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert (ROOT / "tests" / f"{name}.py").exists(), name
+    for model in {name.rsplit("_", 1)[0] for name in list_models()}:
+        assert f"`{model}`" in text
+
+
+def test_python_in_the_readme_runs():
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})

@@ -1,0 +1,191 @@
+"""Whole short runs in this process, on 8x8 digits."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import biper
+from biper import train as train_module
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+
+
+def rows(folder):
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+def same_weights(a, b):
+    one, two = (read_checkpoint(p)["state_dict"] for p in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_run_leaves_what_the_readme_lists(trained):
+    folder = trained / "stage1"
+    assert {p.name for p in folder.iterdir()} == {
+        LATEST,
+        BEST,
+        "logger.log",
+        "metrics.csv",
+        "config.yaml",
+        "tensorboard",
+    }
+    assert [row["epoch"] for row in rows(folder)] == ["1", "2", "3"]
+    assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.01, 0.02, 0.03])
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["stage1"]
+    assert (settings["lr"], settings["model"], settings["seed"]) == (0.05, "resnet20_1w1a", 0)
+    events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
+    events.Reload()
+    assert {"lr", "tau", "qe", "train/loss", "train/top5", "test/top1", "seconds"} <= set(events.Tags()["scalars"])
+    assert len(events.Tags()["histograms"]) == 18
+    logged = [round(e.value, 3) for e in events.Scalars("test/top1")]
+    assert logged == [round(float(row["test_top1"]), 3) for row in rows(folder)]
+    log = (folder / "logger.log").read_text()
+    best = max(float(row["test_top1"]) for row in rows(folder))
+    assert f"best top-1 {best:.2f} %" in log
+    assert "no CUDA GPU was found" in log or torch.cuda.is_available()
+
+
+def test_stage_2_is_a_warm_start_and_trains_every_epoch(trained, tmp_path, command):
+    start = trained / "stage1" / BEST
+    assert len(rows(trained / "stage2")) == 2
+    code, _, err = command(
+        *["--load_ckpt_stage1", start, "--epochs", 1, "--lr", 1e-30, "--no-regularizer", "--weight_decay", 0],
+        *["-b", 256, "--results_dir", tmp_path],
+        stage=2,
+    )
+    assert code == 0, err
+    one, two = biper.load_checkpoint(start), biper.load_checkpoint(tmp_path / BEST)
+    assert torch.equal(one.layer2[0].conv1.weight, two.layer2[0].conv1.weight)
+    binary = two.layer2[0].conv1.effective_weight()
+    assert torch.equal(binary, torch.where(one.layer2[0].conv1.effective_weight() >= 0, 1.0, -1.0))
+    assert (two.metadata.stage, two.metadata.freq, two.metadata.dataset) == (2, 20, "digits")
+
+
+def test_evaluation_gives_the_training_logs_number_and_writes_nothing(trained, command):
+    folder = trained / "stage2"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    best = max(rows(folder), key=lambda row: float(row["test_top1"]))
+    code, out, _ = command("-e", folder / BEST, family=None, stage=None)
+    assert code == 0
+    assert f"top-1 {float(best['test_top1']):.2f} %  top-5 {float(best['test_top5']):.2f} %" in out
+    assert f"loss {float(best['test_loss']):.4f}  (360 images)" in out
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def short_run(folder, *more):
+    return [*TINY, "--epochs", 3, "--seed", 5, "--results_dir", folder, *more]
+
+
+def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path, command, monkeypatch):
+    assert command(*short_run(tmp_path / "whole"))[0] == 0
+    save = train_module.save_checkpoint
+
+    def stopping(contents, path):
+        save(contents, path)
+        if contents["epoch"] == 2:  # before the best checkpoint and metrics.csv are written
+            raise KeyboardInterrupt("SIGINT")
+
+    monkeypatch.setattr(train_module, "save_checkpoint", stopping)
+    code, _, err = command(*short_run(tmp_path / "cut"))
+    assert code == 130
+    assert "--resume" in err
+    assert len(rows(tmp_path / "cut")) == 1
+    monkeypatch.undo()
+    code, out, err = command("--results_dir", tmp_path / "cut", "--resume")  # the folder knows the rest
+    assert code == 0, err
+    assert "going on after 2 of 3 epochs" in out
+    for name in (LATEST, BEST):
+        assert same_weights(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "cut" / "metrics.csv").read_text()
+    states = [read_checkpoint(tmp_path / f / LATEST)["random_state"]["torch"] for f in ("whole", "cut")]
+    assert torch.equal(*states)
+    code, out, _ = command("--results_dir", tmp_path / "cut", "--resume")  # a finished run stays as it is
+    assert code == 0
+    assert "going on after 3 of 3 epochs" in out
+    assert same_weights(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
+
+
+def test_stage_2_resumes_without_stage_1(trained, tmp_path, command):
+    start = tmp_path / "start.pth.tar"
+    shutil.copy(trained / "stage1" / BEST, start)
+    flags = ["--load_ckpt_stage1", start, "--epochs", 2, "-b", 256, "--results_dir", tmp_path / "run"]
+    assert command(*flags, stage=2)[0] == 0
+    start.unlink()
+    assert command(*flags, "--resume", stage=2)[0] == 0
+    assert command("--results_dir", tmp_path / "run", "--resume", stage=2)[0] == 0
+
+
+def test_resume_with_nothing_saved_starts_fresh(tmp_path, command):
+    code, out, _ = command(*TINY, "--epochs", 1, "--results_dir", tmp_path, "--resume")
+    assert code == 0
+    assert "going on after 0 of 1 epochs" in out
+
+
+def test_seeds(trained, tmp_path, command):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert command(*TINY, "--epochs", 1, "--seed", seed, "--results_dir", tmp_path / name)[0] == 0
+        weights.append(tmp_path / name / LATEST)
+    assert same_weights(weights[0], weights[1])
+    assert not same_weights(weights[0], weights[2])
+
+
+def test_other_settings_of_the_paper(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the default results_dir is below it
+    code, out, err = command(
+        *[*TINY, "--epochs", 2, "--type", "torch.FloatTensor", "--optimizer", "adam", "--lr", 1e-3, "--use_dali"],
+        *["--lr_type", "step", "--lr_decay_step", 1, "--print_freq", 2, "--time_estimate", 0, "--start_epoch", 1],
+    )
+    assert code == 0, err
+    folder = Path("results/digits_resnet20_1w1a_stage1")
+    assert [(row["epoch"], float(row["lr"])) for row in rows(folder)] == [("2", pytest.approx(1e-4))]
+    assert "epoch 2/2 step 2/6" in out
+    assert "epoch 2/2 step 4/6" in out
+    assert "finish" not in out
+    assert "--use_dali has no effect" in out
+
+
+def test_a_run_in_which_no_epoch_improves(tmp_path, command):
+    code, out, err = command(*TINY, "--epochs", 2, "--lr", 1e-30, "--results_dir", tmp_path)
+    assert code == 0, err
+    assert "(epoch 1)" in out
+    assert read_checkpoint(tmp_path / BEST)["epoch"] == 1
+    assert read_checkpoint(tmp_path / LATEST)["epoch"] == 2
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatch):
+    run = train_module.train_one_epoch
+
+    def poisoned(model, loader, optimizer, *, epoch, tau, watcher):
+        if epoch == 1:
+            model.linear.weight.data[:] = np.nan
+        return run(model, loader, optimizer, epoch=epoch, tau=tau, watcher=watcher)
+
+    monkeypatch.setattr(train_module, "train_one_epoch", poisoned)
+    code, _, err = command(*TINY, "--epochs", 3, "--results_dir", tmp_path)
+    assert code == 1
+    assert err.startswith("error: the loss is nan in epoch 2, step 1; the last good checkpoint, of epoch 1, is")
+    assert read_checkpoint(tmp_path / LATEST)["epoch"] == 1
+    assert "stopped by TrainingDiverged" in (tmp_path / "logger.log").read_text()
+
+
+def test_a_folder_of_images(image_folder, tmp_path, command):
+    flags = ["--dataset", "folder", "--data_path", image_folder, "--image_size", 8, "-b", 4, "-a", "resnet20_1w1a"]
+    code, out, err = command(*flags, "--epochs", 1, "--results_dir", tmp_path / "run")
+    assert code == 0, err
+    assert "16 training and 8 test images of 8x8, 2 classes" in out
+    model = biper.load_checkpoint(tmp_path / "run" / BEST)
+    assert model.metadata.classes == ("dark", "light")
+    assert command("-e", tmp_path / "run" / BEST)[0] == 0
+
+
+def test_full_precision_twin(tmp_path, command):
+    flags = [*TINY, "-a", "resnet20_32w32a", "--epochs", 1]
+    assert command(*flags, "--results_dir", tmp_path)[0] == 0
+    assert float(rows(tmp_path)[0]["qe"]) == 0
