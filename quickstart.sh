@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From a bare machine to a binary network in one command: environment, both stages of ResNet-20 on scikit-learn's
-# handwritten digits, evaluation, quantization error. Everything lands in .venv and quickstart_results.
+# handwritten digits, evaluation, quantization error. Everything lands in .venv and quickstart_results; an earlier quickstart is replaced.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
+[ $# = 0 ] || fail "quickstart.sh takes no arguments; train with run_stage1.sh and run_stage2.sh"
 make_environment
 
 results=$root/quickstart_results
@@ -12,9 +13,9 @@ stage2=$results/stage2/model_best.pth.tar
 rm -rf "$results/stage1" "$results/stage2"
 
 echo; echo "== Stage 1: real weights sin(freq*w), binary activations"
-"$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1 "$@"
+"$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1
 echo; echo "== Stage 2: binary weights, starting from stage 1"
-"$python" -u "$root/cifar10/main_stage2.py" --config "$config" --results_dir "$results" --save stage2 --load_ckpt_stage1 "$stage1" "$@"
+"$python" -u "$root/cifar10/main_stage2.py" --config "$config" --results_dir "$results" --save stage2 --load_ckpt_stage1 "$stage1"
 echo; echo "== Evaluation of the binary network"
 "$python" -u -m biper --evaluate "$stage2"
 echo; echo "== Quantization error of both stages"

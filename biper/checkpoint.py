@@ -38,8 +38,10 @@ def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
     with replaced(path) as temporary:
         try:
             torch.save(dict(contents), temporary)
-        except RuntimeError as error:  # torch's own for a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(str(error).splitlines()[0]) from error  # a full disk, in torch's words
 
 
 class replaced:
@@ -47,7 +49,7 @@ class replaced:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
 
     def __enter__(self) -> Path:
         return self.temporary
@@ -87,6 +89,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no state_dict")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents["state_dict"].items()):
+        raise UsageError(f"{path} is no checkpoint of a BiPer network: its state_dict holds more than named tensors")
     if "format" in contents and not (isinstance(contents["format"], int) and contents["format"] <= FORMAT):
         raise UsageError(f"{path} has format {contents['format']}, newer than {FORMAT}: update biper to read it")
     return contents
@@ -103,8 +107,8 @@ def load_checkpoint(
     """The network of a checkpoint in eval mode, on the CPU, with its `metadata`.
 
     Our own files say everything. A published one lacks freq: it is read from a `config.txt` beside the file, or given
-    (radians per unit weight); its stage is 2 unless given. What is given and contradicts the file raises UsageError
-    (a ValueError), as does a file that cannot be loaded.
+    (radians per unit weight); its stage is 2 unless given, and `stage` is of use there alone. A freq, model or family
+    that contradicts the file raises UsageError (a ValueError), as does a file that cannot be loaded.
     """
     path = Path(path)
     return build_network(read_checkpoint(path), path, freq=freq, model=model, family=family, stage=stage)

@@ -1,5 +1,6 @@
 """The commands: from argv to a training run, an evaluation or a table; errors become one line and an exit code."""
 
+import os
 import shlex
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 from biper.errors import TrainingDiverged, UsageError
 from biper.options import build_parser, checkpoints_parser, download_parser, read_options
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
     2: "BiPer, stage 2: start from stage 1 and make the weights binary.",
@@ -35,15 +37,19 @@ def download_main(argv: Sequence[str] | None = None) -> None:
 def _run(command: Callable[[], None]) -> None:
     try:
         command()
-    except (UsageError, TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt as error:
-        number = signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT
-        sys.exit(128 + number)
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = None
-        sys.exit(0)
+        sys.exit(128 + (signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT))
+    except BrokenPipeError:  # `| head` has seen enough; what Python still flushes at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (UsageError, TrainingDiverged, OSError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and not isinstance(error, TrainingDiverged):
+            if not any(words in text for words in OUT_OF_MEMORY):
+                raise
+            text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, TrainingDiverged) else 2)
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
@@ -70,8 +76,8 @@ def _train(family: str, stage: int, given: dict[str, Any]) -> None:
     try:
         train(config)
     except KeyboardInterrupt as error:
-        again = shlex.join([a for a in sys.argv if a != "--resume"])
-        print(f"stopped by {error}; every finished epoch is saved. To go on: python {again} --resume", file=sys.stderr)
+        again = shlex.join([sys.executable, *(a for a in sys.argv if a != "--resume"), "--resume"])
+        print(f"stopped by {error}; every finished epoch is saved. To go on: {again}", file=sys.stderr)
         raise
 
 

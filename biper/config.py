@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from biper.errors import UsageError
+from biper.schedule import LR_TYPES
 
 DATASETS = ("cifar10", "cifar100", "folder", "digits")
 GROUPS = ("run", "network", "data", "training", "hardware")
@@ -56,7 +57,7 @@ class Config:
         "", "data", "where the data lie; the folder of dataset/download.py if absent", runtime=True
     )
     image_size: int | None = setting(None, "data", "resize the images of folder or digits to N x N", low=8)
-    workers: int = setting(8, "data", "threads that decode images", low=1, runtime=True)
+    workers: int = setting(8, "data", "threads that decode images", low=0, runtime=True)
     use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
 
     epochs: int = setting(600, "training", "epochs in all", low=1)
@@ -67,7 +68,7 @@ class Config:
     lr: float = setting(0.1, "training", "learning rate", above=0)
     momentum: float = setting(0.9, "training", "momentum of SGD", low=0, below=1)
     weight_decay: float = setting(5e-4, "training", "weight decay", low=0)
-    lr_type: str = setting("cos", "training", "learning-rate schedule", choices=("cos", "step", "linear"))
+    lr_type: str = setting("cos", "training", "learning-rate schedule", choices=LR_TYPES)
     lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
     warm_up: bool = setting(False, "training", "raise lr linearly over the first 5 epochs")
     tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
@@ -108,6 +109,8 @@ def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: AN
             continue
         if not math.isfinite(number):
             raise UsageError(f"--{name} {number} is not a finite number")
+        if isinstance(number, int) and number >= 2**63:
+            raise UsageError(f"--{name} {number} is too large: below 2**63")
         if facts["low"] is not None and number < facts["low"]:
             raise UsageError(f"--{name} {number} is too small: at least {facts['low']}")
         if facts["above"] is not None and number <= facts["above"]:
@@ -138,7 +141,7 @@ def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
                 return float(value)
             if kind is str and isinstance(value, int):
                 return str(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     raise UsageError(f"{name}: expected {kind.__name__}, not {value!r}")
 

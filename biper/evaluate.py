@@ -3,12 +3,11 @@
 import logging
 
 from biper.config import Config
-from biper.data import build_loaders
+from biper.data import build_loaders, require_same_classes
 from biper.engine import Metrics, evaluate
-from biper.errors import UsageError
 from biper.models import Network
 from biper.record import Progress
-from biper.runtime import select_devices
+from biper.runtime import describe_devices, select_devices
 
 log = logging.getLogger("biper")
 
@@ -21,9 +20,10 @@ def evaluate_checkpoint(network: Network, config: Config) -> Metrics:
     device = select_devices(config.device, config.gpus, config.type)[0]
     m = network.metadata
     loaders = build_loaders(config, device, train=False, mean=m.mean, std=m.std)
-    if len(loaders.classes) != m.num_classes or (m.classes and m.classes != loaders.classes):
-        raise UsageError(f"the data have other classes than the checkpoint's {m.num_classes}: give its own data set")
-    log.info("%s, stage %d, freq %g, on %s", m.model, m.stage, m.freq, config.dataset)
+    require_same_classes(m, loaders)
+    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices([device]))
+    if not m.classes:
+        log.info("a published checkpoint does not say its stage: read as stage %d", m.stage)
     with Progress("evaluating", len(loaders.test), config.print_freq) as progress:
         metrics = evaluate(network.to(device), loaders.test, progress)
     log.info(

@@ -38,7 +38,7 @@ def plot_quantization_error(models: Sequence[tuple[str, nn.Module]], path: Path)
         2, len(models), figsize=(1.5 + 4.5 * len(models), 2 * height), squeeze=False, layout="constrained"
     )
     formats = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:] not in formats:
+    if path.suffix[1:].lower() not in formats:
         raise UsageError(f"cannot write {path}: its ending is none of {', '.join(sorted(formats))}")
     histograms = [effective_weight_histograms(model) for _, model in models]
     densest = max(rows.max() for _, rows in histograms)

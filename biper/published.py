@@ -49,8 +49,8 @@ def metadata(
     if not isinstance(name, str):
         raise UsageError(f"{path} does not say its model: give --model")
     head = next((tensors[key] for key in ("linear.weight", "fc.weight") if key in tensors), None)
-    if head is None:
-        raise UsageError(f"{path} is no checkpoint of a BiPer network: it has neither linear.weight nor fc.weight")
+    if head is None or head.ndim != 2:
+        raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no classifier linear.weight or fc.weight")
     return Metadata(
         model=name,
         family=family or _family(config),

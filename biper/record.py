@@ -39,6 +39,14 @@ def log_to_console() -> None:
         log.addHandler(ConsoleHandler())
 
 
+class LogFile(logging.FileHandler):
+    """A log file whose errors, such as a full disk, end the run instead of filling the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what emit met."""
+        raise  # logging calls this inside its except block
+
+
 class Progress:
     """One pass's progress: a bar on a terminal, else a line every print_freq steps. A context and an engine.Watcher."""
 
@@ -84,7 +92,7 @@ class Recorder:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
-        self.file = logging.FileHandler(folder / LOG_FILE)
+        self.file = LogFile(folder / LOG_FILE)
         self.file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         # purge_step: what a killed run had logged of the epoch that is now repeated
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)

@@ -1,10 +1,11 @@
 """From what the user gave and what the files say to the settings of one run. A contradiction is an error."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from biper.checkpoint import build_network, read_checkpoint
-from biper.config import Config, differences
+from biper.config import DATASETS, Config, differences
 from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
@@ -17,6 +18,9 @@ def training_config(family: str, stage: int, given: Given) -> Config:
 
     Raises UsageError where the user's contradict the resumed run's or stage 1's.
     """
+    given = given | {
+        name: os.path.abspath(given[name]) for name in ("data_path", "load_ckpt_stage1") if given.get(name)
+    }
     if "model" in given and given["model"] not in list_models(family):
         raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
     if stage == 1 and given.get("load_ckpt_stage1"):
@@ -73,12 +77,13 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     hints: Given = {name: given.get(name) for name in ("freq", "model")}
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
-    identity = settings_of(contents) or ({"dataset": m.dataset} if m.dataset else {})
+    saved = settings_of(contents)
     for name in ("dataset", "image_size"):
-        if name in given and name in identity and given[name] != identity[name]:
-            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {identity[name]}")
-    taken: Given = {
-        name: identity[name] for name in ("dataset", "data_path", "image_size", "batch_size_test") if name in identity
-    }
+        if saved and name in given and given[name] != getattr(m, name):
+            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")
+    if not saved and m.dataset in DATASETS:
+        saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
+    kept = ("dataset", "data_path", "image_size", "batch_size_test")
+    taken = {name: saved[name] for name in kept if name in saved}
     settings = taken | given | {"model": m.model, "freq": m.freq}
     return network, Config(m.family, m.stage, **settings)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from biper.checkpoint import BEST, LATEST, read_checkpoint, replaced
-from biper.config import Config, convert
+from biper.config import SETTINGS, Config, convert
 from biper.errors import UsageError
 from biper.options import read_yaml
 
@@ -27,6 +27,8 @@ def check_folder(folder: Path, resume: bool) -> None:
     held = [name for name in (CONFIG_FILE, LATEST, BEST) if (folder / name).exists()]
     if held and not resume:
         raise UsageError(f"{folder} holds another run ({held[0]}): go on with --resume, or give another --save")
+    if BEST in held and LATEST not in held:
+        raise UsageError(f"{folder} holds a {BEST} but no {LATEST} to go on from: give another --save")
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise UsageError(f"the results folder {folder} cannot be made: {there} is a file")
@@ -66,4 +68,8 @@ def read_settings(folder: Path, stage: int) -> dict[str, Any]:
 
 def settings_of(contents: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a checkpoint, typed; {} for a published one."""
-    return {name: convert(name, value) for name, value in contents.get("settings", {}).items()}
+    settings = contents.get("settings", {})
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown:
+        raise UsageError(f"the checkpoint has a setting {unknown[0]!r} that this biper does not know: update biper")
+    return {name: convert(name, value) for name, value in settings.items()}

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -36,7 +36,15 @@ def select_devices(device: str, gpus: str, tensor_type: str = "") -> list[torch.
     missing = [n for n in numbers if n >= found]
     if missing:
         raise UsageError(f"GPU {missing[0]} is not there: this machine has {found} CUDA GPUs, counted from 0")
+    torch.cuda.set_device(numbers[0])  # so that nothing opens a context on a GPU that was not asked for
     return [torch.device("cuda", n) for n in numbers]
+
+
+def describe_devices(devices: Sequence[torch.device]) -> str:
+    """What a run computes on, in words."""
+    if devices[0].type == "cpu":
+        return "the CPU" if torch.cuda.is_available() else "the CPU (no CUDA GPU was found)"
+    return ", ".join(torch.cuda.get_device_name(device) for device in devices)
 
 
 def _gpu_numbers(text: str) -> list[int]:
@@ -54,8 +62,6 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    # the fastest algorithm is found by timing, so it may differ from run to run
-    torch.backends.cudnn.benchmark = not deterministic
 
 
 def random_state() -> dict[str, Any]:

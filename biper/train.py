@@ -23,7 +23,7 @@ from biper.checkpoint import (
     versions,
 )
 from biper.config import Config
-from biper.data import Loaders, build_loaders
+from biper.data import Loaders, build_loaders, require_same_classes
 from biper.engine import evaluate, train_one_epoch
 from biper.errors import TrainingDiverged, UsageError
 from biper.models import Network, create_model
@@ -31,7 +31,7 @@ from biper.optim import build_optimizer
 from biper.quantization import quantization_error
 from biper.record import Clock, Progress, Recorder, metric_columns
 from biper.results import check_folder, run_folder, run_settings, write_settings
-from biper.runtime import random_state, seed_everything, select_devices, set_random_state
+from biper.runtime import describe_devices, random_state, seed_everything, select_devices, set_random_state
 from biper.schedule import lr_at, tau_at
 
 log = logging.getLogger("biper")
@@ -49,11 +49,9 @@ def initial_network(config: Config, num_classes: int) -> Network:
 
 def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
     """Write into the network's metadata what it is trained on. Raises UsageError if it does not fit the data."""
-    m = network.metadata
-    if m.num_classes != len(loaders.classes) or (m.classes and m.classes != loaders.classes):
-        raise UsageError(f"the checkpoint's {m.num_classes} classes are not those of {dataset}: use its own data set")
+    require_same_classes(network.metadata, loaders)
     network.metadata = replace(
-        m,
+        network.metadata,
         dataset=dataset,
         classes=loaders.classes,
         mean=loaders.mean,
@@ -162,9 +160,10 @@ def train(config: Config) -> Path:
             log.info("best top-1 %.2f %% (epoch %d): %s", best["test_top1"], best["epoch"], stage.folder / BEST)
     except TrainingDiverged as error:
         kept = f"the last good checkpoint, of epoch {stage.epoch}, is {stage.folder / LATEST}"
-        raise TrainingDiverged(
-            f"{error}; {kept if stage.history else 'no epoch was saved yet'}; try a smaller --lr"
-        ) from error
+        advice = "start again with a smaller --lr and another --save"
+        raise TrainingDiverged(f"{error}; {kept if stage.history else 'no epoch was saved yet'}; {advice}") from error
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         raise UsageError(f"cannot write to {stage.folder}: {error}; what was saved before is intact") from error
     return stage.folder / BEST
@@ -192,7 +191,7 @@ def run_epochs(stage: Stage, recorder: Recorder) -> None:
 def describe(row: Mapping[str, Any], config: Config, seconds: float) -> str:
     """An epoch in one line."""
     return (
-        f"epoch {row['epoch']}/{config.epochs}  lr {row['lr']:.5f}  tau {row['tau']:.4f}"
+        f"epoch {row['epoch']}/{config.epochs}  lr {row['lr']:.4g}  tau {row['tau']:.4f}"
         f"  train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2f} %"
         f"  test loss {row['test_loss']:.4f} top-1 {row['test_top1']:.2f} % top-5 {row['test_top5']:.2f} %"
         f"  QE {row['qe']:.3f}  {seconds:.1f} s"
@@ -207,14 +206,16 @@ def announce(stage: Stage) -> None:
     log.info("BiPer stage %d: %s, freq %g, %s parameters", m.stage, m.model, m.freq, f"{parameters:,}")
     images = f"{stage.loaders.train.count:,} training and {stage.loaders.test.count:,} test images"
     log.info("%s: %s of %dx%d, %d classes", m.dataset, images, m.image_size, m.image_size, m.num_classes)
-    if stage.devices[0].type == "cpu":
-        log.info("on the CPU%s", "" if c.device == "cpu" or torch.cuda.is_available() else ": no CUDA GPU was found")
-    else:
-        log.info("on %s", ", ".join(torch.cuda.get_device_name(device) for device in stage.devices))
+    log.info("on %s", describe_devices(stage.devices))
     if c.use_dali:
         log.info("--use_dali has no effect: the images are held in memory")
     if c.stage == 2:
         log.info("starting from stage 1: %s", c.load_ckpt_stage1)
     if c.resume:
-        log.info("going on after %d of %d epochs", stage.epoch, c.epochs)
+        where = (
+            f"going on after {stage.epoch} of {c.epochs} epochs"
+            if stage.history
+            else "nothing saved yet: starting fresh"
+        )
+        log.info("--resume: %s", where)
     log.info("results in %s", stage.folder)

@@ -19,37 +19,43 @@ find_base_python() {
     fail "Python 3.10 or newer is needed, and was not found"
 }
 
-# make_environment [EXTRA]: .venv with the project installed; skipped when that was done for this pyproject.toml.
-# Sets $python.
+# make_environment [EXTRA]: .venv with the project installed, extras included; skipped when that was done for this folder
+# and this pyproject.toml. Sets $python.
 make_environment() {
-    local extra=${1:-} base stamp
+    local extra=${1:-} base
     python=$root/.venv/bin/python
-    stamp=$root/.venv/.installed${extra:+-$extra}
-    if [ -x "$python" ] && cmp -s "$stamp" "$root/pyproject.toml"; then
+    local done_for
+    done_for=$(echo "$root"; cat "$root/pyproject.toml")
+    if [ -x "$python" ] && [ "$(cat "$root/.venv/.installed${extra:+-$extra}" 2>/dev/null)" = "$done_for" ]; then
         echo "using the environment in $root/.venv"
         return
     fi
     base=$(find_base_python) || exit 2
     echo "installing into $root/.venv (once; minutes, and several GB for torch)"
-    [ -x "$python" ] || "$base" -m venv "$root/.venv" || fail "cannot make $root/.venv: is Python's venv module installed?"
-    local quiet=(--quiet)
-    [ -t 1 ] && quiet=()
-    "$python" -m pip install ${quiet[@]+"${quiet[@]}"} --editable "$root${extra:+[$extra]}" || fail "the installation failed; run the command again to go on"
-    cp "$root/pyproject.toml" "$stamp"
+    if ! "$python" -m pip --version >/dev/null 2>&1; then  # missing, moved, or half made
+        "$base" -m venv --clear "$root/.venv" || fail "cannot make $root/.venv: install Python's venv module (python3-venv)"
+    fi
+    local quiet=--quiet
+    [ ! -t 1 ] || quiet=--progress-bar=on
+    "$python" -m pip install $quiet --editable "$root${extra:+[$extra]}" || fail "the installation failed; run the command again to go on"
+    echo "$done_for" >"$root/.venv/.installed"
+    [ -z "$extra" ] || echo "$done_for" >"$root/.venv/.installed-$extra"
 }
 
-# use_environment: sets $python to the active environment's if biper is installed there, else to .venv's.
+# use_environment: sets $python to the active environment's if this folder's biper is installed there, else to .venv's.
 use_environment() {
-    local candidate
+    local candidate check='import os, sys
+from importlib.util import find_spec
+spec = find_spec("biper")
+sys.exit(not (spec and find_spec("torch") and os.path.samefile(os.path.dirname(spec.origin), sys.argv[1])))'
     for candidate in python "$root/.venv/bin/python"; do
         # from / and not from here: biper's folder in the working directory is no installation
-        if command -v "$candidate" >/dev/null &&
-            (cd / && "$candidate" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("biper") and f("torch")))' 2>/dev/null); then
+        if command -v "$candidate" >/dev/null && (cd / && "$candidate" -c "$check" "$root/biper" 2>/dev/null); then
             python=$candidate
             return
         fi
     done
-    fail "biper is not installed: run 'bash $root/quickstart.sh', or 'pip install -e $root' in your environment"
+    fail "biper is not installed from $root: run 'bash $root/quickstart.sh', or 'pip install -e $root' in your environment"
 }
 
 # train_stage SCRIPT [FAMILY] [FLAGS...]: one stage with the family's ResNet-18 recipe; the flags win over it.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from biper.checkpoint import BEST, LATEST
+from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.options import Parser
 
 
@@ -75,7 +75,7 @@ def test_stage_2_that_contradicts_stage_1(refused, nothing_written, trained):
 
 def test_stage_2_on_other_classes(refused, nothing_written, trained, image_folder):
     flags = ["--load_ckpt_stage1", trained / "stage1" / BEST, "--dataset", "folder", "--data_path", image_folder]
-    assert "10 classes are not those of folder" in refused(*flags, "--image_size", "8", stage=2)
+    assert "other classes than the checkpoint's 10" in refused(*flags, "--image_size", "8", stage=2)
 
 
 def test_stage_2_of_a_full_precision_network(refused, command, tmp_path):
@@ -113,6 +113,43 @@ def test_a_folder_that_holds_another_run(refused, trained):
     assert "they differ: lr: 0.9 (there 0.05)" in refused("--results_dir", folder, "--resume", "--lr", "0.9")
     assert "holds no run of stage 2" in refused("--results_dir", folder, "--resume", stage=2)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_best_checkpoint_alone_is_not_resumed_over(refused, trained, tmp_path):
+    shutil.copy(trained / "stage1" / BEST, tmp_path / BEST)
+    before = (tmp_path / BEST).read_bytes()
+    assert "to go on from" in refused(*TINY, "--results_dir", tmp_path, "--resume")
+    assert (tmp_path / BEST).read_bytes() == before
+
+
+def test_a_setting_of_the_future(refused, trained, tmp_path):
+    contents = read_checkpoint(trained / "stage1" / BEST)
+    contents["settings"]["warp"] = 9
+    torch.save(contents, tmp_path / "c.pth.tar")
+    assert "'warp' that this biper does not know" in refused("-e", tmp_path / "c.pth.tar")
+
+
+def test_images_that_are_not_square_or_too_few(refused, nothing_written, image_folder):
+    flags = ["-a", "resnet20_1w1a", "--dataset", "folder", "--data_path", image_folder]
+    assert "12x10, not square: give --image_size" in refused(*flags)
+    for name in ("dark", "light"):
+        for file in sorted((image_folder / "train" / name).iterdir())[1 if name == "dark" else 0 :]:
+            file.unlink()
+    shutil.rmtree(image_folder / "train" / "light")
+    shutil.rmtree(image_folder / "test" / "light")
+    assert "too few training images" in refused(*flags, "--image_size", "8")
+
+
+def test_a_path_that_the_system_refuses(refused, nothing_written):
+    assert "File name too long" in refused(*TINY, "--results_dir", "x" * 300)
+
+
+def test_out_of_memory_is_one_line(refused, nothing_written, monkeypatch):
+    def too_large(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.")
+
+    monkeypatch.setattr("biper.train.build_loaders", too_large)
+    assert "give a smaller -b" in refused(*TINY)
 
 
 def test_resume_of_a_damaged_checkpoint(refused, trained, tmp_path):

@@ -116,6 +116,10 @@ def test_what_is_no_checkpoint(tmp_path):
         torch.save(contents, path)
         with pytest.raises(UsageError, match="has no state_dict"):
             read_checkpoint(path)
+    for state in ({1: torch.zeros(1)}, {"a": [1]}):
+        torch.save({"state_dict": state}, path)
+        with pytest.raises(UsageError, match="more than named tensors"):
+            read_checkpoint(path)
     torch.save({"state_dict": {}, "format": FORMAT + 1}, path)
     with pytest.raises(UsageError, match="update biper"):
         read_checkpoint(path)

@@ -68,36 +68,45 @@ def test_bad_input(shell, tmp_path, argv, message):
 
 
 def start(folder, *more):
-    argv = [sys.executable, ROOT / "cifar10" / "main.py", *TINY, "--epochs", "4", "--results_dir", folder, *more]
-    return subprocess.Popen(
-        [str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    argv = [sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--results_dir", folder, *more]
+    return subprocess.Popen([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process, text):
+    assert any(text in line for line in iter(process.stdout.readline, "")), process.stderr.read()
 
 
 def test_kill_9_at_random_moments(tmp_path):
     """Killed at ten random moments and resumed each time, a run ends as an uninterrupted one."""
+    epochs = ["--epochs", 2 * KILLS + 1]
+    whole = start(tmp_path / "whole", *epochs)
+    read_until(whole, "results in")
     begin = time.monotonic()
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
-    duration = time.monotonic() - begin
+    whole.communicate()
+    assert whole.returncode == 0
+    epoch = (time.monotonic() - begin) / epochs[1]
     random.seed(0)
     for _ in range(KILLS):
-        process = start(tmp_path / "cut", "--resume")
-        time.sleep(random.uniform(0.3, 1.0) * duration)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = start(tmp_path / "cut", *epochs, "--resume")
+        read_until(process, "results in")
+        time.sleep(random.uniform(0, 1.5) * epoch)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was running
     last = start(tmp_path / "cut", "--resume")
-    assert last.wait() == 0, last.stderr.read()
+    _, err = last.communicate()
+    assert last.returncode == 0, err
     for name in (LATEST, BEST):
         a, b = (read_checkpoint(tmp_path / run / name)["state_dict"] for run in ("whole", "cut"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "cut" / "metrics.csv").read_bytes()
+    assert not list((tmp_path / "cut").glob(".*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_a_run_cleanly(tmp_path, number):
     process = start(tmp_path / "run", "--epochs", "1000")
-    assert any("epoch 1/1000  lr" in line for line in iter(process.stdout.readline, ""))
+    read_until(process, "epoch 1/1000  lr")
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -108,6 +117,10 @@ def test_signals_end_a_run_cleanly(tmp_path, number):
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_a_closed_pipe_is_no_error(shell):
-    result = shell("bash", "-c", f"{sys.executable} {ROOT}/cifar10/main.py --help | head -1")
-    assert (result.returncode, result.stderr) == (0, "")
+def test_a_closed_pipe_ends_a_run_without_a_traceback(shell, tmp_path):
+    flags = " ".join([*TINY, "--epochs", "100", "--results_dir", str(tmp_path / "run")])
+    result = shell(
+        "bash", "-c", f"{sys.executable} -u {ROOT}/cifar10/main.py {flags} | head -2; exit ${{PIPESTATUS[0]}}"
+    )
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+    assert "BrokenPipeError" in (tmp_path / "run" / "logger.log").read_text()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from biper.config import SETTINGS, Config, convert, differences, expand_tau
+import biper.data
+from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau
 from biper.errors import UsageError
 from biper.options import build_parser, read_options, read_yaml
 
@@ -74,6 +75,7 @@ def test_published_recipe_is_what_run_stage1_trains():
         ("stage1: {epochs: 1.5}", "epochs: expected int"),
         ("stage1: {epochs: true}", "epochs: expected int"),
         ("stage1: {warm_up: 1}", "warm_up: expected bool"),
+        ("stage1: {lr: 1" + 400 * "0" + "}", "lr: expected float"),
         ("stage1: {lr_decay_step: [a]}", "lr_decay_step: expected int"),
         ("stage1: {model: [a]}", "model: expected str"),
         ("stage1: {tau: 1, tau_min: 2}", "--tau sets both"),
@@ -115,8 +117,9 @@ def test_missing_yaml(tmp_path):
         {"freq": 0.0},
         {"freq": -20.0},
         {"tau_min": -1.0},
-        {"workers": 0},
+        {"workers": -1},
         {"seed": -1},
+        {"seed": 2**64},
         {"image_size": 4},
         {"dataset": "mnist"},
         {"lr_type": "exp"},
@@ -154,6 +157,10 @@ def test_differences_ignore_where_and_on_what_a_run_runs():
     settings = {name: getattr(config, name) for name in SETTINGS}
     assert differences(other, settings) == []
     assert differences(replace(config, lr=0.2), settings) == ["lr: 0.2 (there 0.1)"]
+
+
+def test_the_data_sets_of_the_flag_are_those_that_can_be_read():
+    assert set(DATASETS) == set(biper.data.DATASETS)
 
 
 def test_help_is_grouped_and_complete():

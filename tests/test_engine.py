@@ -112,6 +112,28 @@ def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
         train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
 
 
+@pytest.mark.parametrize("pass_over", ["train", "evaluate"])
+def test_nothing_in_the_loop_reads_from_the_device(monkeypatch, pass_over):
+    """The reads of a pass do not grow with its steps: on a GPU each would be a wait."""
+    reads = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, _f=original, _n=name, **k: (reads.append(_n), _f(self, *a, **k))[1]
+        )
+
+    def count(steps):
+        model, data = network(), loader(pass_over == "train", 128 * steps)
+        reads.clear()
+        if pass_over == "train":
+            train_one_epoch(model, data, sgd(model), epoch=0, tau=0.1, watcher=Watch(1000))
+        else:
+            evaluate(model, data, Watch(1000))
+        return len(reads)
+
+    assert count(1) == count(2) > 0
+
+
 def test_delayed_read_gives_the_value_of_when_it_was_asked():
     reader, value = DelayedRead(), torch.tensor([1.0, 2.0])
     assert reader.poll() is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.data.memory import Augmentation, Images, MemoryLoader, smallest_share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -86,7 +86,14 @@ def test_no_flips_where_they_are_off():
 
 def test_a_last_batch_too_small_for_batch_norm_is_left_out_of_training_only():
     images = numbered(9)
-    train = loader(images, batch_size=4, augmentation=Augmentation(1, True), smallest_batch=2)
+    train = loader(images, batch_size=4, augmentation=Augmentation(1, True))
     assert (len(train), train.count, [len(y) for _, y in train.epoch(0)]) == (2, 8, [4, 4])
     assert loader(images, batch_size=4).count == 9
-    assert loader(images, batch_size=5, augmentation=Augmentation(1, True), smallest_batch=2).count == 9
+    assert loader(images, batch_size=5, augmentation=Augmentation(1, True)).count == 9
+    assert loader(numbered(17), batch_size=10, augmentation=Augmentation(1, True), replicas=3).count == 10  # 3, 3, 1
+
+
+@pytest.mark.parametrize("batch", range(1, 40))
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
+def test_smallest_share_is_that_of_chunk(batch, replicas):
+    assert smallest_share(batch, replicas) == len(torch.arange(batch).chunk(replicas)[-1])

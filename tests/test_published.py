@@ -86,11 +86,11 @@ def test_stage_and_model(published):
 def test_evaluation_by_the_commands(published, command, refused):
     path = published(config="freq:  20.0\ndataset:  cifar10\n")
     data = ["--dataset", "digits"]
-    assert "contradicts" in refused("-e", path, *data, stage=2)  # its config names another data set
-    path.with_name("config.txt").write_text("freq:  20.0\n")
+    assert "no intact cifar10" in refused("-e", path, "--data_path", path.parent, stage=2)  # as its config says
     code, out, _ = command("-e", path, *data, family=None, stage=None)
     assert code == 0
     assert "resnet20_1w1a, stage 2, freq 20, on digits" in out
+    assert "read as stage 2" in out
     assert "(360 images)" in out
     assert "stage 1, freq 20" in command("-e", path, *data, stage=1)[1]
     path.with_name("config.txt").unlink()

@@ -62,6 +62,7 @@ def test_command(trained, tmp_path, command):
     assert f"QE = {error.qe:.6f}   b = {error.b:.6f}" in out
     rows = table.read_text().splitlines()
     assert len(rows) == 1 + 2 * 18
+    assert command(files[0], "--plot", tmp_path / "qe.PNG", entry=quantization_error_main)[0] == 0
     assert float(rows[-1].split(",")[3]) == error.layers[-1].l1
     assert picture.stat().st_size > 10_000
 

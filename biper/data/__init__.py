@@ -11,8 +11,9 @@ from biper.config import Config
 from biper.data.cifar import read_cifar
 from biper.data.digits import read_digits
 from biper.data.folder import read_folder
-from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.data.memory import Augmentation, Images, MemoryLoader, smallest_share
 from biper.errors import UsageError
+from biper.metadata import Metadata
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +58,13 @@ class Loaders:
     train: MemoryLoader | None = None
 
 
+def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
+    """Raise UsageError if the data have other classes than a network was made for."""
+    m = metadata
+    if m.num_classes != len(loaders.classes) or (m.classes and m.classes != loaders.classes):
+        raise UsageError(f"the data have other classes than the checkpoint's {m.num_classes}: use its own data set")
+
+
 def default_data_path(dataset: str) -> Path:
     """Where cifar10/dataset/download.py puts a data set unless told otherwise."""
     return REPOSITORY / "cifar10" / "data" / dataset.upper()
@@ -82,12 +90,16 @@ def build_loaders(
         raise UsageError(f"--image_size is for --dataset folder and digits; {config.dataset} has 32x32 images")
     if config.dataset == "folder" and not config.data_path:
         raise UsageError("--dataset folder needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it")
+    if train and smallest_share(config.batch_size, replicas) < 2:
+        raise UsageError(f"-b {config.batch_size} over {replicas} GPUs leaves one a single image: batch norm needs two")
     path = Path(config.data_path) if config.data_path else default_data_path(config.dataset)
     if config.data_path and config.dataset != "digits" and not path.is_dir():
         raise UsageError(f"no data at {path}: --data_path is not a folder")
     test_images = data.read(config, path, False)
     mean, std = mean or data.mean, std or data.std
-    side = test_images.pixels.shape[1]
+    side, width = test_images.pixels.shape[1:3]
+    if side != width:
+        raise UsageError(f"the images in {path} are {width}x{side}, not square: give --image_size N")
     loader = partial(MemoryLoader, mean=mean, std=std, device=device)
     test = loader(test_images, batch_size=config.batch_size_test)
     train_loader = None
@@ -100,6 +112,8 @@ def build_loaders(
             batch_size=config.batch_size,
             augmentation=Augmentation(round(side * data.padding), data.flip),
             seed=config.seed,
-            smallest_batch=2 * replicas,
+            replicas=replicas,
         )
+        if not train_loader.count:
+            raise UsageError(f"too few training images in {path}: batch norm needs two a GPU")
     return Loaders(test, test_images.classes, mean, std, side, train_loader)

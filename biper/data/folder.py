@@ -15,6 +15,8 @@ from tqdm import tqdm
 from biper.data.memory import Images
 from biper.errors import UsageError
 
+COPIES = 3  # at the peak: the decoded images, their padded copy, and the other split
+
 
 def split_folder(path: Path, train: bool) -> Path:
     """The folder of a split. Raises UsageError if it is not there."""
@@ -47,7 +49,7 @@ def decode(file: Path, image_size: int | None) -> np.ndarray:
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error
     if image_size is not None and image.size != (image_size, image_size):
         image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
@@ -66,13 +68,13 @@ def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -
     if not files:
         raise UsageError(f"no class folders in {folder}: expected {folder.name}/<class>/<image>")
     first = decode(files[0][0], image_size)
-    check_memory(folder, len(files) * first.nbytes)
+    check_memory(folder, COPIES * len(files) * first.nbytes)
     pixels = torch.empty((len(files), *first.shape), dtype=torch.uint8)
 
     def fill(i: int) -> None:
         _put(pixels[i], decode(files[i][0], image_size), files[i][0])
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
         done = pool.map(fill, range(len(files)))
         try:
             for _ in tqdm(done, f"decoding {folder.name}", total=len(files), unit="image", disable=None, leave=False):

@@ -29,11 +29,17 @@ class Augmentation:
     flip: bool
 
 
+def smallest_share(batch: int, replicas: int) -> int:
+    """Images that the last GPU gets when DataParallel divides a batch among `replicas`."""
+    share = -(-batch // replicas)
+    return batch - share * ((batch - 1) // share)
+
+
 class MemoryLoader:
     """Batches (images (B, 3, H, W) float32 normalized, labels (B,)) on the device, without a host round trip.
 
     With an augmentation it is a training loader: every epoch has its own order and crops, a function of seed and
-    epoch alone, and a last batch smaller than `smallest_batch` is left out (batch norm needs two values a GPU).
+    epoch alone, and a last batch that leaves one of `replicas` GPUs a single image is left out: batch norm needs two.
     Without one it gives every image once, in order.
     """
 
@@ -47,7 +53,7 @@ class MemoryLoader:
         device: torch.device,
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        smallest_batch: int = 1,
+        replicas: int = 1,
     ) -> None:
         self.size = tuple(images.pixels.shape[1:3])
         self.labels = images.labels.to(device)
@@ -59,7 +65,8 @@ class MemoryLoader:
         self.pixels = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)).to(device)  # once: crops read from here
         count = len(images.labels)
         last = count % batch_size
-        self.count = count - last if 0 < last < smallest_batch else count
+        drop = augmentation is not None and last > 0 and smallest_share(last, replicas) < 2
+        self.count = count - last if drop else count
         self.batch_size = batch_size
 
     def __len__(self) -> int:

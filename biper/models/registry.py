@@ -72,6 +72,8 @@ def create_model(
     """
     if name not in list_models(family):
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
+    if stage not in (1, 2):
+        raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
     architecture, precision = name.rsplit("_", 1)
     network = _ARCHITECTURES[family, architecture](num_classes, PRECISIONS[precision](freq, stage))
     network.metadata = Metadata(name, family, num_classes, freq, stage)

@@ -1,0 +1,71 @@
+"""What only a CUDA GPU can show; skipped without one."""
+
+import pytest
+import torch
+from conftest import TINY
+
+from biper import create_model
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.data.digits import read_digits
+from biper.data.memory import Augmentation, MemoryLoader
+from biper.engine import train_one_epoch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+class Watch:
+    print_freq = 2
+
+    def __init__(self):
+        self.seen = []
+
+    def advance(self, step, running):
+        if running:
+            self.seen.append(running)
+
+
+def test_nothing_in_the_loop_waits_for_the_device():
+    device = torch.device("cuda")
+    model = create_model("resnet20_1w1a").to(device)
+    train = MemoryLoader(
+        read_digits(True, 32),
+        batch_size=64,
+        mean=(0.3,) * 3,
+        std=(0.4,) * 3,
+        device=device,
+        augmentation=Augmentation(2, True),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+
+    class Strict:
+        labels = train.labels
+
+        def epoch(self, epoch):
+            torch.cuda.set_sync_debug_mode("error")  # from the first batch to the last
+            try:
+                yield from train.epoch(epoch)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    watch = Watch()
+    for epoch in range(3):  # the first also compiles kernels and fills the allocators
+        train_one_epoch(model, Strict(), optimizer, epoch=epoch, tau=0.037, watcher=watch)
+    assert watch.seen
+
+
+def test_both_stages_and_resume(command, tmp_path):
+    flags = [*TINY, "--epochs", 2, "--gpus", "0", "--deterministic"]
+    assert command(*flags, "--results_dir", tmp_path / "whole")[0] == 0
+    assert command(*flags, "--results_dir", tmp_path / "one")[0] == 0
+    a, b = (read_checkpoint(tmp_path / run / LATEST)["state_dict"] for run in ("whole", "one"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    start = tmp_path / "one" / BEST
+    code, out, err = command("--load_ckpt_stage1", start, "--epochs", 1, "--results_dir", tmp_path / "two", stage=2)
+    assert code == 0, err
+    assert torch.cuda.get_device_name(0) in out
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")
+def test_two_gpus(command, tmp_path):
+    code, _, err = command(*TINY, "--epochs", 1, "--gpus", "0,1", "--results_dir", tmp_path)
+    assert code == 0, err
