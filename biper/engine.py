@@ -72,8 +72,8 @@ class Totals:
         return self._metrics(self.sums.tolist(), self.count)
 
     def _metrics(self, sums: list[float], count: int) -> Metrics:
-        loss, regularizer, top1, top5 = (value / count for value in sums)
-        return Metrics(loss, regularizer, 100 * top1, 100 * top5, count)
+        loss, regularizer, top1, top5 = sums
+        return Metrics(loss / count, regularizer / count, 100 * top1 / count, 100 * top5 / count, count)
 
     def _name_divergence(self) -> None:
         losses = torch.stack(self.losses)

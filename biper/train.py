@@ -183,18 +183,17 @@ def run_epochs(stage: Stage, recorder: Recorder) -> None:
         seconds, finish = clock.tick()
         recorder.metrics(stage.history)
         recorder.epoch(row, stage.network, seconds)
-        log.info(
-            "%s", describe(row, config, seconds) + (f"  finish {finish:%d %b %H:%M}" if config.time_estimate else "")
-        )
+        expected = f"  finish {finish:%d %b %H:%M}" if config.time_estimate else ""
+        log.info("%s  %.1f s%s", describe(row, config), seconds, expected)
 
 
-def describe(row: Mapping[str, Any], config: Config, seconds: float) -> str:
+def describe(row: Mapping[str, Any], config: Config) -> str:
     """An epoch in one line."""
     return (
         f"epoch {row['epoch']}/{config.epochs}  lr {row['lr']:.4g}  tau {row['tau']:.4f}"
         f"  train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2f} %"
         f"  test loss {row['test_loss']:.4f} top-1 {row['test_top1']:.2f} % top-5 {row['test_top5']:.2f} %"
-        f"  QE {row['qe']:.3f}  {seconds:.1f} s"
+        f"  QE {row['qe']:.3f}"
     )
 
 
@@ -212,10 +211,6 @@ def announce(stage: Stage) -> None:
     if c.stage == 2:
         log.info("starting from stage 1: %s", c.load_ckpt_stage1)
     if c.resume:
-        where = (
-            f"going on after {stage.epoch} of {c.epochs} epochs"
-            if stage.history
-            else "nothing saved yet: starting fresh"
-        )
-        log.info("--resume: %s", where)
+        going_on = f"going on after {stage.epoch} of {c.epochs} epochs"
+        log.info("--resume: %s", going_on if stage.history else "nothing saved yet, starting fresh")
     log.info("results in %s", stage.folder)

@@ -48,8 +48,8 @@ def test_flags(refused, nothing_written, argv, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--dataset", "cifar10", "--data_path", "none"], "no data at none"),
-        (["--dataset", "folder", "--data_path", "none"], "no data at none"),
+        (["--dataset", "cifar10", "--data_path", "none"], "none: --data_path is not a folder"),
+        (["--dataset", "folder", "--data_path", "none"], "none: --data_path is not a folder"),
         (["--dataset", "folder"], "needs --data_path"),
         (["--dataset", "folder", "--data_path", "."], "no folder test or val"),
         (["--dataset", "cifar10", "--data_path", "."], "download.py"),
@@ -62,7 +62,7 @@ def test_missing_data(refused, nothing_written, argv, message):
 
 def test_stage_2_needs_stage_1(refused, nothing_written, trained):
     assert "give --load_ckpt_stage1" in refused(*TINY, stage=2)
-    assert "no checkpoint at x" in refused(*TINY, "--load_ckpt_stage1", "x", stage=2)
+    assert "/work/x" in refused(*TINY, "--load_ckpt_stage1", "x", stage=2)
     two = trained / "stage2" / BEST
     assert "is a checkpoint of stage 2" in refused("--load_ckpt_stage1", two, stage=2)
 

@@ -56,7 +56,7 @@ def test_main_runs_from_its_own_folder(shell, tmp_path):
         (["eval.sh", "none"], "no checkpoint at none"),
         (["run_stage1.sh", "svhn"], "unknown data set family 'svhn'"),
         (["run_stage1.sh", "-b", "0"], "--batch_size 0"),
-        (["run_stage2.sh", "--results_dir", "none"], "no checkpoint at results/"),
+        (["run_stage2.sh", "--results_dir", "none"], "no checkpoint at /"),
     ],
 )
 def test_bad_input(shell, tmp_path, argv, message):

@@ -16,7 +16,7 @@ def test_metrics_file_is_rewritten_whole(tmp_path):
         recorder.metrics([ROW])
         recorder.metrics([ROW, ROW | {"epoch": 2, "train_loss": 1 / 3}])
         recorder.epoch(ROW, create_model("resnet20_1w1a"), 1.5)
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["train_loss"]) == 1 / 3  # every bit
     assert not list(tmp_path.glob(".*"))
