@@ -94,20 +94,21 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
     from biper.checkpoint import load_checkpoint
     from biper.quantization import format_table, quantization_error, write_csv
 
-    models = [(str(path), load_checkpoint(path, args.freq)) for path in args.checkpoints]
-    errors = [(name, quantization_error(model)) for name, model in models]
-    for (name, model), (_, error) in zip(models, errors, strict=True):
+    models = [load_checkpoint(path, args.freq) for path in args.checkpoints]
+    errors = [quantization_error(model) for model in models]
+    for path, model, error in zip(args.checkpoints, models, errors, strict=True):
         m = model.metadata
         if not error.layers:
-            raise UsageError(f"{name} is {m.model}: it has no binarized layers")
-        print(f"{name}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
+            raise UsageError(f"{path} is {m.model}: it has no binarized layers")
+        print(f"{path}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
     try:
         if args.csv:
-            write_csv(errors, args.csv)
+            write_csv(list(zip(map(str, args.checkpoints), errors, strict=True)), args.csv)
         if args.plot:
             from biper.plots import plot_quantization_error
 
-            plot_quantization_error(models, args.plot)
+            titles = [path.absolute().parent.name for path in args.checkpoints]
+            plot_quantization_error(list(zip(titles, models, strict=True)), args.plot)
     except OSError as error:
         raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
 

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def checkpoints_parser() -> Parser:
     """The parser of compute_QE.py."""
     parser = Parser(prog="compute_QE.py", description="The quantization error of checkpoints, in all and per layer.")
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="a file of either stage")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="a file of either stage")
     parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw histograms and errors")
     parser.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the layers as CSV")
     parser.add_argument("--freq", type=float, default=None, help="for a published checkpoint without its config.txt")

@@ -10,6 +10,7 @@ from torch import nn
 from biper.binarize import sine
 from biper.errors import UsageError
 from biper.layers import binary_layers
+from biper.models import Network
 from biper.quantization import quantization_error
 
 BINS = 61
@@ -26,12 +27,13 @@ def effective_weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray
     return names, np.stack(rows)
 
 
-def plot_quantization_error(models: Sequence[tuple[str, nn.Module]], path: Path) -> None:
-    """A column a checkpoint, (title, model): above where each layer's sin(freq*w) lie, below the error per layer."""
+def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -> None:
+    """A column a checkpoint, (title, network): above where each layer's sin(freq*w) lie, below its error."""
     import matplotlib
 
     matplotlib.use("Agg")  # a file, also where there is no screen
     from matplotlib import pyplot as plt
+    from matplotlib.colors import PowerNorm
 
     height = 2.5 + 0.22 * max(sum(1 for _ in binary_layers(model)) for _, model in models)
     figure, axes = plt.subplots(
@@ -47,8 +49,14 @@ def plot_quantization_error(models: Sequence[tuple[str, nn.Module]], path: Path)
         top, bottom = axes[:, column]
         places = np.arange(len(names))
         extent = (-1, 1, len(names) - 0.5, -0.5)
-        image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", vmin=0, vmax=densest)
-        top.set(title=title, xlabel="sin(freq·w)", yticks=places, yticklabels=names)
+        image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", norm=PowerNorm(0.5, 0, densest))
+        m = model.metadata
+        top.set(
+            title=f"{title}\n{m.model}, stage {m.stage}, freq {m.freq:g}",
+            xlabel="sin(freq·w)",
+            yticks=places,
+            yticklabels=names,
+        )
         bottom.barh(places - 0.2, [layer.l1 for layer in error.layers], 0.4, label="L1, as published")
         bottom.barh(places + 0.2, [layer.squared for layer in error.layers], 0.4, label="squared, best scale")
         bottom.set(
