@@ -7,7 +7,7 @@ from biper.data import build_loaders, require_same_classes
 from biper.engine import Metrics, evaluate
 from biper.models import Network
 from biper.record import Progress
-from biper.runtime import describe_devices, select_devices
+from biper.runtime import describe_devices, seed_everything, select_devices
 
 log = logging.getLogger("biper")
 
@@ -18,6 +18,7 @@ def evaluate_checkpoint(network: Network, config: Config) -> Metrics:
     Normalization and classes are the network's own where it knows them. Raises UsageError if the data are others.
     """
     device = select_devices(config.device, config.gpus, config.type)[0]
+    seed_everything(config.seed, config.deterministic)
     m = network.metadata
     loaders = build_loaders(config, device, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)

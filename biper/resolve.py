@@ -83,7 +83,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
-    kept = ("dataset", "data_path", "image_size", "batch_size_test")
+    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic")
     taken = {name: saved[name] for name in kept if name in saved}
     settings = taken | given | {"model": m.model, "freq": m.freq}
     return network, Config(m.family, m.stage, **settings)

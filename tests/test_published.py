@@ -97,3 +97,15 @@ def test_evaluation_by_the_commands(published, command, refused):
     assert "give --freq" in refused("-e", path, *data, stage=2)
     assert "stage 2, freq 20" in command("-e", path, *data, "--freq", "20", stage=2)[1]
     assert "no intact cifar10" in refused("-e", path, "--freq", "20", "--data_path", path.parent, stage=2)
+
+
+def test_stage_2_starts_from_a_published_stage_1(published, command, refused, tmp_path):
+    path = published(config="freq:  20.0\ndataset:  cifar10\n")
+    flags = ["--load_ckpt_stage1", path, "--dataset", "digits", "--image_size", 8, "--epochs", 1, "--lr", 1e-30]
+    code, out, err = command(*flags, "--results_dir", tmp_path / "run", stage=2)
+    assert code == 0, err
+    assert "BiPer stage 2: resnet20_1w1a, freq 20" in out
+    weight = load_checkpoint(tmp_path / "run" / "checkpoint.pth.tar").layer1[0].conv1.weight
+    assert torch.allclose(weight, load_checkpoint(path).layer1[0].conv1.weight)
+    path.with_name("config.txt").unlink()
+    assert "give --freq" in refused(*flags, "--results_dir", tmp_path / "other", stage=2)

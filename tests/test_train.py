@@ -142,6 +142,7 @@ def test_other_settings_of_the_paper(tmp_path, command, monkeypatch):
     code, out, err = command(
         *[*TINY, "--epochs", 2, "--type", "torch.FloatTensor", "--optimizer", "adam", "--lr", 1e-3, "--use_dali"],
         *["--lr_type", "step", "--lr_decay_step", 1, "--print_freq", 2, "--time_estimate", 0, "--start_epoch", 1],
+        "--deterministic",
     )
     assert code == 0, err
     folder = Path("results/digits_resnet20_1w1a_stage1")
