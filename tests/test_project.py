@@ -11,10 +11,10 @@ import yaml
 
 from biper.models import list_models
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import pip._vendor.tomli as tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [
