@@ -62,7 +62,7 @@ def shell():
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path} | options.pop("env", {})
         return subprocess.run(
-            [str(a) for a in argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options
+            [str(a) for a in argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, **options
         )
 
     return run
