@@ -2,6 +2,7 @@
 # Evaluate: bash eval.sh CHECKPOINT [flags]. The checkpoint knows its network and data set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
-[[ ${1:--} != -* ]] || fail "usage: bash eval.sh CHECKPOINT [flags]"
+[ $# -gt 0 ] || fail "usage: bash eval.sh CHECKPOINT [flags]"
 use_environment
+[[ $1 != --help && $1 != -h ]] || exec "$python" -m biper --help
 exec "$python" -u -m biper --evaluate "$@"

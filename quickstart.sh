@@ -10,7 +10,7 @@ results=$root/quickstart_results
 config=$root/cifar10/configs/quickstart.yaml
 stage1=$results/stage1/model_best.pth.tar
 stage2=$results/stage2/model_best.pth.tar
-rm -rf "$results/stage1" "$results/stage2"
+rm -rf "$results/stage1" "$results/stage2" "$results"/quantization_error.*
 
 echo; echo "== Stage 1: real weights sin(freq*w), binary activations"
 "$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1
@@ -28,7 +28,7 @@ stage 2, binary weights:  $(grep -o 'best top-1.*)' "$results/stage2/logger.log"
 picture:                  $results/quantization_error.png
 curves:                   $root/.venv/bin/tensorboard --logdir $results
 Next: the paper's CIFAR-10 recipe (a GPU helps):
-  source $root/.venv/bin/activate
+  cd $root && source .venv/bin/activate
   python cifar10/dataset/download.py --dataset cifar10
   bash run_stage1.sh cifar10 && bash run_stage2.sh cifar10
   bash eval.sh results/cifar10_resnet18_1w1a_stage2/model_best.pth.tar

@@ -94,23 +94,25 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
     from biper.checkpoint import load_checkpoint
     from biper.quantization import format_table, quantization_error, write_csv
 
-    models = [load_checkpoint(path, args.freq) for path in args.checkpoints]
-    errors = [quantization_error(model) for model in models]
-    for path, model, error in zip(args.checkpoints, models, errors, strict=True):
-        m = model.metadata
+    rows = []
+    for path in args.checkpoints:
+        model = load_checkpoint(path, args.freq, model=args.model)
+        m, error = model.metadata, quantization_error(model)
         if not error.layers:
-            raise UsageError(f"{path} is {m.model}: it has no binarized layers")
+            print(f"{path} is left out: {m.model} has no binarized layers", file=sys.stderr)
+            continue
+        rows.append((path, model, error))
         print(f"{path}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
-    try:
-        if args.csv:
-            write_csv(list(zip(map(str, args.checkpoints), errors, strict=True)), args.csv)
-        if args.plot:
-            from biper.plots import plot_quantization_error
+    if not rows:
+        raise UsageError("no checkpoint with binarized layers was given")
+    if args.csv:
+        write_csv([(str(path), error) for path, _, error in rows], args.csv)
+        print(f"wrote {args.csv}")
+    if args.plot:
+        from biper.plots import plot_quantization_error
 
-            titles = [path.absolute().parent.name for path in args.checkpoints]
-            plot_quantization_error(list(zip(titles, models, strict=True)), args.plot)
-    except OSError as error:
-        raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
+        plot_quantization_error([(path.absolute().parent.name, model) for path, model, _ in rows], args.plot)
+        print(f"wrote {args.plot}")
 
 
 def _download(argv: Sequence[str] | None) -> None:

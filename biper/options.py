@@ -32,6 +32,7 @@ def checkpoints_parser() -> Parser:
     parser.add_argument("--plot", type=Path, default=None, metavar="FILE.png", help="draw histograms and errors")
     parser.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the layers as CSV")
     parser.add_argument("--freq", type=float, default=None, help="for a published checkpoint without its config.txt")
+    parser.add_argument("--model", default=None, help="for a published checkpoint that does not say its model")
     return parser
 
 

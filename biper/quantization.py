@@ -79,7 +79,7 @@ def format_table(error: QuantizationError) -> str:
     for layer in error.layers:
         name, weights, *values, past = astuple(layer)
         numbers = "".join(f"{value:>10.4f}" for value in values)
-        lines.append(f"{name:<16}{weights:>10}{numbers}{past:>13.2%} ")
+        lines.append(f"{name:<16}{weights:>10}{numbers}{past:>14.2%}")
     return "\n".join([*lines, f"QE = {error.qe:.6f}   b = {error.b:.6f}"])
 
 

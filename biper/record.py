@@ -17,6 +17,7 @@ from tqdm import tqdm
 from biper.binarize import sine
 from biper.checkpoint import replaced
 from biper.engine import Metrics
+from biper.errors import UsageError
 from biper.layers import binary_layers
 
 log = logging.getLogger("biper")
@@ -45,6 +46,20 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise what emit met."""
         raise  # logging calls this inside its except block
+
+
+def lock(file: logging.FileHandler, folder: Path) -> None:
+    """Keep other processes out of a run's folder until its log is closed. Raises UsageError if one is in it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    assert file.stream is not None  # opened at once
+    try:
+        fcntl.flock(file.stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(f"{folder} is in use by another process: wait for it, or give another --save") from error
 
 
 class Progress:
@@ -93,6 +108,7 @@ class Recorder:
 
         self.folder = folder
         self.file = LogFile(folder / LOG_FILE)
+        lock(self.file, folder)
         self.file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         # purge_step: what a killed run had logged of the epoch that is now repeated
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)

@@ -43,15 +43,16 @@ def training_config(family: str, stage: int, given: Given) -> Config:
 def _resumed(config: Config, stored: Given) -> Config:
     changed = differences(config, stored)
     if changed:
-        raise UsageError(
-            f"--resume goes on with the settings of {run_folder(config)}; they differ: {'; '.join(changed)}"
-        )
+        text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
+        raise UsageError(f"{text}: for other settings start a new run")
     return config
 
 
 def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     """What stage 2 takes from stage 1's checkpoint unless told otherwise: model, freq and data."""
     path = Path(given["load_ckpt_stage1"])
+    if not path.exists():
+        raise UsageError(f"no checkpoint of stage 1 at {path}: run stage 1 first, or give --load_ckpt_stage1 FILE")
     contents = read_checkpoint(path)
     hints: Given = {name: given.get(name) for name in ("freq", "model")}
     start = build_network(contents, path, **hints, family=family, stage=1).metadata

@@ -56,7 +56,7 @@ def test_main_runs_from_its_own_folder(shell, tmp_path):
         (["eval.sh", "none"], "no checkpoint at none"),
         (["run_stage1.sh", "svhn"], "unknown data set family 'svhn'"),
         (["run_stage1.sh", "-b", "0"], "--batch_size 0"),
-        (["run_stage2.sh", "--results_dir", "none"], "no checkpoint at /"),
+        (["run_stage2.sh", "--results_dir", "none"], "no checkpoint of stage 1 at /"),
     ],
 )
 def test_bad_input(shell, tmp_path, argv, message):
@@ -65,6 +65,12 @@ def test_bad_input(shell, tmp_path, argv, message):
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_eval(shell):
+    result = shell("bash", "eval.sh", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--evaluate" in result.stdout
 
 
 def start(folder, *more):

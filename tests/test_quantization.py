@@ -67,11 +67,17 @@ def test_command(trained, tmp_path, command):
     assert picture.stat().st_size > 10_000
 
 
-def test_bad_input(trained, tmp_path, refused):
+def test_bad_input(trained, tmp_path, command, refused):
     good = trained / "stage1" / "model_best.pth.tar"
     refused(tmp_path / "none", entry=quantization_error_main)
+    contents = {"state_dict": biper.create_model("resnet20_32w32a").state_dict(), "model": "resnet20_32w32a"}
+    torch.save(contents, tmp_path / "twin")
+    code, out, err = command(good, tmp_path / "twin", "--freq", "20", entry=quantization_error_main)
+    assert (code, "is left out: resnet20_32w32a" in err, out.count("QE = ")) == (0, True, 1)
+    code, _, err = command(tmp_path / "twin", "--freq", "20", entry=quantization_error_main)
+    assert (code, "no checkpoint with binarized layers" in err) == (2, True)
     refused(entry=quantization_error_main)
     refused(good, "--freq", "30", entry=quantization_error_main)
-    assert "cannot write" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
-    assert "cannot write" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
+    assert "No such file" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
+    assert "No such file" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
     assert "cannot write" in refused(good, "--plot", tmp_path / "qe.nonsense", entry=quantization_error_main)

@@ -6,6 +6,7 @@ import pytest
 
 from biper import create_model
 from biper.engine import Metrics
+from biper.errors import UsageError
 from biper.record import Clock, Progress, Recorder, log, log_to_console, metric_columns
 
 ROW = {"epoch": 1, "lr": 0.1, "tau": 0.0, "train_loss": 2.0, "test_top1": 10.0}
@@ -44,6 +45,13 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
         progress.advance(1, None)
         progress.advance(5, Metrics(1.25, 0.0, 50.0, 90.0, 100))
     assert capsys.readouterr().out == "epoch 1/2 step 5/10 loss 1.2500 top-1 50.00 %\n"
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with Recorder(tmp_path, 0), pytest.raises(UsageError, match="in use by another process"):
+        Recorder(tmp_path, 0)
+    with Recorder(tmp_path, 0):
+        pass
 
 
 def test_clock():

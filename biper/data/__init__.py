@@ -62,7 +62,9 @@ def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
     """Raise UsageError if the data have other classes than a network was made for."""
     m = metadata
     if m.num_classes != len(loaders.classes) or (m.classes and m.classes != loaders.classes):
-        raise UsageError(f"the data have other classes than the checkpoint's {m.num_classes}: use its own data set")
+        trained = f"{m.num_classes} classes {', '.join(m.classes[:3])}..." if m.classes else f"{m.num_classes} classes"
+        found = f"{len(loaders.classes)} classes {', '.join(loaders.classes[:3])}..."
+        raise UsageError(f"the checkpoint has {trained}, the data have {found}: give its own --dataset and --data_path")
 
 
 def default_data_path(dataset: str) -> Path:

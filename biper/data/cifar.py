@@ -1,5 +1,7 @@
 """CIFAR-10 and CIFAR-100 as torchvision reads them, checksums verified."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from biper.data.memory import Images
 from biper.errors import UsageError
 
+DOWNLOAD = Path(__file__).resolve().parents[2] / "cifar10" / "dataset" / "download.py"
 READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
@@ -17,9 +20,8 @@ def read_cifar(name: str, path: Path, train: bool) -> Images:
     try:
         data = READERS[name](str(path), train=train, download=False)
     except (RuntimeError, OSError) as error:
-        raise UsageError(
-            f"no intact {name} in {path}: run `python cifar10/dataset/download.py --dataset {name} --data_path {path}`"
-        ) from error
+        download = shlex.join([sys.executable, str(DOWNLOAD), "--dataset", name, "--data_path", str(path)])
+        raise UsageError(f"no intact {name} in {path}; to get it: {download}") from error
     return Images(torch.from_numpy(data.data), torch.tensor(data.targets), tuple(data.classes))
 
 
