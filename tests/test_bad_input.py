@@ -13,7 +13,7 @@ from biper.options import Parser
 @pytest.fixture
 def nothing_written(tmp_path, monkeypatch):
     """An empty working directory that is empty afterwards."""
-    work = tmp_path / "work"
+    work = tmp_path / "here"
     work.mkdir()
     monkeypatch.chdir(work)
     yield work
@@ -62,7 +62,7 @@ def test_missing_data(refused, nothing_written, argv, message):
 
 def test_stage_2_needs_stage_1(refused, nothing_written, trained):
     assert "give --load_ckpt_stage1" in refused(*TINY, stage=2)
-    assert "/work/x" in refused(*TINY, "--load_ckpt_stage1", "x", stage=2)
+    assert "/here/x" in refused(*TINY, "--load_ckpt_stage1", "x", stage=2)
     two = trained / "stage2" / BEST
     assert "is a checkpoint of stage 2" in refused("--load_ckpt_stage1", two, stage=2)
 
