@@ -4,7 +4,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
 make_environment dev
 cd "$root"
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # waiting threads yield: other work may run beside the tests
 [ $# -gt 0 ] || set -- --cov=biper --cov-report=term-missing:skip-covered --cov-fail-under=95
 "$python" -m ruff check .
 "$python" -m ruff format --check .
