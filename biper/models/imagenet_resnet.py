@@ -1,0 +1,79 @@
+"""ImageNet ResNets, for images of any size. The stem, the 1x1 downsampling, the batch norms and the classifier are real."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biper.models.registry import Network, Precision, register
+
+INITIAL_GAIN = 1e-8  # published: every residual branch starts as almost nothing beside its skip
+CHANNELS = (64, 128, 256, 512)
+
+
+class DoubleSkip(nn.Module):
+    """Two 3x3 convolutions with a skip around each; where the shape changes the first skip is a real 1x1 convolution."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = precision.conv(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.activation = precision.activation
+        self.downsample = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.downsample.append(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
+            self.downsample.append(nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride), rounded up."""
+        out = self.activation(self.bn1(self.conv1(x)) + self.downsample(x))
+        return self.activation(self.bn2(self.conv2(out)) + out)
+
+
+class ImageNetResNet(Network):
+    """Real 7x7/2 stem and 3x3/2 max-pool, four stages of blocks, average pool, batch norm, linear."""
+
+    def __init__(self, blocks: Sequence[int], num_classes: int, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, CHANNELS[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(CHANNELS[0])
+        self.activation = precision.activation
+        in_channels = CHANNELS[0]
+        self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
+        for i, (name, channels) in enumerate(zip(self.layers, CHANNELS, strict=True)):
+            strides = [1 if i == 0 else 2] + [1] * (blocks[i] - 1)
+            inputs = [in_channels] + [channels] * (blocks[i] - 1)
+            members = (DoubleSkip(c, channels, s, precision) for c, s in zip(inputs, strides, strict=True))
+            self.add_module(name, nn.Sequential(*members))
+            in_channels = channels
+        self.bn2 = nn.BatchNorm1d(in_channels)
+        self.fc = nn.Linear(in_channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                nn.init.constant_(module.weight, INITIAL_GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W) normalized images -> (N, num_classes) logits."""
+        x = self.activation(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        for name in self.layers:
+            x = getattr(self, name)(x)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
+        logits: Tensor = self.fc(self.bn2(x))
+        return logits
+
+
+@register("imagenet", "resnet18")
+def resnet18(num_classes: int, precision: Precision) -> ImageNetResNet:
+    """ResNet-18 with double skips, 11.7 M parameters at 1,000 classes."""
+    return ImageNetResNet((2, 2, 2, 2), num_classes, precision)
+
+
+@register("imagenet", "resnet34")
+def resnet34(num_classes: int, precision: Precision) -> ImageNetResNet:
+    """ResNet-34 with double skips, 21.8 M parameters at 1,000 classes."""
+    return ImageNetResNet((3, 4, 6, 3), num_classes, precision)

@@ -1,0 +1,69 @@
+"""MobileNetV1 with binary group convolutions in the place of depth-wise ones, for images of any size."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biper.models.registry import Network, Precision, register
+
+GROUP = 16  # input channels that a 3x3 filter sees; depth-wise ones would leave a binary sum of nine terms
+# (output channels, stride) of the blocks: MobileNetV1's widths
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+
+
+class Stem(nn.Sequential):
+    """Real 3x3/2 convolution and batch norm, then the activation of the network's precision."""
+
+    def __init__(self, channels: int, precision: Precision) -> None:
+        super().__init__(nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.activation = precision.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W) -> (N, C, H/2, W/2), rounded up."""
+        return self.activation(super().forward(x))
+
+
+class MobileBlock(nn.Module):
+    """3x3 in groups of 16 channels with a skip, 1x1 to the new width without one, 1x1 with a skip."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = precision.conv(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels // GROUP)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv2 = precision.conv(in_channels, channels, 1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = precision.conv(channels, channels, 1)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.activation = precision.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride), rounded up."""
+        skip = x
+        if self.stride != 1:
+            skip = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
+        out = self.activation(self.bn1(self.conv1(x)) + skip)
+        out = self.activation(self.bn2(self.conv2(out)))
+        return self.activation(self.bn3(self.conv3(out)) + out)
+
+
+@register("imagenet", "mobilenet")
+class MobileNet(Network):
+    """Stem, thirteen blocks, average pool, linear; 8.8 M parameters at 1,000 classes."""
+
+    def __init__(self, num_classes: int, precision: Precision) -> None:
+        super().__init__()
+        channels = 32
+        self.model = nn.Sequential(Stem(channels, precision))  # published names: model.0 is the stem
+        for width, stride in BLOCKS:
+            self.model.append(MobileBlock(channels, width, stride, precision))
+            channels = width
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W) normalized images -> (N, num_classes) logits."""
+        x = F.adaptive_avg_pool2d(self.model(x), 1).flatten(1)  # (N, C, H, W) -> (N, C)
+        logits: Tensor = self.fc(x)
+        return logits
