@@ -53,11 +53,12 @@ def _run(command: Callable[[], None]) -> None:
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
-    parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage])
+    parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage], family or "cifar10")
     given = read_options(parser, argv, stage)
     from biper.record import log_to_console  # torch loads here, after --help and a wrong flag were answered
-    from biper.runtime import signals_interrupt
+    from biper.runtime import flush_denormals, signals_interrupt
 
+    flush_denormals()
     log_to_console()
     with signals_interrupt():
         if given.get("evaluate"):

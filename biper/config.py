@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from biper.errors import UsageError
 from biper.schedule import LR_TYPES
 
-DATASETS = ("cifar10", "cifar100", "folder", "digits")
+DATASETS = ("cifar10", "cifar100", "digits", "imagenet", "tinyimagenet", "folder")
 GROUPS = ("run", "network", "data", "training", "hardware")
 
 
@@ -46,6 +46,9 @@ class Config:
     seed: int = setting(0, "run", "seed of weights, order and augmentation", low=0)
     deterministic: bool = setting(False, "run", "allow only deterministic algorithms, also on a GPU")
     print_freq: int = setting(100, "run", "steps between two progress lines", short="-p", low=1, runtime=True)
+    checkpoint_minutes: float = setting(
+        30.0, "run", "save within an epoch that often, to go on from there; 0: after epochs alone", low=0, runtime=True
+    )
     time_estimate: int = setting(1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True)
 
     model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
@@ -54,10 +57,12 @@ class Config:
 
     dataset: str = setting("cifar10", "data", "data set", choices=DATASETS)
     data_path: str = setting(
-        "", "data", "where the data lie; the folder of dataset/download.py if absent", runtime=True
+        "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
     )
-    image_size: int | None = setting(None, "data", "resize the images of folder or digits to N x N", low=8)
-    workers: int = setting(8, "data", "threads that decode images", low=0, runtime=True)
+    image_size: int | None = setting(
+        None, "data", "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are", low=8
+    )
+    workers: int = setting(8, "data", "processes or threads that decode images, a core each at most", low=0, runtime=True)
     use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
 
     epochs: int = setting(600, "training", "epochs in all", low=1)
@@ -98,6 +103,25 @@ class Config:
 
 
 SETTINGS = {f.name: f for f in fields(Config) if f.metadata}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {  # as published, where they differ from Config's, which are CIFAR's
+    "cifar10": {},
+    "imagenet": {
+        "dataset": "imagenet",
+        "print_freq": 500,
+        "epochs": 200,
+        "batch_size": 512,
+        "batch_size_test": 256,
+        "weight_decay": 1e-4,
+        "tau_min": 0.85,
+        "tau_max": 0.99,
+        "regularizer": False,  # the published code has it commented out, whatever tau says
+    },
+}
+
+
+def make_config(family: str, stage: int, given: Mapping[str, Any]) -> Config:
+    """The settings of a run: those given, then the family's defaults. Raises UsageError for values out of bounds."""
+    return Config(family, stage, **(FAMILY_DEFAULTS[family] | dict(given)))
 
 
 def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from biper.data.memory import MemoryLoader
+from biper.data.order import Loader
 from biper.errors import TrainingDiverged
 from biper.loss import periodic_regularizer
 from biper.runtime import DelayedRead
@@ -83,14 +83,14 @@ class Totals:
 
 
 def train_one_epoch(
-    model: nn.Module, loader: MemoryLoader, optimizer: Optimizer, *, epoch: int, tau: float, watcher: Watcher
+    model: nn.Module, loader: Loader, optimizer: Optimizer, *, epoch: int, tau: float, watcher: Watcher
 ) -> Metrics:
     """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
 
     Raises TrainingDiverged, naming epoch and step, when the loss, or naming the tensor, when a weight is not finite.
     """
     model.train()
-    totals = Totals(loader.labels.device, f"epoch {epoch + 1}")
+    totals = Totals(loader.device, f"epoch {epoch + 1}")
     for step, (images, labels) in enumerate(loader.epoch(epoch), 1):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
@@ -106,10 +106,10 @@ def train_one_epoch(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: MemoryLoader, watcher: Watcher, where: str = "evaluation") -> Metrics:
+def evaluate(model: nn.Module, loader: Loader, watcher: Watcher, where: str = "evaluation") -> Metrics:
     """Cross-entropy, top-1 and top-5 over every image once. Raises TrainingDiverged when the loss is not finite."""
     model.eval()
-    totals = Totals(loader.labels.device, where)
+    totals = Totals(loader.device, where)
     for step, (images, labels) in enumerate(loader.epoch(), 1):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)

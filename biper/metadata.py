@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Metadata:
     """The identity of a network and of the data that it was trained on.
 
-    freq in radians per unit weight; mean and std per channel for images in [0, 1]; classes in the order of the logits.
+    freq in radians per unit weight; mean and std per channel for images in [0, 1]; classes in the order of the
+    logits, class_names the same in words.
     The fields of the data are empty on a network fresh from `create_model`.
     """
 
@@ -18,6 +19,7 @@ class Metadata:
     stage: int
     dataset: str = ""
     classes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: int | None = None

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from biper.config import GROUPS, SETTINGS, Config, convert, expand_tau
+from biper.config import FAMILY_DEFAULTS, GROUPS, SETTINGS, Config, convert, expand_tau
 from biper.errors import UsageError
 
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
@@ -45,24 +45,24 @@ def download_parser() -> Parser:
     return parser
 
 
-def build_parser(prog: str, description: str) -> Parser:
-    """The parser of the training commands, made of Config's fields."""
+def build_parser(prog: str, description: str, family: str) -> Parser:
+    """The parser of the training commands, made of Config's fields, with a family's defaults in its help."""
     parser = Parser(prog=prog, description=description)
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["run"].add_argument("--config", metavar="FILE", help="YAML file with sections stage1 and stage2; flags win")
     for name, f in SETTINGS.items():
-        _add_flag(groups[f.metadata["group"]], name, f)
+        _add_flag(groups[f.metadata["group"]], name, f, FAMILY_DEFAULTS[family].get(name, f.default))
         if name == "tau_min":
             groups["training"].add_argument("--tau", type=float, metavar="X", help=TAU_HELP)
     return parser
 
 
-def _add_flag(group: argparse._ArgumentGroup, name: str, f: Field[Any]) -> None:
+def _add_flag(group: argparse._ArgumentGroup, name: str, f: Field[Any], default: Any) -> None:  # noqa: ANN401
     names = [*([f.metadata["short"]] if f.metadata["short"] else []), f"--{name}"]
     hint = get_type_hints(Config)[name]
     text = f.metadata["text"].replace("%", "%%")
-    if f.default not in ("", None, ()) and hint is not bool:
-        text += f" (default {f.default})"
+    if default not in ("", None, ()) and hint is not bool:
+        text += f" (default {default})"
     if hint is bool:
         group.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from biper.checkpoint import build_network, read_checkpoint
-from biper.config import DATASETS, Config, differences
+from biper.config import DATASETS, Config, differences, make_config
 from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
@@ -30,14 +30,14 @@ def training_config(family: str, stage: int, given: Given) -> Config:
         # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
         named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
         inherited = inherit_stage1(family, given) if named else {}
-        stored = read_settings(run_folder(Config(family, stage, **(inherited | given))), stage)
+        stored = read_settings(run_folder(make_config(family, stage, inherited | given)), stage)
         if stored:
-            return _resumed(Config(family, stage, **(stored | given)), stored)
+            return _resumed(make_config(family, stage, stored | given), stored)
     if stage == 2:
         if not start:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
-        return Config(family, stage, **(inherit_stage1(family, given) | given))
-    return Config(family, stage, **given)
+        return make_config(family, stage, inherit_stage1(family, given) | given)
+    return make_config(family, stage, given)
 
 
 def _resumed(config: Config, stored: Given) -> Config:
@@ -87,4 +87,4 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic")
     taken = {name: saved[name] for name in kept if name in saved}
     settings = taken | given | {"model": m.model, "freq": m.freq}
-    return network, Config(m.family, m.stage, **settings)
+    return network, make_config(m.family, m.stage, settings)

@@ -54,6 +54,15 @@ def _gpu_numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def flush_denormals() -> None:
+    """Count the tiniest numbers as zero, on the CPU: arithmetic with them is up to twenty times slower.
+
+    Networks whose batch norms start at a gain of 1e-8 are full of them. Threads take this over from the one that starts
+    them, so it comes before any computation.
+    """
+    torch.set_flush_denormal(True)
+
+
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seed Python, NumPy, torch and CUDA; with deterministic, let no algorithm run that is not."""
     random.seed(seed)

@@ -54,6 +54,7 @@ def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
         network.metadata,
         dataset=dataset,
         classes=loaders.classes,
+        class_names=loaders.class_names,
         mean=loaders.mean,
         std=loaders.std,
         image_size=loaders.image_size,
@@ -84,7 +85,12 @@ class Stage:
         if len(self.devices) > 1:
             self.model = nn.DataParallel(self.network, self.devices)
         self.optimizer = build_optimizer(
-            self.network, name=c.optimizer, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
+            self.network,
+            family=c.family,
+            name=c.optimizer,
+            lr=c.lr,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
         )
         self.history: History = []
         self.epoch = c.start_epoch  # the next one

@@ -1,61 +1,46 @@
-"""Data sets by name, and the loaders of a run."""
+"""The loaders of a run."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 
 from biper.config import Config
-from biper.data.cifar import read_cifar
-from biper.data.digits import read_digits
-from biper.data.folder import read_folder
-from biper.data.memory import Augmentation, Images, MemoryLoader, smallest_share
+from biper.data.dali import DaliReader
+from biper.data.memory import Images, MemoryLoader
+from biper.data.order import ALONE, Loader, Order, Shard, smallest_share
+from biper.data.reading import PillowReader, Reader, Source
+from biper.data.samples import Samples
+from biper.data.sets import IMAGENET_SIZE, MemorySet, StreamSet, data_folder, default_data_path, find_set
+from biper.data.stream import StreamLoader
 from biper.errors import UsageError
 from biper.metadata import Metadata
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """How to read a split, (config, path, train) -> Images, and how to present it."""
-
-    read: Callable[[Config, Path, bool], Images]
-    mean: tuple[float, ...] = IMAGENET_MEAN  # published for CIFAR-10
-    std: tuple[float, ...] = IMAGENET_STD
-    padding: float = 1 / 8  # of the image's side: 4 pixels of 32
-    flip: bool = True
-
-
-DATASETS = {
-    "cifar10": DataSet(lambda config, path, train: read_cifar("cifar10", path, train)),
-    "cifar100": DataSet(
-        lambda config, path, train: read_cifar("cifar100", path, train), (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-    ),
-    "folder": DataSet(lambda config, path, train: read_folder(path, train, config.image_size, config.workers)),
-    "digits": DataSet(
-        lambda config, path, train: read_digits(train, config.image_size or 32),
-        mean=(0.305,) * 3,  # ours: measured on the 8x8 training images
-        std=(0.376,) * 3,
-        padding=1 / 16,
-        flip=False,  # a mirrored 2 is no 2
-    ),
-}
+__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "require_same_classes"]
 
 
 @dataclass(frozen=True)
 class Loaders:
     """What a run reads, and what its checkpoint must say about it. `train` is absent in evaluation."""
 
-    test: MemoryLoader
+    test: Loader
     classes: tuple[str, ...]
+    class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
-    train: MemoryLoader | None = None
+    train: Loader | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where batches are wanted and by whom, and how they are normalized."""
+
+    device: torch.device
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shard: Shard
+    replicas: int
 
 
 def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
@@ -67,55 +52,79 @@ def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
         raise UsageError(f"the checkpoint has {trained}, the data have {found}: give its own --dataset and --data_path")
 
 
-def default_data_path(dataset: str) -> Path:
-    """Where cifar10/dataset/download.py puts a data set unless told otherwise."""
-    return REPOSITORY / "cifar10" / "data" / dataset.upper()
-
-
 def build_loaders(
     config: Config,
     device: torch.device,
     *,
     replicas: int = 1,
+    shard: Shard = ALONE,
     train: bool = True,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Loaders:
     """The loaders of a run, test images only unless `train`.
 
-    replicas: GPUs among which a batch is divided; mean, std: a checkpoint's normalization, else the data set's.
-
-    Raises UsageError if the data are missing or unfit.
+    replicas: GPUs among which DataParallel divides a batch; shard: this process's place among those that share it;
+    mean, std: a checkpoint's normalization, else the data set's. Raises UsageError if the data are missing or unfit.
     """
-    data = DATASETS[config.dataset]
-    if config.image_size and config.dataset.startswith("cifar"):
-        raise UsageError(f"--image_size is for --dataset folder and digits; {config.dataset} has 32x32 images")
-    if config.dataset == "folder" and not config.data_path:
-        raise UsageError("--dataset folder needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it")
-    if train and smallest_share(config.batch_size, replicas) < 2:
-        raise UsageError(f"-b {config.batch_size} over {replicas} GPUs leaves one a single image: batch norm needs two")
-    path = Path(config.data_path) if config.data_path else default_data_path(config.dataset)
-    if config.data_path and config.dataset != "digits" and not path.is_dir():
-        raise UsageError(f"no data at {path}: --data_path is not a folder")
-    test_images = data.read(config, path, False)
-    mean, std = mean or data.mean, std or data.std
-    side, width = test_images.pixels.shape[1:3]
+    if train and config.batch_size % shard.size:
+        raise UsageError(f"-b {config.batch_size} is the batch of all {shard.size} processes: give a multiple of them")
+    if train and smallest_share(config.batch_size, replicas, shard.size) < 2:
+        shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
+        raise UsageError(f"-b {config.batch_size} over {shares} leaves one a single image: batch norm needs two")
+    data, path = find_set(config), data_folder(config)
+    place = Place(device, mean or data.mean, std or data.std, shard, replicas)
+    splits = (False, True) if train else (False,)
+    if isinstance(data, StreamSet):
+        loaders = _streamed(data, config, place, [data.read(path, split) for split in splits])
+    else:
+        loaders = _in_memory(data, config, place, [data.read(config, path, split) for split in splits])
+    if loaders.train is not None and not loaders.train.count:
+        raise UsageError(f"too few training images in {path}: batch norm needs two a GPU")
+    return loaders
+
+
+def _in_memory(data: MemorySet, config: Config, place: Place, splits: Sequence[Images]) -> Loaders:
+    side, width = splits[0].pixels.shape[1:3]
     if side != width:
-        raise UsageError(f"the images in {path} are {width}x{side}, not square: give --image_size N")
-    loader = partial(MemoryLoader, mean=mean, std=std, device=device)
-    test = loader(test_images, batch_size=config.batch_size_test)
-    train_loader = None
-    if train:
-        train_images = data.read(config, path, True)
-        if train_images.pixels.shape[1:] != test_images.pixels.shape[1:]:
-            raise UsageError(f"training and test images in {path} differ in size: give --image_size N")
-        train_loader = loader(
-            train_images,
-            batch_size=config.batch_size,
-            augmentation=Augmentation(round(side * data.padding), data.flip),
+        raise UsageError(f"the images in {config.data_path} are {width}x{side}, not square: give --image_size N")
+    if splits[-1].pixels.shape[1:] != splits[0].pixels.shape[1:]:
+        raise UsageError(f"training and test images in {config.data_path} differ in size: give --image_size N")
+    p = place
+    test, *train = (
+        MemoryLoader(
+            images,
+            batch_size=config.batch_size if training else config.batch_size_test,
+            mean=p.mean,
+            std=p.std,
+            device=p.device,
+            augmentation=data.augmentation(side) if training else None,
             seed=config.seed,
-            replicas=replicas,
+            replicas=p.replicas,
+            shard=p.shard,
         )
-        if not train_loader.count:
-            raise UsageError(f"too few training images in {path}: batch norm needs two a GPU")
-    return Loaders(test, test_images.classes, mean, std, side, train_loader)
+        for training, images in enumerate(splits)
+    )
+    classes = splits[0].classes
+    return Loaders(test, classes, classes, p.mean, p.std, side, train[0] if train else None)
+
+
+def _streamed(data: StreamSet, config: Config, place: Place, splits: Sequence[Samples]) -> Loaders:
+    size = config.image_size or IMAGENET_SIZE
+    p = place
+
+    def loader(samples: Samples, training: bool) -> StreamLoader:
+        batch = config.batch_size if training else config.batch_size_test
+        source = Source(samples, data.view(size, training), config.seed, replace=training)
+        reader: Reader
+        if config.use_dali:
+            reader = DaliReader(source, config.workers, p.device, -(-batch // p.shard.size))
+        else:
+            reader = PillowReader(source, config.workers, pin_memory=p.device.type == "cuda")
+        order = Order(len(samples), batch, training, config.seed, p.shard, p.replicas)
+        augmentation = data.augmentation if training else None
+        return StreamLoader(reader, order, mean=p.mean, std=p.std, device=p.device, augmentation=augmentation)
+
+    test, *train = (loader(samples, bool(training)) for training, samples in enumerate(splits))
+    s = splits[0]
+    return Loaders(test, s.classes, s.names, p.mean, p.std, size, train[0] if train else None)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -41,23 +42,11 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, 
         yield from ((file, label) for file in sorted(found))
 
 
-def decode(file: Path, image_size: int | None) -> np.ndarray:
-    """One image as (H, W, 3) uint8; with image_size its shorter side is resized to it and its centre cut out.
+def list_split(path: Path, train: bool) -> tuple[Path, tuple[str, ...], list[tuple[Path, int]]]:
+    """The folder of a split, its classes, and its files with their labels.
 
-    Raises UsageError naming a file that cannot be read.
+    Raises UsageError if there are none, or if the test images have other classes than the training images.
     """
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except Exception as error:  # decoders fail in their own ways
-        raise UsageError(f"cannot read the image {file}: {error}") from error
-    if image_size is not None and image.size != (image_size, image_size):
-        image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
-    return np.asarray(image)
-
-
-def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -> Images:
-    """Decode a split on `workers` threads, with a progress bar. Raises UsageError if the images differ in size."""
     folder = split_folder(path, train)
     classes = class_names(folder)
     other = path / "train"
@@ -67,6 +56,32 @@ def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -
     files = list(list_images(folder, classes))
     if not files:
         raise UsageError(f"no class folders in {folder}: expected {folder.name}/<class>/<image>")
+    return folder, classes, files
+
+
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except Exception as error:  # decoders fail in their own ways
+        raise UsageError(f"cannot read the image {file}: {error}") from error
+
+
+def decode(file: Path, image_size: int | None) -> np.ndarray:
+    """One image as (H, W, 3) uint8; with image_size its shorter side is resized to it and its centre cut out.
+
+    Raises UsageError naming a file that cannot be read.
+    """
+    image = open_image(file)
+    if image_size is not None and image.size != (image_size, image_size):
+        image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
+    return np.asarray(image)
+
+
+def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -> Images:
+    """Decode a split on `workers` threads, with a progress bar. Raises UsageError if the images differ in size."""
+    folder, classes, files = list_split(path, train)
     first = decode(files[0][0], image_size)
     check_memory(folder, COPIES * len(files) * first.nbytes)
     pixels = torch.empty((len(files), *first.shape), dtype=torch.uint8)

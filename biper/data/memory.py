@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from biper.data.order import ALONE, Order, Shard
+
 
 @dataclass(frozen=True)
 class Images:
@@ -29,17 +31,10 @@ class Augmentation:
     flip: bool
 
 
-def smallest_share(batch: int, replicas: int) -> int:
-    """Images that the last GPU gets when DataParallel divides a batch among `replicas`."""
-    share = -(-batch // replicas)
-    return batch - share * ((batch - 1) // share)
-
-
 class MemoryLoader:
     """Batches (images (B, 3, H, W) float32 normalized, labels (B,)) on the device, without a host round trip.
 
-    With an augmentation it is a training loader: every epoch has its own order and crops, a function of seed and
-    epoch alone, and a last batch that leaves one of `replicas` GPUs a single image is left out: batch norm needs two.
+    A Loader. With an augmentation it trains: every epoch has its own order and crops, a function of seed and epoch alone.
     Without one it gives every image once, in order.
     """
 
@@ -54,49 +49,62 @@ class MemoryLoader:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         replicas: int = 1,
+        shard: Shard = ALONE,
     ) -> None:
+        self.device, self.replaced = device, 0
         self.size = tuple(images.pixels.shape[1:3])
         self.labels = images.labels.to(device)
         self.mean = torch.tensor(mean, device=device) * 255  # (3,), of pixels in 0..255
         self.std = torch.tensor(std, device=device) * 255
         self.augmentation = augmentation
-        self.seed = seed
         pad = augmentation.padding if augmentation else 0
         self.pixels = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)).to(device)  # once: crops read from here
-        count = len(images.labels)
-        last = count % batch_size
-        drop = augmentation is not None and last > 0 and smallest_share(last, replicas) < 2
-        self.count = count - last if drop else count
-        self.batch_size = batch_size
+        shuffled = augmentation is not None
+        self.order = Order(len(images.labels), batch_size, shuffled, seed, shard, replicas)
+        self.count = self.order.count
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return len(self.order)
 
-    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch."""
-        device = self.labels.device
-        generator = torch.Generator(device)
+    def weight(self, step: int) -> float:
+        """As `Loader.weight`."""
+        return self.order.weight(step)
+
+    def epoch(self, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's batches of an epoch from a step on."""
+        generator = torch.Generator(self.device)
         # SeedSequence keeps (seed 0, epoch 1) apart from (seed 1, epoch 0)
-        generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1))
-        total = len(self.labels)
-        order = torch.arange(total, device=device)
+        keys = np.random.SeedSequence((self.order.seed, epoch)).generate_state(1, np.uint64)
+        generator.manual_seed(int(keys[0] >> 1))
+        total = self.order.total
+        order = torch.arange(total, device=self.device)
         if self.augmentation:
-            order = torch.randperm(total, device=device, generator=generator)
-        for chosen in order[: self.count].split(self.batch_size):
-            pixels = self._crop(chosen, generator) if self.augmentation else self.pixels[chosen]
+            order = torch.randperm(total, device=self.device, generator=generator)
+        for step, chosen in enumerate(order[: self.count].split(self.order.batch_size)):
+            place = self._draw(len(chosen), generator)  # for all processes, and for steps that are passed over
+            part = self.order.part(step)
+            if step < first_step or part.start == part.stop:
+                continue
+            mine = chosen[part]
+            pixels = self._crop(mine, *(x[part] for x in place)) if place else self.pixels[mine]
             images = (pixels.float() - self.mean) / self.std  # (B, H, W, 3)
-            yield images.permute(0, 3, 1, 2).contiguous(), self.labels[chosen]
+            yield images.permute(0, 3, 1, 2).contiguous(), self.labels[mine]
 
-    def _crop(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Corners of the crops, row and column (B, 1) each, and whether to flip (B, 1); nothing without augmentation."""
+        a = self.augmentation
+        if a is None:
+            return ()
+        corner = torch.randint(2 * a.padding + 1, (2, batch, 1), device=self.device, generator=generator)
+        flip = corner.new_zeros((batch, 1), dtype=torch.bool)
+        if a.flip:
+            flip = torch.rand((batch, 1), device=self.device, generator=generator) < 0.5
+        return corner[0], corner[1], flip
+
+    def _crop(self, chosen: Tensor, row: Tensor, column: Tensor, flip: Tensor) -> Tensor:
         """Crops and flips of the chosen images (B,) in one gather: (B, H, W, 3) uint8."""
-        assert self.augmentation is not None
         height, width = self.size
-        device, batch = chosen.device, len(chosen)
-        corner = torch.randint(2 * self.augmentation.padding + 1, (2, batch, 1), device=device, generator=generator)
-        rows = corner[0] + torch.arange(height, device=device)  # (B, H)
-        columns = torch.arange(width, device=device).expand(batch, width)
-        if self.augmentation.flip:
-            flipped = torch.rand((batch, 1), device=device, generator=generator) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
-        columns = corner[1] + columns  # (B, W)
+        rows = row + torch.arange(height, device=self.device)  # (B, H)
+        columns = torch.arange(width, device=self.device).expand(len(chosen), width)
+        columns = column + torch.where(flip, columns.flip(1), columns)  # (B, W)
         return self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]

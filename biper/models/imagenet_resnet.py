@@ -53,7 +53,7 @@ class ImageNetResNet(Network):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            elif isinstance(module, nn.BatchNorm2d):  # not the head's BatchNorm1d, as published
                 nn.init.constant_(module.weight, INITIAL_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:

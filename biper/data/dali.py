@@ -1,0 +1,159 @@
+"""NVIDIA DALI as a reader: decoding and resizing in its threads, on the GPU where there is one.
+
+It is told what to do image by image, so that it sees the images, the crops and the rounding that the Pillow reader sees.
+"""
+
+import io
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from biper.data.folder import open_image
+from biper.data.reading import Batch, Request, Requests, Source, available_cores
+from biper.errors import UsageError
+
+AHEAD = 3  # batches whose files are read before they are due
+END_OF_JPEG = b"\xff\xd9"
+Prepared = tuple[np.ndarray, ...]  # encoded bytes; start and shape of the region; resized size; start of the square
+
+
+def require_dali() -> None:
+    """Raise UsageError unless DALI is installed."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        advice = "pip install -e '.[dali]' in the repository, or '.[dali-cuda130]' for CUDA 13"
+        raise UsageError(f"--use_dali needs DALI: {advice}; or leave --use_dali out") from error
+
+
+class DaliReader:
+    """Decodes in `workers` threads of DALI, at most one a CPU core, or on the GPU. A Reader."""
+
+    def __init__(self, source: Source, workers: int, device: torch.device, batch_size: int) -> None:
+        require_dali()
+        self.source, self.device, self.batch_size = source, device, batch_size
+        self.threads = max(1, min(workers, available_cores()))
+
+    def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
+        """One Batch for each that is asked for."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            feed = _Feed(self.source, batches, pool)
+            pipe = self._pipeline(feed)
+            while True:
+                try:
+                    (output,) = pipe.run()
+                except StopIteration:
+                    if feed.error:
+                        yield Batch(torch.empty(0), torch.empty(0), [], feed.error)
+                    return
+                except RuntimeError as error:
+                    raise UsageError(_undecodable(feed, error)) from error
+                labels, wrong = feed.given.popleft()
+                yield Batch(self._to_torch(output), torch.tensor(labels), wrong)
+
+    def _pipeline(self, feed: "_Feed") -> Any:  # noqa: ANN401  (DALI has no types)
+        from nvidia.dali import fn, pipeline_def, types
+
+        on_gpu = self.device.type == "cuda"
+        size = self.source.view.size
+
+        @pipeline_def(
+            batch_size=self.batch_size,
+            num_threads=self.threads,
+            device_id=self.device.index or 0 if on_gpu else None,
+            prefetch_queue_depth=2,
+        )
+        def decode() -> Any:  # noqa: ANN401
+            encoded, start, shape, resized, corner = fn.external_source(feed, num_outputs=5, batch=True)
+            region = fn.decoders.image_slice(
+                encoded,
+                start=start,
+                shape=shape,
+                axis_names="HW",
+                output_type=types.RGB,
+                adjust_orientation=False,  # as Pillow
+                device="mixed" if on_gpu else "cpu",
+            )
+            image = fn.resize(region, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
+            return fn.slice(image, start=corner, shape=(size, size), axis_names="HW")
+
+        pipe = decode()
+        pipe.build()
+        return pipe
+
+    def _to_torch(self, output: Any) -> Tensor:  # noqa: ANN401
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        tensor = output.as_tensor()
+        pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
+        stream = torch.cuda.current_stream(self.device) if pixels.is_cuda else None
+        feed_ndarray(tensor, pixels, cuda_stream=stream)
+        return pixels
+
+
+class _Feed:
+    """Iterator that DALI draws its input from; keeps labels and damages of the batches that it has given."""
+
+    def __init__(self, source: Source, batches: Iterator[Requests], pool: ThreadPoolExecutor) -> None:
+        self.source, self.batches, self.pool = source, batches, pool
+        self.coming: deque[list[Future[tuple[Prepared, int, list[str]]]]] = deque()
+        self.given: deque[tuple[list[int], list[str]]] = deque()
+        self.error = ""
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> tuple[list[np.ndarray], ...]:
+        for requests in islice(self.batches, AHEAD + 1 - len(self.coming)):
+            self.coming.append([self.pool.submit(self.source.intact, r, self._prepare) for r in requests])
+        if not self.coming or self.error:
+            raise StopIteration
+        try:
+            prepared, labels, wrong = zip(*(future.result() for future in self.coming.popleft()), strict=True)
+        except UsageError as error:
+            self.error = str(error)
+            for future in (f for batch in self.coming for f in batch):
+                future.cancel()
+            raise StopIteration from error
+        self.given.append((list(labels), [text for w in wrong for text in w]))
+        return tuple(list(column) for column in zip(*prepared, strict=True))
+
+    def _prepare(self, request: Request) -> Prepared:
+        file = self.source.samples.path(request.index)
+        encoded, (width, height) = encoded_image(file)
+        window = self.source.view.window(width, height, self.source.random(request))
+        left, top, region_width, region_height = window.region
+        corner = np.array(window.corner[::-1], np.int32)
+        start, shape = np.array([top, left], np.int32), np.array([region_height, region_width], np.int32)
+        return encoded, start, shape, np.array(window.resized[::-1], np.float32), corner
+
+
+def encoded_image(file: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image's bytes for DALI, (N,) uint8, and its (width, height).
+
+    A whole JPEG in grey or RGB is given as it is; for everything else, a JPEG that ends early among it, Pillow's word
+    counts: it is decoded here and given as PNG. Raises UsageError naming a file that Pillow cannot read.
+    """
+    try:
+        data = np.fromfile(file, np.uint8)
+        with Image.open(io.BytesIO(data)) as image:
+            size, mode, kind = image.size, image.mode, image.format
+    except Exception as error:  # decoders fail in their own ways
+        raise UsageError(f"cannot read the image {file}: {error}") from error
+    if kind == "JPEG" and mode in ("RGB", "L") and data[-2:].tobytes() == END_OF_JPEG:
+        return data, size
+    lossless = io.BytesIO()
+    open_image(file).save(lossless, "PNG", compress_level=0)
+    return np.frombuffer(lossless.getvalue(), np.uint8), size
+
+
+def _undecodable(feed: _Feed, error: RuntimeError) -> str:
+    lines = [line for line in str(error).splitlines() if "Assert" in line or "rror" in line]
+    return f"DALI cannot read a batch ({lines[-1] if lines else error}); leave --use_dali out to learn which image"
