@@ -19,7 +19,7 @@ from biper.errors import UsageError
 from biper.metadata import Metadata
 from biper.models import Network, create_model
 
-FORMAT = 1
+FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
 LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 

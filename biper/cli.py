@@ -1,17 +1,22 @@
 """The commands: from argv to a training run, an evaluation or a table; errors become one line and an exit code."""
 
+import logging
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from biper.errors import TrainingDiverged, UsageError
 from biper.options import build_parser, checkpoints_parser, download_parser, read_options
 
+if TYPE_CHECKING:
+    from biper.distributed import Processes
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # of another process
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
     2: "BiPer, stage 2: start from stage 1 and make the weights binary.",
@@ -43,51 +48,59 @@ def _run(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (UsageError, TrainingDiverged, OSError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and not isinstance(error, TrainingDiverged):
-            if not any(words in text for words in OUT_OF_MEMORY):
+        code, text = 2, str(error)
+        if isinstance(error, TrainingDiverged):
+            code = 1
+        elif isinstance(error, RuntimeError):
+            if any(words in text for words in OUT_OF_MEMORY):
+                text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
+            elif any(words in text for words in LOST):
+                code, text = 1, f"another process ended: {text.splitlines()[0]}"
+            else:
                 raise
-            text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, TrainingDiverged) else 2)
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}", file=sys.stderr)
+        sys.exit(code)
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
     parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage], family or "cifar10")
     given = read_options(parser, argv, stage)
-    from biper.record import log_to_console  # torch loads here, after --help and a wrong flag were answered
+    from biper.distributed import launched_processes, restarted  # torch loads here, after --help and a wrong flag
+    from biper.record import log_to_console
     from biper.runtime import flush_denormals, signals_interrupt
 
     flush_denormals()
-    log_to_console()
+    processes = launched_processes()
+    log_to_console(logging.INFO if processes.main else logging.WARNING)
     with signals_interrupt():
         if given.get("evaluate"):
-            _evaluate(family, stage, given)
+            _evaluate(family, stage, given, processes)
         elif family is None or stage is None:
             raise UsageError("give the checkpoint to evaluate: -e FILE")
         else:
-            _train(family, stage, given)
+            _train(family, stage, given | ({"resume": True} if restarted() else {}), processes)
 
 
-def _train(family: str, stage: int, given: dict[str, Any]) -> None:
+def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes") -> None:
     from biper.resolve import training_config
     from biper.train import train
 
     config = training_config(family, stage, given)
     try:
-        train(config)
+        train(config, processes)
     except KeyboardInterrupt as error:
         again = shlex.join([sys.executable, *(a for a in sys.argv if a != "--resume"), "--resume"])
         print(f"stopped by {error}; every finished epoch is saved. To go on: {again}", file=sys.stderr)
         raise
 
 
-def _evaluate(family: str | None, stage: int | None, given: dict[str, Any]) -> None:
+def _evaluate(family: str | None, stage: int | None, given: dict[str, Any], processes: "Processes") -> None:
     from biper.evaluate import evaluate_checkpoint
     from biper.resolve import evaluation
 
     network, config = evaluation(family, stage, given)
-    evaluate_checkpoint(network, config)
+    evaluate_checkpoint(network, config, processes)
 
 
 def _quantization_error(argv: Sequence[str] | None) -> None:

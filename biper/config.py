@@ -60,9 +60,14 @@ class Config:
         "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
     )
     image_size: int | None = setting(
-        None, "data", "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are", low=8
+        None,
+        "data",
+        "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are",
+        low=8,
     )
-    workers: int = setting(8, "data", "processes or threads that decode images, a core each at most", low=0, runtime=True)
+    workers: int = setting(
+        8, "data", "processes or threads that decode images, a core each at most", low=0, runtime=True
+    )
     use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
 
     epochs: int = setting(600, "training", "epochs in all", low=1)

@@ -1,6 +1,7 @@
 """One pass over the data: train_one_epoch and evaluate. Nothing in the loops waits for the device."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from biper.data.order import Loader
+from biper.distributed import total
 from biper.errors import TrainingDiverged
 from biper.loss import periodic_regularizer
 from biper.runtime import DelayedRead
@@ -36,23 +38,23 @@ class Watcher(Protocol):
 
 
 class Totals:
-    """Sums of a pass, kept on the device."""
+    """Sums of a pass, kept on the device. `sums` and `count` may begin with those of an earlier part of the pass."""
 
-    def __init__(self, device: torch.device, where: str) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, regularizer, top-1 and top-5 hits
-        self.losses: list[Tensor] = []  # one scalar a step, to name the step that diverged
-        self.count = 0
+    def __init__(self, device: torch.device, where: str, sums: Sequence[float] = (0.0,) * 4, count: int = 0) -> None:
+        # loss, regularizer, top-1 and top-5 hits; this process's alone
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+        self.losses: dict[int, Tensor] = {}  # one scalar a step, to name the step that diverged
+        self.count = count
         self.where = where
         self._read = DelayedRead()
-        self._counts: list[int] = []
 
-    def add(self, loss: Tensor, regularizer: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a step. loss, regularizer: scalars; logits: (B, classes); labels: (B,)."""
+    def add(self, step: int, loss: Tensor, regularizer: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step, counted from 1. loss, regularizer: scalars; logits: (B, classes); labels: (B,)."""
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
         batch = len(labels)
-        step = torch.stack([loss * batch, regularizer * batch, best[:, 0].sum(), best.sum()])
-        self.sums += step.detach()
-        self.losses.append((loss + regularizer).detach())
+        sums = torch.stack([loss * batch, regularizer * batch, best[:, 0].sum(), best.sum()])
+        self.sums += sums.detach()
+        self.losses[step] = (loss + regularizer).detach()
         self.count += batch
 
     def glance(self, ask: bool) -> Metrics | None:
@@ -66,40 +68,59 @@ class Totals:
             self._name_divergence()
         return self._metrics(values[:4], int(values[4]))
 
+    def over_processes(self) -> tuple[list[float], int]:
+        """The sums and the count of all processes; this waits for the device. Raises TrainingDiverged."""
+        values = total(torch.cat([self.sums, self.sums.new_full((1,), self.count)])).tolist()
+        if not math.isfinite(values[0] + values[1]):  # every process sees it, so all of them stop
+            self._name_divergence()
+            raise TrainingDiverged(f"the loss is {values[0] + values[1]} in {self.where}")
+        return values[:4], int(values[4])
+
     def metrics(self) -> Metrics:
-        """The means of the whole pass; this waits for the device. Raises TrainingDiverged naming the step."""
-        self._name_divergence()
-        return self._metrics(self.sums.tolist(), self.count)
+        """The means of the whole pass over all processes; this waits for the device. Raises TrainingDiverged."""
+        return self._metrics(*self.over_processes())
 
     def _metrics(self, sums: list[float], count: int) -> Metrics:
         loss, regularizer, top1, top5 = sums
         return Metrics(loss / count, regularizer / count, 100 * top1 / count, 100 * top5 / count, count)
 
     def _name_divergence(self) -> None:
-        losses = torch.stack(self.losses)
-        bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        if bad:
-            raise TrainingDiverged(f"the loss is {losses[bad[0]].item()} in {self.where}, step {bad[0] + 1}")
+        finite = torch.stack(list(self.losses.values())).isfinite().tolist()
+        for (step, loss), good in zip(self.losses.items(), finite, strict=True):
+            if not good:
+                raise TrainingDiverged(f"the loss is {loss.item()} in {self.where}, step {step}")
 
 
 def train_one_epoch(
-    model: nn.Module, loader: Loader, optimizer: Optimizer, *, epoch: int, tau: float, watcher: Watcher
+    model: nn.Module,
+    loader: Loader,
+    optimizer: Optimizer,
+    *,
+    epoch: int,
+    tau: float,
+    watcher: Watcher,
+    totals: Totals | None = None,
+    first_step: int = 0,
+    after_step: Callable[[int, Totals], None] = lambda step, totals: None,
 ) -> Metrics:
     """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
 
-    Raises TrainingDiverged, naming epoch and step, when the loss, or naming the tensor, when a weight is not finite.
+    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; after_step is called
+    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss, or naming the
+    tensor, when a weight is not finite.
     """
     model.train()
-    totals = Totals(loader.device, f"epoch {epoch + 1}")
-    for step, (images, labels) in enumerate(loader.epoch(epoch), 1):
+    totals = totals or Totals(loader.device, f"epoch {epoch + 1}")
+    for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         regularizer = periodic_regularizer(model, tau) if tau else loss.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
-        torch.add(loss, regularizer).backward()
+        torch.add(loss * loader.weight(step - 1), regularizer).backward()
         optimizer.step()
-        totals.add(loss, regularizer, logits, labels)
+        totals.add(step, loss, regularizer, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
+        after_step(step, totals)
     metrics = totals.metrics()
     _check_finite(model, epoch)
     return metrics
@@ -113,7 +134,7 @@ def evaluate(model: nn.Module, loader: Loader, watcher: Watcher, where: str = "e
     for step, (images, labels) in enumerate(loader.epoch(), 1):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
-        totals.add(loss, loss.new_zeros(()), logits, labels)
+        totals.add(step, loss, loss.new_zeros(()), logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
     return totals.metrics()
 

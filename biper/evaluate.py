@@ -3,24 +3,32 @@
 import logging
 
 from biper.config import Config
-from biper.data import build_loaders, require_same_classes
+from biper.data import Shard, build_loaders, require_same_classes
+from biper.distributed import Processes, joined
 from biper.engine import Metrics, evaluate
 from biper.models import Network
 from biper.record import Progress
 from biper.runtime import describe_devices, seed_everything, select_devices
 
 log = logging.getLogger("biper")
+ALONE = Processes()
 
 
-def evaluate_checkpoint(network: Network, config: Config) -> Metrics:
-    """Log and return the metrics of a loaded network over the test images.
+def evaluate_checkpoint(network: Network, config: Config, processes: Processes = ALONE) -> Metrics:
+    """Log and return the metrics of a loaded network over the test images, shared with the other processes if any.
 
     Normalization and classes are the network's own where it knows them. Raises UsageError if the data are others.
     """
-    device = select_devices(config.device, config.gpus, config.type)[0]
+    with joined(processes):
+        return _evaluate(network, config, processes)
+
+
+def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics:
+    device = select_devices(config.device, config.gpus, config.type, processes)[0]
     seed_everything(config.seed, config.deterministic)
     m = network.metadata
-    loaders = build_loaders(config, device, train=False, mean=m.mean, std=m.std)
+    shard = Shard(processes.rank, processes.size)
+    loaders = build_loaders(config, device, shard=shard, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)
     log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices([device]))
     if not m.classes:

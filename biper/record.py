@@ -33,9 +33,9 @@ class ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
-def log_to_console() -> None:
-    """Show the log on standard output, once however often it is asked for."""
-    log.setLevel(logging.INFO)
+def log_to_console(level: int = logging.INFO) -> None:
+    """Show the log from a level up on standard output, once however often it is asked for."""
+    log.setLevel(level)
     if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
         log.addHandler(ConsoleHandler())
 
@@ -65,9 +65,12 @@ def lock(file: logging.FileHandler, folder: Path) -> None:
 class Progress:
     """One pass's progress: a bar on a terminal, else a line every print_freq steps. A context and an engine.Watcher."""
 
-    def __init__(self, title: str, steps: int, print_freq: int) -> None:
+    def __init__(self, title: str, steps: int, print_freq: int, first_step: int = 0) -> None:
         self.title, self.steps, self.print_freq = title, steps, print_freq
-        self.bar = tqdm(total=steps, desc=title, unit="step", disable=None, leave=False, dynamic_ncols=True)
+        hidden = None if log.isEnabledFor(logging.INFO) else True  # None: on a terminal alone
+        self.bar = tqdm(
+            total=steps, initial=first_step, desc=title, unit="step", disable=hidden, leave=False, dynamic_ncols=True
+        )
 
     def advance(self, step: int, running: Metrics | None) -> None:
         """One step done; `running` are means that have arrived from the device."""

@@ -13,13 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from biper.distributed import Processes
 from biper.errors import UsageError
 
+ALONE = Processes()
 
-def select_devices(device: str, gpus: str, tensor_type: str = "") -> list[torch.device]:
+
+def select_devices(device: str, gpus: str, tensor_type: str = "", processes: Processes = ALONE) -> list[torch.device]:
     """The devices of a run, the first of which holds the model; one CPU if there is no GPU and none was insisted on.
 
-    device: auto, cpu, cuda, cuda:N; gpus: comma-separated numbers. Raises UsageError for what this machine lacks.
+    device: auto, cpu, cuda, cuda:N; gpus: comma-separated numbers. Of several processes on a machine each takes one of
+    those GPUs, or of all of them where one alone is named. Raises UsageError for what this machine lacks.
     """
     if tensor_type == "torch.FloatTensor":
         if device not in ("auto", "cpu"):
@@ -36,6 +40,13 @@ def select_devices(device: str, gpus: str, tensor_type: str = "") -> list[torch.
     missing = [n for n in numbers if n >= found]
     if missing:
         raise UsageError(f"GPU {missing[0]} is not there: this machine has {found} CUDA GPUs, counted from 0")
+    if processes.size > 1:
+        numbers = numbers if len(numbers) > 1 else list(range(found))
+        if processes.local_rank >= len(numbers):
+            raise UsageError(
+                f"no GPU for process {processes.local_rank + 1} of this machine: it may use {len(numbers)}"
+            )
+        numbers = [numbers[processes.local_rank]]
     torch.cuda.set_device(numbers[0])  # so that nothing opens a context on a GPU that was not asked for
     return [torch.device("cuda", n) for n in numbers]
 

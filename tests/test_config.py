@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-import biper.data
 from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau
+from biper.data.sets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
 from biper.options import build_parser, read_options, read_yaml
 
-CONFIGS = sorted((Path(__file__).parents[1] / "cifar10" / "configs").glob("*.yaml"))
+CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 
 
-def options(*argv, stage=1):
-    return read_options(build_parser("main.py", ""), argv, stage)
+def options(*argv, stage=1, family="cifar10"):
+    return read_options(build_parser("main.py", "", family), argv, stage)
 
 
 def test_defaults_are_the_published_ones():
@@ -160,11 +160,12 @@ def test_differences_ignore_where_and_on_what_a_run_runs():
 
 
 def test_the_data_sets_of_the_flag_are_those_that_can_be_read():
-    assert set(DATASETS) == set(biper.data.DATASETS)
+    assert set(DATASETS) == set(MEMORY_SETS) | set(STREAM_SETS)
 
 
 def test_help_is_grouped_and_complete():
-    text = build_parser("main.py", "d").format_help()
+    text = build_parser("main.py", "d", "imagenet").format_help()
     for group in ("run:", "network:", "data:", "training:", "hardware:"):
         assert group in text
     assert all(f"--{name}" in text for name in (*SETTINGS, "config", "tau"))
+    assert "(default 0.85)" in text

@@ -38,12 +38,12 @@ def test_nothing_in_the_loop_waits_for_the_device():
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
     class Strict:
-        labels = train.labels
+        device, weight = train.device, train.weight
 
-        def epoch(self, epoch):
+        def epoch(self, epoch, first_step):
             torch.cuda.set_sync_debug_mode("error")  # from the first batch to the last
             try:
-                yield from train.epoch(epoch)
+                yield from train.epoch(epoch, first_step)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 

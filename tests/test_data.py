@@ -13,10 +13,11 @@ from PIL import Image
 
 from biper.cli import download_main
 from biper.config import Config
-from biper.data import DATASETS, build_loaders, default_data_path
+from biper.data import build_loaders, default_data_path
 from biper.data.cifar import READERS, read_cifar
 from biper.data.digits import read_digits
 from biper.data.folder import check_memory, read_folder
+from biper.data.sets import MEMORY_SETS
 from biper.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -35,8 +36,8 @@ def test_digits_are_split_once_and_stratified():
 
 def test_digits_normalization_is_measured():
     pixels = read_digits(True, 8).pixels.float() / 255
-    assert pixels.mean().item() == pytest.approx(DATASETS["digits"].mean[0], abs=0.003)
-    assert pixels.std().item() == pytest.approx(DATASETS["digits"].std[0], abs=0.003)
+    assert pixels.mean().item() == pytest.approx(MEMORY_SETS["digits"].mean[0], abs=0.003)
+    assert pixels.std().item() == pytest.approx(MEMORY_SETS["digits"].std[0], abs=0.003)
 
 
 def test_folder_reads_every_format_and_mode(image_folder):

@@ -88,10 +88,10 @@ def test_divergence_names_epoch_and_step(print_freq):
     model, train = network(), loader(True)
 
     class Poisoned:
-        labels = train.labels
+        device, weight = CPU, train.weight
 
-        def epoch(self, epoch):
-            for i, (images, labels) in enumerate(train.epoch(epoch), 1):
+        def epoch(self, epoch, first_step):
+            for i, (images, labels) in enumerate(train.epoch(epoch, first_step), 1):
                 yield (images * math.nan if i == 2 else images), labels
 
     with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 5, step 2"):
@@ -146,8 +146,8 @@ def test_delayed_read_gives_the_value_of_when_it_was_asked():
 
 def test_totals_weigh_batches_by_their_size():
     totals = Totals(CPU, "here")
-    for size, loss in ((3, 1.0), (1, 5.0)):
+    for step, (size, loss) in enumerate(((3, 1.0), (1, 5.0)), 1):
         logits, labels = torch.eye(10)[:size], torch.arange(size)
-        totals.add(torch.tensor(loss), torch.tensor(0.5), logits, labels)
+        totals.add(step, torch.tensor(loss), torch.tensor(0.5), logits, labels)
     metrics = totals.metrics()
     assert (metrics.loss, metrics.regularizer, metrics.top1, metrics.count) == (2.0, 0.5, 100.0, 4)

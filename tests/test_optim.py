@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from biper import create_model
-from biper.optim import build_optimizer
+from biper.optim import build_optimizer, parameter_groups
 
 
 def build(name):
-    return build_optimizer(create_model("resnet20_1w1a"), name=name, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    model = create_model("resnet20_1w1a")
+    return build_optimizer(model, family="cifar10", name=name, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
@@ -25,3 +26,31 @@ def test_sgd_has_momentum():
 def test_unknown_name():
     with pytest.raises(ValueError, match="sgd, adam"):
         build("lamb")
+
+
+DECAY = {  # a parameter's name, and whether it decays
+    "resnet18_1w1a": {
+        "conv1.weight": True,
+        "bn1.weight": False,
+        "layer2.0.conv1.weight": True,
+        "layer2.0.conv1.alpha": True,
+        "layer2.0.bn1.bias": False,
+        "layer2.0.downsample.0.weight": False,
+        "layer2.0.downsample.1.weight": False,
+        "bn2.weight": False,
+        "fc.weight": True,
+        "fc.bias": True,
+    },
+    "mobilenet_1w1a": {"model.0.0.weight": False, "model.1.conv3.alpha": True, "model.1.bn3.weight": False},
+}
+
+
+@pytest.mark.parametrize("name", DECAY)
+def test_of_imagenet_networks_only_layers_named_conv_and_fc_decay(name):
+    model = create_model(name, "imagenet", num_classes=3)
+    decayed, kept = parameter_groups(model, "imagenet", 1e-4)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-4, 0.0)
+    inside = {id(p) for p in decayed["params"]}
+    parameters = dict(model.named_parameters())
+    assert {key: id(parameters[key]) in inside for key in DECAY[name]} == DECAY[name]
+    assert len(decayed["params"]) + len(kept["params"]) == len(parameters)

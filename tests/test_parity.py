@@ -1,8 +1,8 @@
 """Against the numbers of the paper's published code, made by the rule of parity/fill.py.
 
-Here in float64, which decides every sign as the reference's float32 does, on any CPU; in float32 another CPU's rounding can
-flip the sign of an activation that is almost zero. Stage 2's numbers were made on stage 1's network after its training
-pass, so batch norm's statistics have moved.
+Here in float64, which decides every sign as the reference's float32 does, on any CPU; in float32 another CPU's
+rounding can flip the sign of an activation that is almost zero. Stage 2's numbers were made on stage 1's network after
+its training pass, so batch norm's statistics have moved.
 """
 
 import json

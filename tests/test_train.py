@@ -12,7 +12,7 @@ from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import biper
-from biper import train as train_module
+from biper import stage as stage_module
 from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.engine import Metrics
 
@@ -85,14 +85,14 @@ def short_run(folder, *more):
 
 def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path, command, monkeypatch):
     assert command(*short_run(tmp_path / "whole"))[0] == 0
-    save = train_module.save_checkpoint
+    save = stage_module.save_checkpoint
 
     def stopping(contents, path):
         save(contents, path)
         if contents["epoch"] == 2:  # before the best checkpoint and metrics.csv are written
             raise KeyboardInterrupt("SIGINT")
 
-    monkeypatch.setattr(train_module, "save_checkpoint", stopping)
+    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
     code, _, err = command(*short_run(tmp_path / "cut"))
     assert code == 130
     assert "--resume" in err
@@ -154,7 +154,7 @@ def test_other_settings_of_the_paper(tmp_path, command, monkeypatch):
 
 
 def test_a_run_in_which_no_epoch_improves(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(train_module, "evaluate", lambda *_: Metrics(1.0, 0.0, 10.0, 50.0, 360))
+    monkeypatch.setattr(stage_module, "evaluate", lambda *_: Metrics(1.0, 0.0, 10.0, 50.0, 360))
     code, out, err = command(*TINY, "--epochs", 2, "--results_dir", tmp_path)
     assert code == 0, err
     assert "(epoch 1)" in out
@@ -163,14 +163,14 @@ def test_a_run_in_which_no_epoch_improves(tmp_path, command, monkeypatch):
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatch):
-    run = train_module.train_one_epoch
+    run = stage_module.train_one_epoch
 
-    def poisoned(model, loader, optimizer, *, epoch, tau, watcher):
+    def poisoned(model, loader, optimizer, *, epoch, **options):
         if epoch == 1:
             model.linear.weight.data[:] = np.nan
-        return run(model, loader, optimizer, epoch=epoch, tau=tau, watcher=watcher)
+        return run(model, loader, optimizer, epoch=epoch, **options)
 
-    monkeypatch.setattr(train_module, "train_one_epoch", poisoned)
+    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 3, "--results_dir", tmp_path)
     assert code == 1
     assert err.startswith("error: the loss is nan in epoch 2, step 1; the last good checkpoint, of epoch 1, is")

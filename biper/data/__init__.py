@@ -31,6 +31,11 @@ class Loaders:
     image_size: int
     train: Loader | None = None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are held on the device."""
+        return isinstance(self.test, MemoryLoader)
+
 
 @dataclass(frozen=True)
 class Place:

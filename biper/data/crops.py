@@ -1,4 +1,4 @@
-"""Which part of an image is shown, and at what size: decided from its size alone, so that every loader cuts the same."""
+"""Which part of an image is shown, and at what size: decided from its size, so that every loader cuts the same."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ class Window:
 class View(Protocol):
     """Where to look in an image of a given size."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """The side of the square that is shown."""
 
     def window(self, width: int, height: int, random: np.random.Generator) -> Window:
         """The window on an image of width x height pixels."""

@@ -1,6 +1,6 @@
 """NVIDIA DALI as a reader: decoding and resizing in its threads, on the GPU where there is one.
 
-It is told what to do image by image, so that it sees the images, the crops and the rounding that the Pillow reader sees.
+It is told what to do image by image, so that images, crops and rounding are those of the Pillow reader.
 """
 
 import io
@@ -59,18 +59,13 @@ class DaliReader:
                 yield Batch(self._to_torch(output), torch.tensor(labels), wrong)
 
     def _pipeline(self, feed: "_Feed") -> Any:  # noqa: ANN401  (DALI has no types)
-        from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
         size = self.source.view.size
-
-        @pipeline_def(
-            batch_size=self.batch_size,
-            num_threads=self.threads,
-            device_id=self.device.index or 0 if on_gpu else None,
-            prefetch_queue_depth=2,
-        )
-        def decode() -> Any:  # noqa: ANN401
+        device_id = (self.device.index or 0) if on_gpu else None
+        pipe = Pipeline(self.batch_size, self.threads, device_id, prefetch_queue_depth=2)
+        with pipe:
             encoded, start, shape, resized, corner = fn.external_source(feed, num_outputs=5, batch=True)
             region = fn.decoders.image_slice(
                 encoded,
@@ -82,9 +77,7 @@ class DaliReader:
                 device="mixed" if on_gpu else "cpu",
             )
             image = fn.resize(region, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
-            return fn.slice(image, start=corner, shape=(size, size), axis_names="HW")
-
-        pipe = decode()
+            pipe.set_outputs(fn.slice(image, start=corner, shape=(size, size), axis_names="HW"))
         pipe.build()
         return pipe
 
@@ -126,7 +119,7 @@ class _Feed:
         return tuple(list(column) for column in zip(*prepared, strict=True))
 
     def _prepare(self, request: Request) -> Prepared:
-        file = self.source.samples.path(request.index)
+        file = self.source.samples.path(request.image)
         encoded, (width, height) = encoded_image(file)
         window = self.source.view.window(width, height, self.source.random(request))
         left, top, region_width, region_height = window.region
@@ -143,7 +136,7 @@ def encoded_image(file: str) -> tuple[np.ndarray, tuple[int, int]]:
     """
     try:
         data = np.fromfile(file, np.uint8)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
             size, mode, kind = image.size, image.mode, image.format
     except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error

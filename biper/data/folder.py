@@ -63,7 +63,8 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read."""
     try:
         with Image.open(file) as opened:
-            return opened.convert("RGB")
+            image: Image.Image = opened.convert("RGB")
+            return image
     except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error
 

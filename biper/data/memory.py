@@ -34,8 +34,8 @@ class Augmentation:
 class MemoryLoader:
     """Batches (images (B, 3, H, W) float32 normalized, labels (B,)) on the device, without a host round trip.
 
-    A Loader. With an augmentation it trains: every epoch has its own order and crops, a function of seed and epoch alone.
-    Without one it gives every image once, in order.
+    A Loader. With an augmentation it trains: every epoch has its own order and crops, a function of seed and epoch
+    alone. Without one it gives every image once, in order.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MemoryLoader:
             yield images.permute(0, 3, 1, 2).contiguous(), self.labels[mine]
 
     def _draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Corners of the crops, row and column (B, 1) each, and whether to flip (B, 1); nothing without augmentation."""
+        """Corners of the crops, row and column (B, 1) each, and whether to flip (B, 1); () without augmentation."""
         a = self.augmentation
         if a is None:
             return ()

@@ -83,7 +83,8 @@ class Order:
     def weight(self, step: int) -> float:
         """As `Loader.weight`: 1 unless the processes' parts differ."""
         part = self.part(step)
-        return self.shard.size * (part.stop - part.start) / self.size(step)
+        mine: int = part.stop - part.start
+        return self.shard.size * mine / self.size(step)
 
     def batch(self, indices: np.ndarray, step: int) -> np.ndarray:
         """This process's images of a step, of `indices` in the order of the epoch."""

@@ -1,4 +1,4 @@
-"""From files to batches of pixels: what every reader gives, and the one that decodes with Pillow in worker processes."""
+"""From files to batches of pixels: what a reader gives, and the one that decodes with Pillow in worker processes."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ DAMAGED_IN_A_ROW = 20
 class Request(NamedTuple):
     """An image, and the epoch, which with the image decides where a random view looks."""
 
-    index: int
+    image: int
     epoch: int
 
 
@@ -63,7 +63,7 @@ class Source:
         Also what was wrong. Raises UsageError naming the image if it may not be replaced.
         """
         wrong: list[str] = []
-        index = request.index
+        index = request.image
         while True:
             try:
                 return read(Request(index, request.epoch)), int(self.samples.labels[index]), wrong
@@ -77,7 +77,7 @@ class Source:
 
     def random(self, request: Request) -> np.random.Generator:
         """What decides where a random view looks: the same for every reader and every number of processes."""
-        return generator(self.seed, request.epoch, request.index)
+        return generator(self.seed, request.epoch, request.image)
 
 
 class PillowDataset(Dataset[Batch]):
@@ -94,9 +94,9 @@ class PillowDataset(Dataset[Batch]):
         return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), [text for w in wrong for text in w])
 
     def _pixels(self, request: Request) -> np.ndarray:
-        image = open_image(self.source.samples.path(request.index))
-        window = self.source.view.window(*image.size, self.source.random(request))
-        return cut(image, window)
+        image = open_image(self.source.samples.path(request.image))
+        width, height = image.size
+        return cut(image, self.source.view.window(width, height, self.source.random(request)))
 
 
 class PillowReader:
@@ -148,5 +148,5 @@ def _start_worker(number: int) -> None:
     warnings.simplefilter("ignore")  # of Pillow, about odd metadata in files that it reads
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401
     return batch

@@ -63,7 +63,9 @@ def tiny_imagenet_samples(path: Path, train: bool) -> Samples:
     images = path / "val" / "images"
     missing = {file for file, _ in rows} - {entry.name for entry in os.scandir(images)} if images.is_dir() else {"all"}
     if missing:
-        raise UsageError(f"{len(missing)} images of {path}/val/val_annotations.txt are not in {images}: unpack it again")
+        raise UsageError(
+            f"{len(missing)} images of {path}/val/val_annotations.txt are not in {images}: unpack it again"
+        )
     return _samples(images, ((file, label[wnid]) for file, wnid in rows), classes, path)
 
 

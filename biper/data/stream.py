@@ -42,7 +42,9 @@ class Draws:
     light: Tensor
 
 
-def draw(augmentation: Augmentation, count: int, part: slice, random: np.random.Generator, device: torch.device) -> Draws:
+def draw(
+    augmentation: Augmentation, count: int, part: slice, random: np.random.Generator, device: torch.device
+) -> Draws:
     """Draw for a batch of `count` images over all processes, and keep this process's part."""
     flipped = random.random(count) < (0.5 if augmentation.flip else 0.0)
     angle = random.uniform(-augmentation.degrees, augmentation.degrees, count)

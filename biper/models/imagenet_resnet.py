@@ -1,4 +1,4 @@
-"""ImageNet ResNets, for images of any size. The stem, the 1x1 downsampling, the batch norms and the classifier are real."""
+"""ImageNet ResNets, for images of any size. Stem, 1x1 downsampling, batch norms and classifier are real."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ CHANNELS = (64, 128, 256, 512)
 
 
 class DoubleSkip(nn.Module):
-    """Two 3x3 convolutions with a skip around each; where the shape changes the first skip is a real 1x1 convolution."""
+    """Two 3x3 convolutions, a skip around each; where the shape changes the first skip is a real 1x1 convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
         super().__init__()

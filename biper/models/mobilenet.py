@@ -19,7 +19,9 @@ class Stem(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, 3, H, W) -> (N, C, H/2, W/2), rounded up."""
-        return self.activation(super().forward(x))
+        for layer in self:
+            x = layer(x)
+        return self.activation(x)
 
 
 class MobileBlock(nn.Module):

@@ -1,0 +1,103 @@
+"""Several processes that train together, as torchrun starts them. With one process everything here does nothing."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from biper.errors import UsageError
+
+BACKEND = "cpu:gloo,cuda:nccl"  # each tensor goes the way of its device; flags and texts go over the CPU
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place: its rank of `size` in all, and its rank among those of this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+def launched_processes(environment: Mapping[str, str] = os.environ) -> Processes:
+    """This process's place as torchrun tells it; alone if nothing did."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in environment for name in names):
+        return Processes()
+    return Processes(*(int(environment[name]) for name in names))
+
+
+def restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined(processes: Processes) -> Iterator[None]:
+    """Join the other processes, and leave them at the end. Raises UsageError if they cannot be reached."""
+    if processes.size == 1:
+        yield
+        return
+    backend = BACKEND if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"cannot join the other processes: {str(error).splitlines()[0]}; start with torchrun"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def joint() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in each of them."""
+    if joint():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def decided(value: bool) -> bool:
+    """What the first process says, in all of them; no device waits for it."""
+    if not joint():
+        return value
+    told = torch.tensor([value])
+    dist.broadcast(told, 0)
+    return bool(told.item())
+
+
+def require_equal(value: Any, what: str) -> None:  # noqa: ANN401
+    """Raise UsageError in every process unless all of them bring the same value."""
+    if not joint():
+        return
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    if any(other != values[0] for other in values):
+        raise UsageError(f"the processes disagree about {what}: {values}; results_dir must be one folder for all")
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Set every floating buffer (batch norm's statistics) to its mean over the processes."""
+    if joint():
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        flat = total(torch.cat([buffer.flatten() for buffer in buffers])) / dist.get_world_size()
+        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
