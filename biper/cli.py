@@ -91,7 +91,7 @@ def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes
         train(config, processes)
     except KeyboardInterrupt as error:
         again = shlex.join([sys.executable, *(a for a in sys.argv if a != "--resume"), "--resume"])
-        print(f"stopped by {error}; every finished epoch is saved. To go on: {again}", file=sys.stderr)
+        print(f"stopped by {error}; what is saved stays. To go on from there: {again}", file=sys.stderr)
         raise
 
 

@@ -1,17 +1,23 @@
 """Several processes that train together, as torchrun starts them. With one process everything here does nothing."""
 
+import inspect
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from biper.errors import UsageError
 
+PATIENCE, POLL = timedelta(minutes=10), 0.05  # seconds
 BACKEND = "cpu:gloo,cuda:nccl"  # each tensor goes the way of its device; flags and texts go over the CPU
 
 
@@ -50,15 +56,43 @@ def joined(processes: Processes) -> Iterator[None]:
         return
     backend = BACKEND if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(backend, store=fresh_store(store, rank, size), rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"cannot join the other processes: {str(error).splitlines()[0]}; start with torchrun"
-        ) from error
+        text = str(error).splitlines()[0]
+        raise UsageError(f"cannot join the other processes ({text}): start with torchrun") from error
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the launcher's store that belongs to these very processes.
+
+    The launcher keeps one store over its restarts, in which a new process would find the addresses of dead ones. So the
+    first process lists a token of every process, asks for them again until each has found itself on the list and said
+    so, and they go on below a name that the first one made. [seen with torch 2.15]
+    """
+    token = uuid4().hex
+    if rank:
+        store.set(f"biper/token/{rank}", token)
+        while True:
+            name, *tokens = store.get("biper/list").decode().split()
+            if len(tokens) == size - 1 and tokens[rank - 1] == token:
+                store.set(f"biper/seen/{name}/{rank}", "")
+                return dist.PrefixStore(name, store)
+            time.sleep(POLL)
+    seen = [f"biper/seen/{token}/{other}" for other in range(1, size)]
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while not store.check(seen):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all of {size} processes came within {PATIENCE}")
+        tokens = [store.get(f"biper/token/{other}").decode() for other in range(1, size)]
+        store.set("biper/list", " ".join([token, *tokens]))
+        time.sleep(POLL)
+    return dist.PrefixStore(token, store)
 
 
 def joint() -> bool:
@@ -91,6 +125,14 @@ def require_equal(value: Any, what: str) -> None:  # noqa: ANN401
     dist.all_gather_object(values, value)
     if any(other != values[0] for other in values):
         raise UsageError(f"the processes disagree about {what}: {values}; results_dir must be one folder for all")
+
+
+def replicated(network: nn.Module) -> DistributedDataParallel:
+    """The network with gradients averaged over the processes; batch norm's statistics stay each process's own."""
+    # torch has renamed the option, and warns of the old name
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(network, **{name: False})
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from biper.checkpoint import (
     FORMAT,
@@ -23,7 +22,7 @@ from biper.checkpoint import (
 )
 from biper.config import Config
 from biper.data import Loader, Loaders, Shard, build_loaders, require_same_classes
-from biper.distributed import Processes, average_buffers, decided, require_equal, total
+from biper.distributed import Processes, average_buffers, decided, replicated, require_equal, total
 from biper.engine import Metrics, Totals, evaluate, train_one_epoch
 from biper.errors import UsageError
 from biper.models import Network, create_model
@@ -114,8 +113,7 @@ class Stage:
     def _parallel(self) -> nn.Module:
         """The network as it is trained: in other processes too, or on other GPUs of this one, or as it is."""
         if self.processes.size > 1:
-            # batch norm's statistics are each process's own within an epoch and are averaged for what is kept
-            return DistributedDataParallel(self.network, broadcast_buffers=False)
+            return replicated(self.network)
         return nn.DataParallel(self.network, self.devices) if len(self.devices) > 1 else self.network
 
     def contents(self) -> dict[str, Any]:

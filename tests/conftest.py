@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -77,6 +78,21 @@ def trained(tmp_path_factory):
     flags = ["--epochs", "2", "--lr", "0.01", "-b", "256", "--results_dir", f"{folder}/stage2"]
     main("cifar10", 2, [*flags, "--load_ckpt_stage1", start])
     return folder
+
+
+def photographs(path, train=8, test=4, names=("n01440764", "n01443537"), size=(50, 40)):
+    """A data set of JPEG images in class folders, smooth and noisy areas of random colours: train and val below path."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", test)):
+        for name in names:
+            folder = path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                width, height = size[0] + 3 * i, size[1] + 2 * i
+                coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize((width, height))
+                noisy = np.asarray(coarse, np.int64) + random.integers(-20, 21, (height, width, 3))
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{name}_{i}.JPEG", quality=90)
+    return path
 
 
 @pytest.fixture

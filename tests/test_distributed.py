@@ -1,0 +1,126 @@
+"""Several processes, started by torchrun as a user starts them (gloo on the CPU)."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY, photographs
+
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.distributed import Processes, launched_processes, restarted
+from biper.errors import UsageError
+from biper.runtime import select_devices
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def torchrun(shell, processes, *argv, **options):
+    return shell(*TORCHRUN, processes, *argv, env={"OMP_NUM_THREADS": "1"}, **options)
+
+
+def test_place_among_the_processes():
+    assert launched_processes({}) == Processes()
+    assert launched_processes({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Processes(5, 8, 1)
+    assert not restarted({})
+    assert restarted({"TORCHELASTIC_RESTART_COUNT": "1"})
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    place = Processes(rank=5, size=8, local_rank=1)
+    assert select_devices("auto", "0", "", place) == [torch.device("cuda", 1)]
+    assert select_devices("auto", "3,2", "", place) == [torch.device("cuda", 2)]
+    with pytest.raises(UsageError, match="no GPU for process 5 of this machine: it may use 4"):
+        select_devices("auto", "0", "", Processes(4, 8, 4))
+
+
+@pytest.mark.parametrize("loader", ["pillow", "dali"])
+def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, tmp_path, loader):
+    """Uneven shards: 22 training images in batches of 8, 10 test images in batches of 6."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    data = photographs(tmp_path / "data", train=11, test=5)
+    script, folder = ROOT / "tests" / "first_step.py", tmp_path / "one"
+    one = shell(sys.executable, script, data, 32, loader, folder)
+    assert one.returncode == 0, one.stderr
+    two = torchrun(shell, 2, script, data, 32, loader, tmp_path / "two")
+    assert two.returncode == 0, two.stderr
+    first, second = (torch.load(tmp_path / name / "first.pt") for name in ("one", "two"))
+    assert first["gradients"].keys() == second["gradients"].keys()
+    for name, gradient in first["gradients"].items():
+        torch.testing.assert_close(second["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    assert second["metrics"].pop("loss") == pytest.approx(first["metrics"].pop("loss"), rel=1e-6)
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]["count"] == 10
+
+
+def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):
+    run = tmp_path / "run"
+    result = torchrun(shell, 2, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 2, "--results_dir", run)
+    assert result.returncode == 0, result.stderr
+    assert "1,437 training and 360 test images" in result.stdout
+    assert ", 2 processes" in result.stdout
+    assert result.stdout.count("epoch 2/2  lr") == 1  # one process speaks
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    best = max(rows, key=lambda row: float(row["test_top1"]))
+    expected = f"top-1 {float(best['test_top1']):.2f} %"
+    one = shell("bash", "eval.sh", run / BEST, "-bt", 100)
+    two = torchrun(shell, 2, "-m", "biper", "-e", run / BEST, "-bt", 97)
+    for evaluation in (one, two):
+        assert evaluation.returncode == 0, evaluation.stderr
+        assert expected in evaluation.stdout
+        assert "(360 images)" in evaluation.stdout
+
+
+def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
+    run = tmp_path / "run"
+    argv = [*TORCHRUN, 2, "--max_restarts", 1, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 8]
+    process = subprocess.Popen(
+        [str(a) for a in (*argv, "--results_dir", run)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = iter(process.stdout.readline, "")
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if "epoch 2/8  lr" in line:
+            break
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) == 2, "".join(seen)
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    rest = "".join(lines)
+    process.wait()
+    assert process.returncode == 0, "".join(seen) + rest
+    assert re.search(r"--resume: going on after [2-7] of 8 epochs", rest)
+    assert read_checkpoint(run / LATEST)["epoch"] == 8
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == [str(i) for i in range(1, 9)]
+
+
+def test_a_batch_that_the_processes_cannot_share(shell, tmp_path):
+    result = torchrun(shell, 2, ROOT / "cifar10" / "main.py", *TINY, "-b", 255, "--results_dir", tmp_path / "run")
+    assert result.returncode == 1  # torchrun's own
+    assert "error: -b 255 is the batch of all 2 processes: give a multiple of them" in result.stderr
+    assert "main.py FAILED" in result.stderr
+    assert not re.search(r"File .*biper", result.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_processes_that_cannot_be_reached(shell, tmp_path):
+    lonely = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": ""}
+    started = time.monotonic()
+    result = shell(sys.executable, ROOT / "cifar10" / "main.py", *TINY, "--results_dir", tmp_path / "run", env=lonely)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "cannot join the other processes" in result.stderr
+    assert time.monotonic() - started < 60
