@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biper.errors import TrainingDiverged, UsageError
-from biper.options import build_parser, checkpoints_parser, download_parser, read_options
+from biper.options import build_parser, checkpoints_parser, download_parser, prepare_parser, read_options
 
 if TYPE_CHECKING:
     from biper.distributed import Processes
@@ -37,6 +37,11 @@ def quantization_error_main(argv: Sequence[str] | None = None) -> None:
 def download_main(argv: Sequence[str] | None = None) -> None:
     """cifar10/dataset/download.py: fetch a data set, or unpack an archive of it."""
     _run(lambda: _download(argv))
+
+
+def prepare_main(argv: Sequence[str] | None = None) -> None:
+    """imagenet/dataset/prepare.py: ImageNet's archives to class folders."""
+    _run(lambda: _prepare(argv))
 
 
 def _run(command: Callable[[], None]) -> None:
@@ -137,3 +142,13 @@ def _download(argv: Sequence[str] | None) -> None:
     path = args.data_path or default_data_path(args.dataset)
     fetch_cifar(args.dataset, path, args.archive)
     print(f"{args.dataset} is in {path}")
+
+
+def _prepare(argv: Sequence[str] | None) -> None:
+    args = prepare_parser().parse_args(argv)
+    from biper.data import default_data_path
+    from biper.data.imagenet import prepare_imagenet
+
+    path = args.data_path or default_data_path("imagenet")
+    prepare_imagenet(args.archives, path)
+    print(f"imagenet is in {path}")

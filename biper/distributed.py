@@ -132,7 +132,8 @@ def replicated(network: nn.Module) -> DistributedDataParallel:
     # torch has renamed the option, and warns of the old name
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(network, **{name: False})
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(network, **options)
 
 
 @torch.no_grad()

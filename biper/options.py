@@ -45,6 +45,16 @@ def download_parser() -> Parser:
     return parser
 
 
+def prepare_parser() -> Parser:
+    """The parser of imagenet/dataset/prepare.py."""
+    parser = Parser(prog="prepare.py", description="Unpack the archives of ImageNet (ILSVRC 2012) into class folders.")
+    parser.add_argument(
+        "--archives", type=Path, required=True, metavar="DIR", help="where the downloaded .tar files lie"
+    )
+    parser.add_argument("--data_path", type=Path, default=None, help="where to put it; absent: where training looks")
+    return parser
+
+
 def build_parser(prog: str, description: str, family: str) -> Parser:
     """The parser of the training commands, made of Config's fields, with a family's defaults in its help."""
     parser = Parser(prog=prog, description=description)

@@ -81,7 +81,7 @@ def trained(tmp_path_factory):
 
 
 def photographs(path, train=8, test=4, names=("n01440764", "n01443537"), size=(50, 40)):
-    """A data set of JPEG images in class folders, smooth and noisy areas of random colours: train and val below path."""
+    """JPEG images of random colours with some noise, in class folders below path/train and path/val."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("val", test)):
         for name in names:

@@ -83,24 +83,19 @@ def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):
 def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
     run = tmp_path / "run"
     argv = [*TORCHRUN, 2, "--max_restarts", 1, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 8]
-    process = subprocess.Popen(
-        [str(a) for a in (*argv, "--results_dir", run)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = iter(process.stdout.readline, "")
-    seen = []
-    for line in lines:
-        seen.append(line)
-        if "epoch 2/8  lr" in line:
-            break
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert len(workers) == 2, "".join(seen)
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    rest = "".join(lines)
-    process.wait()
+    argv = [str(a) for a in (*argv, "--results_dir", run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(argv, env=environment, **pipes) as process:
+        seen = []
+        for line in iter(process.stdout.readline, ""):
+            seen.append(line)
+            if "epoch 2/8  lr" in line:
+                break
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        assert len(workers) == 2, "".join(seen)
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        rest = process.stdout.read()
     assert process.returncode == 0, "".join(seen) + rest
     assert re.search(r"--resume: going on after [2-7] of 8 epochs", rest)
     assert read_checkpoint(run / LATEST)["epoch"] == 8

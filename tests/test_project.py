@@ -19,7 +19,16 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [
     path
-    for pattern in ("*.py", "*.sh", "biper/**/*.py", "cifar10/**/*.py", "imagenet/**/*.py", "benchmarks/*.py", "scripts/*", "tests/**/*.py")
+    for pattern in (
+        "*.py",
+        "*.sh",
+        "biper/**/*.py",
+        "cifar10/**/*.py",
+        "imagenet/**/*.py",
+        "benchmarks/*.py",
+        "scripts/*",
+        "tests/**/*.py",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.is_file()
 ]
@@ -44,8 +53,10 @@ def test_environment_yml_equals_pyproject():
 
 
 def test_imports_run_one_way():
-    order = "errors binarize layers metadata loss schedule optim models distributed runtime config data published checkpoint"
-    order = f"{order} quantization plots engine record options results stage evaluate resolve train cli".split()
+    order = "errors binarize layers metadata loss schedule optim models distributed runtime config data published"
+    order = (
+        f"{order} checkpoint quantization plots engine record options results stage evaluate resolve train cli".split()
+    )
     for path in (ROOT / "biper").rglob("*.py"):
         parts = path.relative_to(ROOT / "biper").with_suffix("").parts
         if parts[0] in ("__init__", "__main__"):

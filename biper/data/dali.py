@@ -135,9 +135,9 @@ def encoded_image(file: str) -> tuple[np.ndarray, tuple[int, int]]:
     counts: it is decoded here and given as PNG. Raises UsageError naming a file that Pillow cannot read.
     """
     try:
-        data = np.fromfile(file, np.uint8)
-        with Image.open(io.BytesIO(data.tobytes())) as image:
+        with Image.open(file) as image:
             size, mode, kind = image.size, image.mode, image.format
+        data = np.fromfile(file, np.uint8)
     except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error
     if kind == "JPEG" and mode in ("RGB", "L") and data[-2:].tobytes() == END_OF_JPEG:

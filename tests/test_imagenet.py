@@ -1,0 +1,270 @@
+"""ImageNet's archives, Tiny ImageNet's layout, and whole runs on them by the commands."""
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import ROOT, photographs
+from PIL import Image
+from torchvision.datasets import imagenet as torchvision_imagenet
+
+import biper
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.cli import prepare_main
+from biper.data import imagenet
+from biper.data.samples import tiny_imagenet_samples
+from biper.errors import UsageError
+
+CLASSES = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02102040": ("English springer",)}
+RUN = ["-a", "resnet18_1w1a", "--image_size", 32, "-b", 6, "-bt", 4, "--freq", 20, "--lr", 0.01, "--workers", 0]
+
+
+def add(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def devkit(path, labels):
+    """The development kit: a MATLAB table of the classes, with one that is no leaf, and the validation labels."""
+    kind = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children")]
+    rows = [(i, wnid, ", ".join(words), "", 0, 0) for i, (wnid, words) in enumerate(CLASSES.items(), 1)]
+    table = np.array([*rows, (4, "n00000001", "fish", "", 2, 1)], dtype=kind)
+    mat = io.BytesIO()
+    scipy.io.savemat(mat, {"synsets": table})
+    with tarfile.open(path, "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", mat.getvalue())
+        truth = "".join(f"{label}\n" for label in labels).encode()
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """The three archives in their real layout, with a few images, and torchvision told of their MD5 sums."""
+    made = photographs(tmp_path / "made", train=5, test=2, names=tuple(CLASSES))
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
+        for wnid in CLASSES:
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                for file in sorted((made / "train" / wnid).iterdir()):
+                    add(tar, file.name, file.read_bytes())
+            add(outer, f"{wnid}.tar", inner.getvalue())
+    labels = [3, 1, 2, 2, 3, 1]  # of ILSVRC2012_val_00000001 to 6; they lie in the archive in another order
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
+        for number in (4, 1, 6, 2, 3, 5):
+            wnid = list(CLASSES)[labels[number - 1] - 1]
+            file = sorted((made / "val" / wnid).iterdir())[number > 3]
+            add(tar, f"ILSVRC2012_val_{number:08}.JPEG", file.read_bytes())
+    devkit(folder / "ILSVRC2012_devkit_t12.tar.gz", labels)
+    sums = {
+        kind: (name, hashlib.md5((folder / name).read_bytes()).hexdigest())
+        for kind, (name, _) in torchvision_imagenet.ARCHIVE_META.items()
+    }
+    monkeypatch.setattr(torchvision_imagenet, "ARCHIVE_META", sums)
+    return folder
+
+
+def files(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_the_archives_go_through_preparation_training_and_evaluation(archives, tmp_path, command):
+    data, run = tmp_path / "data", tmp_path / "run"
+    code, out, err = command("--archives", archives, "--data_path", data, entry=prepare_main)
+    assert (code, out) == (0, f"imagenet is in {data}\n"), err
+    for wnid in CLASSES:
+        trained = sorted((tmp_path / "made" / "train" / wnid).iterdir())
+        assert [f.read_bytes() for f in trained] == [f.read_bytes() for f in sorted((data / "train" / wnid).iterdir())]
+        tested = {f.read_bytes() for f in (tmp_path / "made" / "val" / wnid).iterdir()}
+        assert {f.read_bytes() for f in (data / "val" / wnid).iterdir()} == tested
+    flags = [*RUN, "--data_path", data]
+    code, out, err = command(*flags, "--epochs", 1, "--results_dir", run / "one", family="imagenet")
+    assert code == 0, err
+    assert "imagenet: 15 training and 6 test images of 32x32, 3 classes" in out
+    start = ["--load_ckpt_stage1", run / "one" / BEST]
+    flags = ["-b", 6, "-bt", 4, "--epochs", 1, "--workers", 0, "--results_dir", run / "two"]
+    code, out, err = command(*flags, *start, family="imagenet", stage=2)
+    assert code == 0, err
+    assert "stage 2: resnet18_1w1a, freq 20" in out
+    contents = read_checkpoint(run / "two" / BEST)
+    row = next(csv.DictReader((run / "two" / "metrics.csv").read_text().splitlines()))
+    assert (contents["best_prec1"], contents["best_prec5"]) == (float(row["test_top1"]), float(row["test_top5"]))
+    assert (float(row["tau"]), float(row["train_regularizer"])) == (0, 0)  # off, whatever tau says
+    code, out, err = command("-e", run / "two" / BEST, "--workers", 0, family=None, stage=None)
+    assert code == 0, err
+    assert f"top-1 {float(row['test_top1']):.2f} %" in out
+    assert "(6 images)" in out
+    m = biper.load_checkpoint(run / "two" / BEST).metadata
+    assert (m.classes, m.image_size, m.family) == (tuple(CLASSES), 32, "imagenet")
+    assert m.class_names == ("tench, Tinca tinca", "goldfish", "English springer")
+
+
+def test_preparation_goes_on_where_it_was(archives, tmp_path, command, monkeypatch):
+    data = tmp_path / "data"
+    copy, count = imagenet._copy, 0
+
+    def stopping(*args):
+        nonlocal count
+        count += 1
+        if count == 8:  # in the middle of the second class
+            raise KeyboardInterrupt("SIGINT")
+        copy(*args)
+
+    monkeypatch.setattr(imagenet, "_copy", stopping)
+    assert command("--archives", archives, "--data_path", data, entry=prepare_main)[0] == 130
+    assert [p.name for p in sorted((data / "train").iterdir()) if p.name[0] != "."] == ["n01440764"]
+    before = (data / "train" / "n01440764").stat().st_mtime_ns
+    monkeypatch.setattr(imagenet, "_copy", copy)
+    assert command("--archives", archives, "--data_path", data, entry=prepare_main)[0] == 0
+    assert (data / "train" / "n01440764").stat().st_mtime_ns == before
+    whole = files(data)
+    assert not any(".part" in name for name in whole)
+    assert command("--archives", archives, "--data_path", data, entry=prepare_main)[0] == 0  # nothing left to do
+    assert files(data) == whole
+
+
+def test_archives_that_are_missing_damaged_or_of_class_folders(archives, tmp_path, refused, command):
+    data = tmp_path / "data"
+    entry = {"entry": prepare_main}
+    assert "no folder" in refused("--archives", tmp_path / "none", "--data_path", data, **entry)
+    err = refused("--archives", tmp_path, "--data_path", data, **entry)
+    assert "ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB), ILSVRC2012_devkit_t12" in err
+    assert "image-net.org" in err
+    kit = archives / "ILSVRC2012_devkit_t12.tar.gz"
+    shutil.move(kit, tmp_path / "kit")
+    assert "ILSVRC2012_devkit_t12.tar.gz (2.5 MB)" in refused("--archives", archives, "--data_path", data, **entry)
+    assert not data.exists()
+    shutil.move(tmp_path / "kit", kit)
+    with (archives / "ILSVRC2012_img_train.tar").open("ab") as file:
+        file.write(b"x")
+    assert "ILSVRC2012_img_train.tar is damaged: its MD5" in refused("--archives", archives, "--data_path", data, **entry)
+
+
+def test_a_validation_archive_of_class_folders_needs_no_labels(tmp_path):
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        for wnid in CLASSES:
+            add(tar, f"val/{wnid}/ILSVRC2012_val_1.JPEG", wnid.encode())
+    assert imagenet.has_class_folders(tmp_path / "val.tar")
+    imagenet.unpack_val(tmp_path / "val.tar", tmp_path / "val", [])
+    assert {p.name for p in (tmp_path / "val").iterdir()} == {*CLASSES, imagenet.DONE}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Tiny ImageNet in its original layout: three classes, four training and two validation images each."""
+    made = photographs(tmp_path / "made", train=4, test=2, names=tuple(CLASSES), size=(64, 64))
+    path = tmp_path / "tiny-imagenet-200"
+    lines = []
+    (path / "val" / "images").mkdir(parents=True)
+    for wnid in CLASSES:
+        (path / "train" / wnid / "images").mkdir(parents=True)
+        (path / "train" / wnid / f"{wnid}_boxes.txt").write_text("no image")
+        for file in (made / "train" / wnid).iterdir():
+            shutil.copy(file, path / "train" / wnid / "images")
+        for file in (made / "val" / wnid).iterdir():
+            shutil.copy(file, path / "val" / "images")
+            lines.append(f"{file.name}\t{wnid}\t0\t0\t62\t62\n")
+    (path / "val" / "val_annotations.txt").write_text("".join(reversed(lines)))
+    (path / "words.txt").write_text("".join(f"{wnid}\t{words[0]}\n" for wnid, words in CLASSES.items()))
+    return path
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_tiny_imagenet_is_read_as_it_is(tiny, inside):
+    path = tiny if inside else tiny.parent
+    train, val = tiny_imagenet_samples(path, True), tiny_imagenet_samples(path, False)
+    assert (len(train), len(val)) == (12, 6)
+    assert train.classes == val.classes == tuple(CLASSES)
+    assert val.names == ("tench", "goldfish", "English springer")
+    for samples in (train, val):
+        for i in range(len(samples)):
+            assert samples.classes[samples.labels[i]] in os.path.basename(samples.path(i))
+            Image.open(samples.path(i)).close()
+
+
+def test_tiny_imagenet_that_is_not_whole(tiny):
+    def error(train=False):
+        with pytest.raises(UsageError) as caught:
+            tiny_imagenet_samples(tiny, train)
+        return str(caught.value)
+
+    next((tiny / "val" / "images").iterdir()).unlink()
+    assert "1 images of" in error()
+    shutil.rmtree(tiny / "train" / "n02102040")
+    assert "names the class n02102040, which has no folder" in error()
+    for file in (tiny / "train" / "n01443537" / "images").iterdir():
+        file.unlink()
+    assert "no images in" in error(train=True)
+    shutil.rmtree(tiny / "val")
+    assert "no Tiny ImageNet in" in error()
+
+
+@pytest.mark.parametrize("loader", ["pillow", "dali"])
+def test_a_run_on_tiny_imagenet(tiny, tmp_path, command, loader):
+    use = []
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+        use = ["--use_dali"]
+    flags = [*RUN, "--dataset", "tinyimagenet", "--data_path", tiny, *use]
+    code, out, err = command(*flags, "--epochs", 1, "--results_dir", tmp_path / "run", family="imagenet")
+    assert code == 0, err
+    assert "12 training and 6 test images of 32x32, 3 classes" in out
+    code, out, err = command("-e", tmp_path / "run" / BEST, family="imagenet", stage=2, *use)
+    assert code == 0, err
+    assert "(6 images)" in out
+
+
+def test_a_damaged_test_image_stops_a_run_and_loses_nothing(tmp_path, command, refused):
+    data = photographs(tmp_path / "data", train=6, test=2)
+    victim = data / "val" / "n01440764" / "n01440764_1.JPEG"
+    kept = victim.read_bytes()
+    flags = ["--dataset", "folder", "--data_path", data, *RUN, "--epochs", 1]
+    assert command(*flags, "--results_dir", tmp_path / "whole", family="imagenet")[0] == 0
+    victim.write_bytes(b"damaged")
+    assert str(victim) in refused(*flags, "--results_dir", tmp_path / "run", family="imagenet")
+    assert str(victim) in refused("-e", tmp_path / "whole" / BEST, "--workers", 0, family=None, stage=None)
+    victim.write_bytes(kept)
+    code, out, err = command("--results_dir", tmp_path / "run", "--resume", family="imagenet")
+    assert code == 0, err
+    assert "going on after 0 of 1 epochs and 2 steps" in out  # all of them: only the evaluation is left
+    whole, run = (read_checkpoint(tmp_path / name / LATEST) for name in ("whole", "run"))
+    assert all(torch.equal(whole["state_dict"][key], value) for key, value in run["state_dict"].items())
+    assert whole["history"] == run["history"]
+
+
+def test_damaged_training_images_are_counted(tmp_path, command):
+    data = photographs(tmp_path / "data", train=6, test=2)
+    (data / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(b"damaged")
+    flags = ["--dataset", "folder", "--data_path", data, *RUN, "--epochs", 2]
+    code, out, err = command(*flags, "--results_dir", tmp_path / "run", family="imagenet")
+    assert code == 0, err
+    assert out.count("damaged image, another is taken: cannot read the image") == 1
+    assert out.count("1 damaged images replaced") == 2
+    assert "n01440764_1.JPEG" in (tmp_path / "run" / "logger.log").read_text()
+
+
+def test_published_commands_by_the_scripts(shell, tmp_path):
+    """bash run_stage1.sh imagenet, run_stage2.sh imagenet, eval.sh and compute_QE.py on what they leave."""
+    data = photographs(tmp_path / "data", train=6, test=2)
+    flags = ["--data_path", data, "--image_size", 32, "-b", 6, "-bt", 4, "--epochs", 1, "--workers", 1, "--gpus", 0]
+    first = shell("bash", ROOT / "run_stage1.sh", "imagenet", *flags, "--tau_min", 0.85, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    second = shell("bash", ROOT / "run_stage2.sh", "imagenet", *flags, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    best = tmp_path / "results" / "imagenet_resnet18_1w1a_stage2" / BEST
+    result = shell("bash", ROOT / "eval.sh", best, "--workers", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "(4 images)" in result.stdout
+    table = shell(sys.executable, ROOT / "compute_QE.py", best, cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert "layer4.1.conv2" in table.stdout

@@ -1,0 +1,117 @@
+"""Checkpoints within an epoch, and going on from there."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, photographs
+
+from biper import stage as stage_module
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.distributed import Processes
+from biper.errors import TrainingDiverged
+
+EVERY_STEP = ["--checkpoint_minutes", 1e-9]
+
+
+def equal(a, b):
+    for name in (LATEST, BEST):
+        one, two = read_checkpoint(a / name), read_checkpoint(b / name)
+        assert all(torch.equal(one["state_dict"][key], value) for key, value in two["state_dict"].items())
+        assert one["history"] == two["history"]
+    assert (a / "metrics.csv").read_bytes() == (b / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("loader", ["memory", "pillow", "dali"])
+def test_a_run_goes_on_within_its_epoch_without_repeating_images(tmp_path, command, monkeypatch, loader):
+    flags = [*TINY, "-b", 128, "--epochs", 2]
+    family = "cifar10" if loader == "memory" else "imagenet"
+    if loader != "memory":
+        if loader == "dali":
+            pytest.importorskip("nvidia.dali")
+        data = photographs(tmp_path / "data", train=16, test=2)
+        flags = ["--dataset", "folder", "--data_path", data, "--image_size", 32, "-b", 8, "--epochs", 2, "--freq", 20]
+        flags += ["--workers", 0, "--lr", 0.01, *(["--use_dali"] if loader == "dali" else [])]
+    code, _, err = command(*flags, "--checkpoint_minutes", 0, "--results_dir", tmp_path / "whole", family=family)
+    assert code == 0, err
+    save, seen = stage_module.save_checkpoint, []
+
+    def stopping(contents, path):
+        save(contents, path)
+        seen.append((contents["epoch"], contents["step"]))
+        if seen[-1] in ((0, 3), (1, 2)):
+            raise KeyboardInterrupt("SIGINT")
+
+    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
+    for steps in ("epochs and 3 steps", "epochs and 2 steps", None):
+        code, out, _ = command(*flags, *EVERY_STEP, "--results_dir", tmp_path / "cut", "--resume", family=family)
+        assert code == (130 if steps else 0)
+        if seen[0] == (0, 1) and len(seen) > 3:
+            assert "going on after" in out
+    assert len(seen) == len(set(seen))  # no step was done twice
+    assert [step for epoch, step in seen if epoch == 0] == list(range(1, max(s for e, s in seen if e == 0) + 1))
+    equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_checkpoint_within_the_first_epoch_is_whole(tmp_path, command, monkeypatch):
+    save = stage_module.save_checkpoint
+
+    def stopping(contents, path):
+        save(contents, path)
+        raise KeyboardInterrupt("SIGTERM")
+
+    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
+    assert command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)[0] == 128 + signal.SIGTERM
+    contents = read_checkpoint(tmp_path / LATEST)
+    assert (contents["epoch"], contents["step"], contents["best_prec1"], contents["history"]) == (0, 1, 0.0, [])
+    assert not (tmp_path / BEST).exists()
+    assert command("-e", tmp_path / LATEST)[0] == 0  # it evaluates like any other
+
+
+def test_kill_9_within_an_epoch(tmp_path):
+    flags = [str(a) for a in (sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--epochs", 1, "-b", 64, "-p", 1)]
+    whole = subprocess.run([*flags, "--results_dir", tmp_path / "whole"], capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    cut = [*flags, "--checkpoint_minutes", "1e-9", "--results_dir", tmp_path / "cut", "--resume"]
+    with subprocess.Popen(cut, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any("step 12/23" in line for line in iter(process.stdout.readline, ""))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    last = subprocess.run(cut, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "going on after 0 of 1 epochs and 1" in last.stdout
+    equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_it_is_due_by_the_clock(tmp_path, monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    clock, saved = Clock(), []
+    monkeypatch.setattr(stage_module, "time", clock)
+    config = stage_module.Config(
+        "cifar10", 1, dataset="digits", image_size=8, model="resnet20_1w1a", results_dir=str(tmp_path / "run")
+    )
+    stage = stage_module.Stage(config, Processes())
+    monkeypatch.setattr(stage_module, "save_checkpoint", lambda contents, path: saved.append(contents["step"]))
+    totals = stage_module.Totals(torch.device("cpu"), "here", (1.0, 0.0, 1.0, 1.0), 1)
+    for step, minute in enumerate((10, 29.9, 30, 31, 59.9, 60), 1):
+        clock.now = 60.0 * minute
+        stage._save_if_due(step, totals)
+    assert saved == [3, 6]
+
+
+def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monkeypatch):
+    def poisoned(model, loader, optimizer, *, totals, after_step, **_):
+        after_step(1, totals)
+        raise TrainingDiverged("the loss is nan in epoch 1, step 2")
+
+    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
+    code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
+    assert code == 1
+    assert f"the last good checkpoint, of epoch 0, is {tmp_path / LATEST}" in err
