@@ -71,7 +71,7 @@ def _run(command: Callable[[], None]) -> None:
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
     parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage], family or "cifar10")
     given = read_options(parser, argv, stage)
-    from biper.distributed import launched_processes, restarted  # torch loads here, after --help and a wrong flag
+    from biper.distributed import launched_processes, restartable  # torch loads here, after --help and a wrong flag
     from biper.record import log_to_console
     from biper.runtime import flush_denormals, signals_interrupt
 
@@ -84,7 +84,7 @@ def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str
         elif family is None or stage is None:
             raise UsageError("give the checkpoint to evaluate: -e FILE")
         else:
-            _train(family, stage, given | ({"resume": True} if restarted() else {}), processes)
+            _train(family, stage, given | ({"resume": True} if restartable() else {}), processes)
 
 
 def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes") -> None:

@@ -43,9 +43,12 @@ def launched_processes(environment: Mapping[str, str] = os.environ) -> Processes
     return Processes(*(int(environment[name]) for name in names))
 
 
-def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started this process again after a failure."""
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restartable(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun starts the processes again after a failure.
+
+    It does not tell every machine that it has: where another one failed, the count of restarts stays what it was.
+    """
+    return int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 @contextmanager

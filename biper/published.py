@@ -53,7 +53,7 @@ def metadata(
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no classifier linear.weight or fc.weight")
     return Metadata(
         model=name,
-        family=family or _family(config),
+        family=family or _family(tensors),
         num_classes=len(head),
         freq=_freq(path, config, freq),
         stage=stage,
@@ -74,5 +74,8 @@ def _freq(path: Path, config: Mapping[str, str], given: float | None) -> float:
     return freq
 
 
-def _family(config: Mapping[str, str]) -> str:
-    return "imagenet" if "imagenet" in config.get("dataset", "") else "cifar10"
+def _family(tensors: Mapping[str, Tensor]) -> str:
+    """By the first convolution: ImageNet's ResNets have one of 7x7, MobileNet calls it model.0.0."""
+    stem = tensors.get("conv1.weight")
+    imagenet = "model.0.0.weight" in tensors or (stem is not None and stem.ndim == 4 and stem.shape[-1] == 7)
+    return "imagenet" if imagenet else "cifar10"

@@ -29,7 +29,8 @@ def train(config: Config, processes: Processes = ALONE) -> Path:
         try:
             _run(stage)
         except TrainingDiverged as error:
-            kept = f"the last good checkpoint, of epoch {stage.epoch}, is {stage.folder / LATEST}"
+            place = f"step {stage.step} of epoch {stage.epoch + 1}" if stage.step else f"epoch {stage.epoch}"
+            kept = f"the last good checkpoint, of {place}, is {stage.folder / LATEST}"
             kept = kept if stage.history or stage.step else "no epoch was saved yet"
             advice = "start again with a smaller --lr and another --save"
             raise TrainingDiverged(f"{error}; {kept}; {advice}") from error

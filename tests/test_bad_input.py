@@ -1,10 +1,11 @@
 """Bad input: one line, exit code 2, no traceback, nothing written."""
 
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, photographs
 
 from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.options import Parser
@@ -58,6 +59,54 @@ def test_flags(refused, nothing_written, argv, message):
 )
 def test_missing_data(refused, nothing_written, argv, message):
     assert message in refused("-a", "resnet20_1w1a", *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data_path", "none"], "none: --data_path is not a folder"),
+        (["--data_path", "file"], "file: --data_path is not a folder"),
+        (["--data_path", "."], "no folder test or val in ."),
+        ([], "imagenet/dataset/README.md"),
+        (["--dataset", "tinyimagenet"], "no Tiny ImageNet in"),
+        (["--dataset", "tinyimagenet", "--data_path", "."], "no Tiny ImageNet in ."),
+        (["--dataset", "folder"], "--dataset folder needs --data_path FOLDER"),
+        (["-a", "resnet20_1w1a"], "choose from mobilenet_1w1a"),
+        (["--dataset", "cifar10", "--image_size", "64"], "--image_size is not for cifar10"),
+        (["--checkpoint_minutes", "-1"], "--checkpoint_minutes -1.0 is too small"),
+        (["--image_size", "4"], "--image_size 4 is too small"),
+    ],
+)
+def test_imagenet_flags(refused, tmp_path, monkeypatch, argv, message):
+    monkeypatch.setattr("biper.data.sets.REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    assert message in refused(*argv, family="imagenet")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_streamed_folders_that_are_unfit(refused, tmp_path):
+    data, run = photographs(tmp_path / "data", train=3, test=2), tmp_path / "run"
+    flags = ["--dataset", "folder", "--data_path", data, "--image_size", 32, "--workers", 0, "--results_dir", run]
+    (data / "train" / "empty").mkdir()
+    assert "hold other classes: empty only in one of them" in refused(*flags, family="imagenet")
+    (data / "val" / "empty").mkdir()
+    assert f"no images in {data / 'val' / 'empty'}" in refused(*flags, family="imagenet")
+    shutil.rmtree(data / "val" / "empty")
+    shutil.rmtree(data / "train" / "empty")
+    for file in list((data / "train").glob("*/*"))[1:]:
+        file.unlink()
+    err = refused(*flags, family="imagenet")
+    assert "no images in" in err
+    assert not run.exists()
+
+
+def test_dali_that_is_not_installed(refused, tmp_path, monkeypatch):
+    data = photographs(tmp_path / "data", train=3, test=2)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as import finds it where it is missing
+    flags = ["--dataset", "folder", "--data_path", data, "--results_dir", tmp_path / "run", "--use_dali"]
+    assert "--use_dali needs DALI: pip install -e '.[dali]'" in refused(*flags, family="imagenet")
+    assert not (tmp_path / "run").exists()
 
 
 def test_stage_2_needs_stage_1(refused, nothing_written, trained):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau
+from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau, make_config
 from biper.data.sets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
 from biper.options import build_parser, read_options, read_yaml
@@ -169,3 +169,21 @@ def test_help_is_grouped_and_complete():
         assert group in text
     assert all(f"--{name}" in text for name in (*SETTINGS, "config", "tau"))
     assert "(default 0.85)" in text
+
+
+def test_imagenet_has_its_published_defaults():
+    c = make_config("imagenet", 1, {"epochs": 3})
+    assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.batch_size_test) == (3, 0.1, 1e-4, 512, 256)
+    assert (c.freq, c.tau_min, c.tau_max, c.regularizer, c.dataset) == (30, 0.85, 0.99, False, "imagenet")
+    assert make_config("imagenet", 1, {"regularizer": True}).regularizer
+
+
+def test_the_published_imagenet_commands_are_understood():
+    flags = "--gpus 0,1,2,3 --model resnet18_1w1a --data_path data --dataset imagenet --epochs 200 --lr 0.1"
+    flags += " --weight_decay 1e-4 -b 512 -bt 256 --lr_type cos --freq 20 --warm_up --tau_min 0.85 --tau_max 0.99"
+    given = options(*f"{flags} --print_freq 250 --use_dali".split(), family="imagenet")
+    assert make_config("imagenet", 1, given).use_dali
+    recipe = options("--config", str(CONFIGS[-2]), family="imagenet")
+    assert CONFIGS[-2].parts[-3:] == ("imagenet", "configs", "resnet18.yaml")
+    same = [name for name in recipe if name in given and recipe[name] == given[name]]
+    assert set(same) >= {"epochs", "lr", "weight_decay", "batch_size", "batch_size_test", "freq", "warm_up", "tau_min"}

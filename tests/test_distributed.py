@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY, photographs
 
 from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.distributed import Processes, launched_processes, restarted
+from biper.distributed import Processes, launched_processes, restartable
 from biper.errors import UsageError
 from biper.runtime import select_devices
 
@@ -27,8 +27,8 @@ def torchrun(shell, processes, *argv, **options):
 def test_place_among_the_processes():
     assert launched_processes({}) == Processes()
     assert launched_processes({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Processes(5, 8, 1)
-    assert not restarted({})
-    assert restarted({"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert not restartable({"TORCHELASTIC_MAX_RESTARTS": "0"})
+    assert restartable({"TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_RESTART_COUNT": "0"})
 
 
 def test_each_process_has_its_own_gpu(monkeypatch):

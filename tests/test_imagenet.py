@@ -19,7 +19,8 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 import biper
 from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.cli import prepare_main
-from biper.data import imagenet
+from biper.config import make_config
+from biper.data import build_loaders, imagenet
 from biper.data.samples import tiny_imagenet_samples
 from biper.errors import UsageError
 
@@ -147,7 +148,9 @@ def test_archives_that_are_missing_damaged_or_of_class_folders(archives, tmp_pat
     shutil.move(tmp_path / "kit", kit)
     with (archives / "ILSVRC2012_img_train.tar").open("ab") as file:
         file.write(b"x")
-    assert "ILSVRC2012_img_train.tar is damaged: its MD5" in refused("--archives", archives, "--data_path", data, **entry)
+    assert "ILSVRC2012_img_train.tar is damaged: its MD5" in refused(
+        "--archives", archives, "--data_path", data, **entry
+    )
 
 
 def test_a_validation_archive_of_class_folders_needs_no_labels(tmp_path):
@@ -219,7 +222,7 @@ def test_a_run_on_tiny_imagenet(tiny, tmp_path, command, loader):
     code, out, err = command(*flags, "--epochs", 1, "--results_dir", tmp_path / "run", family="imagenet")
     assert code == 0, err
     assert "12 training and 6 test images of 32x32, 3 classes" in out
-    code, out, err = command("-e", tmp_path / "run" / BEST, family="imagenet", stage=2, *use)
+    code, out, err = command("-e", tmp_path / "run" / BEST, *use, family="imagenet", stage=2)
     assert code == 0, err
     assert "(6 images)" in out
 
@@ -268,3 +271,14 @@ def test_published_commands_by_the_scripts(shell, tmp_path):
     table = shell(sys.executable, ROOT / "compute_QE.py", best, cwd=tmp_path)
     assert table.returncode == 0, table.stderr
     assert "layer4.1.conv2" in table.stdout
+
+
+@pytest.mark.skipif("BIPER_TEST_TINYIMAGENET" not in os.environ, reason="BIPER_TEST_TINYIMAGENET: tiny-imagenet-200")
+def test_both_loaders_see_the_same_on_the_real_tiny_imagenet():
+    pytest.importorskip("nvidia.dali")
+    given = {"dataset": "tinyimagenet", "data_path": os.environ["BIPER_TEST_TINYIMAGENET"], "image_size": 64}
+    configs = [make_config("imagenet", 1, given | {"use_dali": dali, "workers": 2}) for dali in (False, True)]
+    tests = [build_loaders(config, torch.device("cpu"), train=False).test for config in configs]
+    for (x, k), (y, m) in zip(*(test.epoch() for test in tests), strict=True):
+        assert torch.equal(k, m)
+        torch.testing.assert_close(x, y, atol=0.03, rtol=0)

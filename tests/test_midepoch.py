@@ -71,7 +71,9 @@ def test_a_checkpoint_within_the_first_epoch_is_whole(tmp_path, command, monkeyp
 
 
 def test_kill_9_within_an_epoch(tmp_path):
-    flags = [str(a) for a in (sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--epochs", 1, "-b", 64, "-p", 1)]
+    flags = [
+        str(a) for a in (sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--epochs", 1, "-b", 64, "-p", 1)
+    ]
     whole = subprocess.run([*flags, "--results_dir", tmp_path / "whole"], capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     cut = [*flags, "--checkpoint_minutes", "1e-9", "--results_dir", tmp_path / "cut", "--resume"]
@@ -114,4 +116,4 @@ def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monke
     monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
     assert code == 1
-    assert f"the last good checkpoint, of epoch 0, is {tmp_path / LATEST}" in err
+    assert f"the last good checkpoint, of step 1 of epoch 1, is {tmp_path / LATEST}" in err

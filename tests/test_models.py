@@ -9,22 +9,30 @@ from biper import BinaryConv2d, create_model, list_models
 from biper.models.cifar_resnet import match_shape
 from biper.models.registry import register
 
-PUBLISHED = json.loads((Path(__file__).parent / "parity" / "state_dict_keys.json").read_text())["cifar10"]
+PUBLISHED = json.loads((Path(__file__).parent / "parity" / "state_dict_keys.json").read_text())
+CLASSES = {"cifar10": 10, "imagenet": 1000}
+MODELS = [(family, name) for family in CLASSES for name in list_models(family)]
 PARAMETERS = {
-    "resnet20_1w1a": 270_522,
-    "resnet20_1w32a": 270_522,
-    "resnet18_1w1a": 11_005_002,
-    "resnet18A_1w1a": 724_394,
-    "resnet18B_1w1a": 2_756_138,
-    "resnet18C_1w1a": 2_886_474,
-    "vgg_small_1w1a": 4_661_770,
+    ("cifar10", "resnet20_1w1a"): 270_522,
+    ("cifar10", "resnet20_1w32a"): 270_522,
+    ("cifar10", "resnet18_1w1a"): 11_005_002,
+    ("cifar10", "resnet18A_1w1a"): 724_394,
+    ("cifar10", "resnet18B_1w1a"): 2_756_138,
+    ("cifar10", "resnet18C_1w1a"): 2_886_474,
+    ("cifar10", "vgg_small_1w1a"): 4_661_770,
+    ("imagenet", "resnet18_1w1a"): 11_694_376,
+    ("imagenet", "resnet34_1w1a"): 21_806_248,
+    ("imagenet", "mobilenet_1w1a"): 8_768_296,
 }
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_every_model_learns_from_a_batch(name):
+@pytest.mark.parametrize(("family", "name"), MODELS)
+def test_every_model_learns_from_a_batch(family, name):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=7, stage=2)
+    model = create_model(name, family, num_classes=7, stage=2)
+    for module in model.modules():  # ImageNet's gains of 1e-8 leave gradients that underflow
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
     images = torch.randn(2, 3, 32, 32)
     loss = nn.functional.cross_entropy(model(images), torch.tensor([0, 6]))
     loss.backward()
@@ -35,15 +43,17 @@ def test_every_model_learns_from_a_batch(name):
         assert model.eval()(images[:1]).shape == (1, 7)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name):
-    assert sum(p.numel() for p in create_model(name).parameters()) == PARAMETERS[name]
+@pytest.mark.parametrize(("family", "name"), PARAMETERS)
+def test_parameters(family, name):
+    model = create_model(name, family, CLASSES[family])
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[family, name]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_names_and_shapes_are_the_published_ones(name):
-    ours = {key: list(tensor.shape) for key, tensor in create_model(name).state_dict().items()}
-    assert ours == {k: v for k, v in PUBLISHED[name].items() if not k.endswith((".beta", ".tau"))}
+@pytest.mark.parametrize(("family", "name"), [(f, name) for f, names in PUBLISHED.items() for name in names])
+def test_names_and_shapes_are_the_published_ones(family, name):
+    model = create_model(name, family, CLASSES[family])
+    ours = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert ours == {k: v for k, v in PUBLISHED[family][name].items() if not k.endswith((".beta", ".tau"))}
 
 
 def test_precisions():
@@ -56,10 +66,35 @@ def test_precisions():
     assert set(twin.state_dict()) == {k for k in one_bit.state_dict() if not k.endswith("alpha")}
 
 
-@pytest.mark.parametrize("name", ["resnet20_1w1a", "resnet18A_1w1a"])
-def test_resnets_take_any_image_size(name):
-    model = create_model(name).eval()
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("cifar10", "resnet20_1w1a"), ("cifar10", "resnet18A_1w1a"), ("imagenet", "resnet18_1w1a")]
+    + [("imagenet", f"mobilenet_{precision}") for precision in ("1w1a", "32w32a")],
+)
+def test_networks_take_any_image_size(family, name):
+    model = create_model(name, family).eval()
     assert [model(torch.randn(1, 3, s, s)).shape for s in (8, 15, 64)] == [(1, 10)] * 3
+
+
+def test_imagenet_resnet_begins_as_published():
+    """Every BatchNorm2d, the downsampling branch's included, at 1e-8; the head's BatchNorm1d at 1."""
+    model = create_model("resnet18_1w1a", "imagenet")
+    gains = {name: m.weight.unique().tolist() for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert len(gains) == 1 + 16 + 3
+    assert all(gain == [pytest.approx(1e-8)] for gain in gains.values())
+    assert model.bn2.weight.unique().tolist() == [1.0]
+    stem, binary = model.conv1, model.layer3[0].conv2
+    for layer, fan_in in ((stem, 3 * 49), (binary, 256 * 9), (model.layer2[0].downsample[0], 64)):
+        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.03)
+
+
+def test_imagenet_stems_and_downsampling_are_real():
+    for name, binary in (("resnet18_1w1a", 16), ("resnet34_1w1a", 32), ("mobilenet_1w1a", 39)):
+        layers = [m for m in create_model(name, "imagenet").modules() if isinstance(m, nn.Conv2d)]
+        assert sum(isinstance(m, BinaryConv2d) for m in layers) == binary
+        assert all(m.kernel_size in ((3, 3), (1, 1)) for m in layers if isinstance(m, BinaryConv2d))
+    groups = {m.in_channels // m.groups for m in layers if m.kernel_size == (3, 3) and isinstance(m, BinaryConv2d)}
+    assert groups == {16}
 
 
 def test_vgg_refuses_other_image_sizes():
@@ -91,7 +126,7 @@ def test_metadata():
 def test_errors_name_the_choices():
     with pytest.raises(ValueError, match=r"unknown model 'resnet19_1w1a'; choose from .*resnet20_1w1a"):
         create_model("resnet19_1w1a")
-    with pytest.raises(ValueError, match="unknown family 'mnist'; choose from cifar10"):
+    with pytest.raises(ValueError, match="unknown family 'mnist'; choose from cifar10, imagenet"):
         list_models("mnist")
     with pytest.raises(ValueError, match="already has"):
         register("cifar10", "resnet20")(lambda *_: None)

@@ -11,17 +11,20 @@ from parity.fill import fill
 from biper import create_model, load_checkpoint
 from biper.errors import UsageError
 
-KEYS = json.loads((Path(__file__).parent / "parity" / "state_dict_keys.json").read_text())["cifar10"]
+KEYS = json.loads((Path(__file__).parent / "parity" / "state_dict_keys.json").read_text())
+NAMES = [(family, name) for family, names in KEYS.items() for name in names]
 
 
 @pytest.fixture
 def published(tmp_path):
     """published(name, prefix, config) -> path of a file as published."""
 
-    def make(name="resnet20_1w1a", prefix="", config=None):
-        folder = tmp_path / "pretrained_models" / f"biper_cifar10_{name}_stage2"
+    def make(name="resnet20_1w1a", prefix="", config=None, family="cifar10"):
+        folder = tmp_path / "pretrained_models" / f"biper_{family}_{name}_stage2"
         folder.mkdir(parents=True, exist_ok=True)
-        state = OrderedDict((k, torch.zeros([1] if k.endswith("tau") else shape)) for k, shape in KEYS[name].items())
+        state = OrderedDict(
+            (k, torch.zeros([1] if k.endswith("tau") else shape)) for k, shape in KEYS[family][name].items()
+        )
         fill(state)
         state = OrderedDict((prefix + k, v) for k, v in state.items())
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
@@ -37,16 +40,16 @@ def published(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("name", KEYS)
-def test_every_published_model_loads_with_the_freq_of_its_config(published, name, prefix):
-    path = published(name, prefix, "2024-04-01 10:00:00\n\nmodel:  x\nfreq:  20.0\ndataset:  cifar10\ntau:  0.0468\n")
-    model = load_checkpoint(path)
-    expected = create_model(name, freq=20.0, stage=2)
+@pytest.mark.parametrize(("family", "name"), NAMES)
+def test_every_published_model_loads_with_the_freq_of_its_config(published, family, name, prefix):
+    config = f"2024-04-01 10:00:00\n\nmodel:  x\nfreq:  20.0\ndataset:  {family}\ntau:  0.0468\n"
+    model = load_checkpoint(published(name, prefix, config, family))
+    expected = create_model(name, family, 10 if family == "cifar10" else 1000, freq=20.0, stage=2)
     fill(expected.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images), expected.eval()(images))
-    assert (model.metadata.freq, model.metadata.stage, model.metadata.dataset) == (20.0, 2, "cifar10")
+    assert (model.metadata.freq, model.metadata.stage, model.metadata.dataset) == (20.0, 2, family)
 
 
 def test_freq_is_never_guessed(published):

@@ -43,7 +43,9 @@ def loaders(path, shard=WHOLE, dataset="folder", **given):
 
 def same(a, b):
     """Whether two lists of batches are equal."""
-    return len(a) == len(b) and all(torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) and torch.equal(k, m) for (x, k), (y, m) in zip(a, b, strict=True)
+    )
 
 
 def merged(parts):

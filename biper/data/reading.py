@@ -99,6 +99,20 @@ class PillowDataset(Dataset[Batch]):
         return cut(image, self.source.view.window(width, height, self.source.random(request)))
 
 
+class _Asked:
+    """DataLoader's sampler: what was last asked for.
+
+    An object of its own: in a cycle of references the worker processes would end only when garbage is collected, late
+    and slowly.
+    """
+
+    def __init__(self) -> None:
+        self.batches: Iterator[Requests] = iter(())
+
+    def __iter__(self) -> Iterator[Requests]:
+        return self.batches
+
+
 class PillowReader:
     """Decodes in `workers` processes, at most one a CPU core; 0: in this one. A Reader.
 
@@ -106,12 +120,12 @@ class PillowReader:
     """
 
     def __init__(self, source: Source, workers: int, pin_memory: bool) -> None:
-        self.batches: Iterator[Requests] = iter(())
+        self.asked = _Asked()
         workers = min(workers, available_cores())
         self.loader = DataLoader(
             PillowDataset(source),
             batch_size=None,  # a request is for a whole batch
-            sampler=self,
+            sampler=self.asked,
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
@@ -120,12 +134,9 @@ class PillowReader:
             multiprocessing_context=_context() if workers else None,
         )
 
-    def __iter__(self) -> Iterator[Requests]:  # as its own loader's sampler
-        return self.batches
-
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
         """One Batch for each that is asked for."""
-        self.batches = batches
+        self.asked.batches = batches
         return iter(self.loader)
 
 
