@@ -13,6 +13,8 @@ from PIL import Image
 from biper.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+WNIDS = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02102040": ("English springer",)}
+RUN = ["-a", "resnet18_1w1a", "--image_size", 32, "-b", 6, "-bt", 4, "--freq", 20, "--lr", 0.01, "--workers", 0]
 TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b", "256", "--freq", "20", "--lr", "0.05"]
 
 

@@ -66,10 +66,10 @@ def test_missing_data(refused, nothing_written, argv, message):
     [
         (["--data_path", "none"], "none: --data_path is not a folder"),
         (["--data_path", "file"], "file: --data_path is not a folder"),
-        (["--data_path", "."], "no folder test or val in ."),
+        (["--data_path", "."], "no folder test or val in /"),
         ([], "imagenet/dataset/README.md"),
         (["--dataset", "tinyimagenet"], "no Tiny ImageNet in"),
-        (["--dataset", "tinyimagenet", "--data_path", "."], "no Tiny ImageNet in ."),
+        (["--dataset", "tinyimagenet", "--data_path", "."], "no Tiny ImageNet in /"),
         (["--dataset", "folder"], "--dataset folder needs --data_path FOLDER"),
         (["-a", "resnet20_1w1a"], "choose from mobilenet_1w1a"),
         (["--dataset", "cifar10", "--image_size", "64"], "--image_size is not for cifar10"),

@@ -8,6 +8,7 @@ import pytest
 from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau, make_config
 from biper.data.sets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
+from biper.models import list_models
 from biper.options import build_parser, read_options, read_yaml
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
@@ -57,8 +58,11 @@ def test_flags_win_over_yaml(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_shipped_configs(path, stage):
-    config = Config("cifar10", stage, **read_yaml(path, stage))
-    assert config.warm_up
+    family = path.parts[-3]
+    config = make_config(family, stage, read_yaml(path, stage))
+    assert config.warm_up == (stage == 1 or family == "cifar10")
+    assert config.regularizer == (family == "cifar10")
+    assert config.model in list_models(family)
     assert (stage == 1) == (config.freq == 20)
 
 

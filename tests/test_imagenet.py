@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import os
 import shutil
 import sys
 import tarfile
@@ -11,21 +10,13 @@ import tarfile
 import numpy as np
 import pytest
 import scipy.io
-import torch
-from conftest import ROOT, photographs
-from PIL import Image
+from conftest import ROOT, RUN, WNIDS, photographs
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 import biper
-from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.checkpoint import BEST, read_checkpoint
 from biper.cli import prepare_main
-from biper.config import make_config
-from biper.data import build_loaders, imagenet
-from biper.data.samples import tiny_imagenet_samples
-from biper.errors import UsageError
-
-CLASSES = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02102040": ("English springer",)}
-RUN = ["-a", "resnet18_1w1a", "--image_size", 32, "-b", 6, "-bt", 4, "--freq", 20, "--lr", 0.01, "--workers", 0]
+from biper.data import imagenet
 
 
 def add(tar, name, data):
@@ -37,7 +28,7 @@ def add(tar, name, data):
 def devkit(path, labels):
     """The development kit: a MATLAB table of the classes, with one that is no leaf, and the validation labels."""
     kind = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children")]
-    rows = [(i, wnid, ", ".join(words), "", 0, 0) for i, (wnid, words) in enumerate(CLASSES.items(), 1)]
+    rows = [(i, wnid, ", ".join(words), "", 0, 0) for i, (wnid, words) in enumerate(WNIDS.items(), 1)]
     table = np.array([*rows, (4, "n00000001", "fish", "", 2, 1)], dtype=kind)
     mat = io.BytesIO()
     scipy.io.savemat(mat, {"synsets": table})
@@ -50,11 +41,11 @@ def devkit(path, labels):
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
     """The three archives in their real layout, with a few images, and torchvision told of their MD5 sums."""
-    made = photographs(tmp_path / "made", train=5, test=2, names=tuple(CLASSES))
+    made = photographs(tmp_path / "made", train=5, test=2, names=tuple(WNIDS))
     folder = tmp_path / "archives"
     folder.mkdir()
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
-        for wnid in CLASSES:
+        for wnid in WNIDS:
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
                 for file in sorted((made / "train" / wnid).iterdir()):
@@ -63,7 +54,7 @@ def archives(tmp_path, monkeypatch):
     labels = [3, 1, 2, 2, 3, 1]  # of ILSVRC2012_val_00000001 to 6; they lie in the archive in another order
     with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
         for number in (4, 1, 6, 2, 3, 5):
-            wnid = list(CLASSES)[labels[number - 1] - 1]
+            wnid = list(WNIDS)[labels[number - 1] - 1]
             file = sorted((made / "val" / wnid).iterdir())[number > 3]
             add(tar, f"ILSVRC2012_val_{number:08}.JPEG", file.read_bytes())
     devkit(folder / "ILSVRC2012_devkit_t12.tar.gz", labels)
@@ -83,7 +74,7 @@ def test_the_archives_go_through_preparation_training_and_evaluation(archives, t
     data, run = tmp_path / "data", tmp_path / "run"
     code, out, err = command("--archives", archives, "--data_path", data, entry=prepare_main)
     assert (code, out) == (0, f"imagenet is in {data}\n"), err
-    for wnid in CLASSES:
+    for wnid in WNIDS:
         trained = sorted((tmp_path / "made" / "train" / wnid).iterdir())
         assert [f.read_bytes() for f in trained] == [f.read_bytes() for f in sorted((data / "train" / wnid).iterdir())]
         tested = {f.read_bytes() for f in (tmp_path / "made" / "val" / wnid).iterdir()}
@@ -106,7 +97,7 @@ def test_the_archives_go_through_preparation_training_and_evaluation(archives, t
     assert f"top-1 {float(row['test_top1']):.2f} %" in out
     assert "(6 images)" in out
     m = biper.load_checkpoint(run / "two" / BEST).metadata
-    assert (m.classes, m.image_size, m.family) == (tuple(CLASSES), 32, "imagenet")
+    assert (m.classes, m.image_size, m.family) == (tuple(WNIDS), 32, "imagenet")
     assert m.class_names == ("tench, Tinca tinca", "goldfish", "English springer")
 
 
@@ -155,105 +146,11 @@ def test_archives_that_are_missing_damaged_or_of_class_folders(archives, tmp_pat
 
 def test_a_validation_archive_of_class_folders_needs_no_labels(tmp_path):
     with tarfile.open(tmp_path / "val.tar", "w") as tar:
-        for wnid in CLASSES:
+        for wnid in WNIDS:
             add(tar, f"val/{wnid}/ILSVRC2012_val_1.JPEG", wnid.encode())
     assert imagenet.has_class_folders(tmp_path / "val.tar")
     imagenet.unpack_val(tmp_path / "val.tar", tmp_path / "val", [])
-    assert {p.name for p in (tmp_path / "val").iterdir()} == {*CLASSES, imagenet.DONE}
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """Tiny ImageNet in its original layout: three classes, four training and two validation images each."""
-    made = photographs(tmp_path / "made", train=4, test=2, names=tuple(CLASSES), size=(64, 64))
-    path = tmp_path / "tiny-imagenet-200"
-    lines = []
-    (path / "val" / "images").mkdir(parents=True)
-    for wnid in CLASSES:
-        (path / "train" / wnid / "images").mkdir(parents=True)
-        (path / "train" / wnid / f"{wnid}_boxes.txt").write_text("no image")
-        for file in (made / "train" / wnid).iterdir():
-            shutil.copy(file, path / "train" / wnid / "images")
-        for file in (made / "val" / wnid).iterdir():
-            shutil.copy(file, path / "val" / "images")
-            lines.append(f"{file.name}\t{wnid}\t0\t0\t62\t62\n")
-    (path / "val" / "val_annotations.txt").write_text("".join(reversed(lines)))
-    (path / "words.txt").write_text("".join(f"{wnid}\t{words[0]}\n" for wnid, words in CLASSES.items()))
-    return path
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_tiny_imagenet_is_read_as_it_is(tiny, inside):
-    path = tiny if inside else tiny.parent
-    train, val = tiny_imagenet_samples(path, True), tiny_imagenet_samples(path, False)
-    assert (len(train), len(val)) == (12, 6)
-    assert train.classes == val.classes == tuple(CLASSES)
-    assert val.names == ("tench", "goldfish", "English springer")
-    for samples in (train, val):
-        for i in range(len(samples)):
-            assert samples.classes[samples.labels[i]] in os.path.basename(samples.path(i))
-            Image.open(samples.path(i)).close()
-
-
-def test_tiny_imagenet_that_is_not_whole(tiny):
-    def error(train=False):
-        with pytest.raises(UsageError) as caught:
-            tiny_imagenet_samples(tiny, train)
-        return str(caught.value)
-
-    next((tiny / "val" / "images").iterdir()).unlink()
-    assert "1 images of" in error()
-    shutil.rmtree(tiny / "train" / "n02102040")
-    assert "names the class n02102040, which has no folder" in error()
-    for file in (tiny / "train" / "n01443537" / "images").iterdir():
-        file.unlink()
-    assert "no images in" in error(train=True)
-    shutil.rmtree(tiny / "val")
-    assert "no Tiny ImageNet in" in error()
-
-
-@pytest.mark.parametrize("loader", ["pillow", "dali"])
-def test_a_run_on_tiny_imagenet(tiny, tmp_path, command, loader):
-    use = []
-    if loader == "dali":
-        pytest.importorskip("nvidia.dali")
-        use = ["--use_dali"]
-    flags = [*RUN, "--dataset", "tinyimagenet", "--data_path", tiny, *use]
-    code, out, err = command(*flags, "--epochs", 1, "--results_dir", tmp_path / "run", family="imagenet")
-    assert code == 0, err
-    assert "12 training and 6 test images of 32x32, 3 classes" in out
-    code, out, err = command("-e", tmp_path / "run" / BEST, *use, family="imagenet", stage=2)
-    assert code == 0, err
-    assert "(6 images)" in out
-
-
-def test_a_damaged_test_image_stops_a_run_and_loses_nothing(tmp_path, command, refused):
-    data = photographs(tmp_path / "data", train=6, test=2)
-    victim = data / "val" / "n01440764" / "n01440764_1.JPEG"
-    kept = victim.read_bytes()
-    flags = ["--dataset", "folder", "--data_path", data, *RUN, "--epochs", 1]
-    assert command(*flags, "--results_dir", tmp_path / "whole", family="imagenet")[0] == 0
-    victim.write_bytes(b"damaged")
-    assert str(victim) in refused(*flags, "--results_dir", tmp_path / "run", family="imagenet")
-    assert str(victim) in refused("-e", tmp_path / "whole" / BEST, "--workers", 0, family=None, stage=None)
-    victim.write_bytes(kept)
-    code, out, err = command("--results_dir", tmp_path / "run", "--resume", family="imagenet")
-    assert code == 0, err
-    assert "going on after 0 of 1 epochs and 2 steps" in out  # all of them: only the evaluation is left
-    whole, run = (read_checkpoint(tmp_path / name / LATEST) for name in ("whole", "run"))
-    assert all(torch.equal(whole["state_dict"][key], value) for key, value in run["state_dict"].items())
-    assert whole["history"] == run["history"]
-
-
-def test_damaged_training_images_are_counted(tmp_path, command):
-    data = photographs(tmp_path / "data", train=6, test=2)
-    (data / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(b"damaged")
-    flags = ["--dataset", "folder", "--data_path", data, *RUN, "--epochs", 2]
-    code, out, err = command(*flags, "--results_dir", tmp_path / "run", family="imagenet")
-    assert code == 0, err
-    assert out.count("damaged image, another is taken: cannot read the image") == 1
-    assert out.count("1 damaged images replaced") == 2
-    assert "n01440764_1.JPEG" in (tmp_path / "run" / "logger.log").read_text()
+    assert {p.name for p in (tmp_path / "val").iterdir()} == {*WNIDS, imagenet.DONE}
 
 
 def test_published_commands_by_the_scripts(shell, tmp_path):
@@ -271,14 +168,3 @@ def test_published_commands_by_the_scripts(shell, tmp_path):
     table = shell(sys.executable, ROOT / "compute_QE.py", best, cwd=tmp_path)
     assert table.returncode == 0, table.stderr
     assert "layer4.1.conv2" in table.stdout
-
-
-@pytest.mark.skipif("BIPER_TEST_TINYIMAGENET" not in os.environ, reason="BIPER_TEST_TINYIMAGENET: tiny-imagenet-200")
-def test_both_loaders_see_the_same_on_the_real_tiny_imagenet():
-    pytest.importorskip("nvidia.dali")
-    given = {"dataset": "tinyimagenet", "data_path": os.environ["BIPER_TEST_TINYIMAGENET"], "image_size": 64}
-    configs = [make_config("imagenet", 1, given | {"use_dali": dali, "workers": 2}) for dali in (False, True)]
-    tests = [build_loaders(config, torch.device("cpu"), train=False).test for config in configs]
-    for (x, k), (y, m) in zip(*(test.epoch() for test in tests), strict=True):
-        assert torch.equal(k, m)
-        torch.testing.assert_close(x, y, atol=0.03, rtol=0)
