@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from biper.errors import UsageError
 
-PATIENCE, POLL = timedelta(minutes=10), 0.05  # seconds
+PATIENCE = timedelta(minutes=10)
+POLL = 0.05  # seconds
 BACKEND = "cpu:gloo,cuda:nccl"  # each tensor goes the way of its device; flags and texts go over the CPU
 
 
@@ -65,10 +66,8 @@ def joined(processes: Processes) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise UsageError(f"cannot join the other processes ({text}): start with torchrun") from error
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: it could wait for processes that are gone
 
 
 def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
@@ -78,24 +77,22 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     first process lists a token of every process, asks for them again until each has found itself on the list and said
     so, and they go on below a name that the first one made. [seen with torch 2.15]
     """
-    token = uuid4().hex
-    if rank:
-        store.set(f"biper/token/{rank}", token)
-        while True:
+    token, deadline = uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    name = "" if rank else token
+    while time.monotonic() < deadline:
+        if rank == 0:
+            if store.check([f"biper/seen/{name}/{other}" for other in range(1, size)]):
+                return dist.PrefixStore(name, store)
+            tokens = [store.get(f"biper/token/{other}").decode() for other in range(1, size)]
+            store.set("biper/list", " ".join([name, *tokens]))
+        else:
+            store.set(f"biper/token/{rank}", token)
             name, *tokens = store.get("biper/list").decode().split()
             if len(tokens) == size - 1 and tokens[rank - 1] == token:
                 store.set(f"biper/seen/{name}/{rank}", "")
                 return dist.PrefixStore(name, store)
-            time.sleep(POLL)
-    seen = [f"biper/seen/{token}/{other}" for other in range(1, size)]
-    deadline = time.monotonic() + PATIENCE.total_seconds()
-    while not store.check(seen):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not all of {size} processes came within {PATIENCE}")
-        tokens = [store.get(f"biper/token/{other}").decode() for other in range(1, size)]
-        store.set("biper/list", " ".join([token, *tokens]))
         time.sleep(POLL)
-    return dist.PrefixStore(token, store)
+    raise RuntimeError(f"not all of {size} processes came within {PATIENCE}")
 
 
 def joint() -> bool:

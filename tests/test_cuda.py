@@ -1,11 +1,15 @@
 """What only a CUDA GPU can show; skipped without one."""
 
+import sys
+
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY, photographs
 
 from biper import create_model
 from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.config import make_config
+from biper.data import build_loaders
 from biper.data.digits import read_digits
 from biper.data.memory import Augmentation, MemoryLoader
 from biper.engine import train_one_epoch
@@ -69,3 +73,26 @@ def test_both_stages_and_resume(command, tmp_path):
 def test_two_gpus(command, tmp_path):
     code, _, err = command(*TINY, "--epochs", 1, "--gpus", "0,1", "--results_dir", tmp_path)
     assert code == 0, err
+
+
+def test_dali_decodes_on_the_gpu_what_pillow_decodes(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    data = photographs(tmp_path, train=20, test=20, size=(300, 200))
+    given = {"dataset": "folder", "data_path": str(data), "image_size": 64, "batch_size": 8, "batch_size_test": 8}
+    both = [
+        build_loaders(make_config("imagenet", 1, given | {"use_dali": dali, "workers": 2}), torch.device("cuda", 0))
+        for dali in (False, True)
+    ]
+    for split in ("test", "train"):
+        for (x, k), (y, m) in zip(*(getattr(loaders, split).epoch() for loaders in both), strict=True):
+            assert y.is_cuda
+            assert torch.equal(k, m)
+            assert (x - y).abs().mean() < 0.05  # nvJPEG upsamples colours in its own way
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")
+def test_two_processes_over_nccl(shell, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    result = shell(*launcher, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 2, "--results_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "360 test images" in result.stdout

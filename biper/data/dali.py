@@ -85,9 +85,17 @@ class DaliReader:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         tensor = output.as_tensor()
-        pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
-        stream = torch.cuda.current_stream(self.device) if pixels.is_cuda else None
-        feed_ndarray(tensor, pixels, cuda_stream=stream)
+        if self.device.type == "cpu":
+            pixels = torch.empty(tensor.shape(), dtype=torch.uint8)
+            feed_ndarray(tensor, pixels)
+            return pixels
+        # the copy is waited for, as DALI writes into its buffer again; on a stream of its own, so that nothing else is
+        copying, computing = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(copying):
+            pixels = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
+            feed_ndarray(tensor, pixels, cuda_stream=copying)
+        computing.wait_stream(copying)
+        pixels.record_stream(computing)
         return pixels
 
 
