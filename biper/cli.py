@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from biper.distributed import Processes
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
+WORKERS = ("DataLoader worker", "shared memory")  # of torch's loader
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # of another process
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
@@ -59,6 +60,10 @@ def _run(command: Callable[[], None]) -> None:
         elif isinstance(error, RuntimeError):
             if any(words in text for words in OUT_OF_MEMORY):
                 text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
+            elif any(words in text for words in WORKERS):
+                text = (
+                    f"a process that reads images ended: give fewer --workers, or a smaller -b ({text.splitlines()[0]})"
+                )
             elif any(words in text for words in LOST):
                 code, text = 1, f"another process ended: {text.splitlines()[0]}"
             else:

@@ -106,8 +106,7 @@ def train_one_epoch(
     """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
 
     first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; after_step is called
-    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss, or naming the
-    tensor, when a weight is not finite.
+    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}")
@@ -121,9 +120,7 @@ def train_one_epoch(
         totals.add(step, loss, regularizer, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
         after_step(step, totals)
-    metrics = totals.metrics()
-    _check_finite(model, epoch)
-    return metrics
+    return totals.metrics()
 
 
 @torch.inference_mode()
@@ -139,10 +136,13 @@ def evaluate(model: nn.Module, loader: Loader, watcher: Watcher, where: str = "e
     return totals.metrics()
 
 
-def _check_finite(model: nn.Module, epoch: int) -> None:
-    # a sign turns NaN into a number, so a finite loss alone does not prove finite weights
+def check_finite(model: nn.Module, where: str) -> None:
+    """Raise TrainingDiverged naming a weight or statistic that is not finite; this waits for the device.
+
+    A sign turns NaN into a number, so a finite loss alone does not prove finite weights.
+    """
     state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
     for name, good in zip(state, finite, strict=True):
         if not good:
-            raise TrainingDiverged(f"{name} is no longer finite at the end of epoch {epoch + 1}")
+            raise TrainingDiverged(f"{name} is no longer finite {where}")

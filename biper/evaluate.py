@@ -2,6 +2,8 @@
 
 import logging
 
+from torch import nn
+
 from biper.config import Config
 from biper.data import Shard, build_loaders, require_same_classes
 from biper.distributed import Processes, joined
@@ -24,17 +26,19 @@ def evaluate_checkpoint(network: Network, config: Config, processes: Processes =
 
 
 def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics:
-    device = select_devices(config.device, config.gpus, config.type, processes)[0]
+    devices = select_devices(config.device, config.gpus, config.type, processes)
+    device = devices[0]
     seed_everything(config.seed, config.deterministic)
     m = network.metadata
     shard = Shard(processes.rank, processes.size)
     loaders = build_loaders(config, device, shard=shard, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)
-    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices([device]))
+    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices(devices))
     if not m.classes:
         log.info("a published checkpoint does not say its stage: read as stage %d", m.stage)
+    model = nn.DataParallel(network.to(device), devices) if len(devices) > 1 else network.to(device)
     with Progress("evaluating", len(loaders.test), config.print_freq) as progress:
-        metrics = evaluate(network.to(device), loaders.test, progress)
+        metrics = evaluate(model, loaders.test, progress)
     log.info(
         "top-1 %.2f %%  top-5 %.2f %%  loss %.4f  (%d images)", metrics.top1, metrics.top5, metrics.loss, metrics.count
     )

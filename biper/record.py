@@ -131,7 +131,7 @@ class Recorder:
     def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite metrics.csv, one row an epoch: it always agrees with the checkpoint, also after a kill."""
         with replaced(self.folder / METRICS_FILE) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(history[0]))
+            writer = csv.DictWriter(file, list(history[-1]))  # a column may be newer than the run's first epochs
             writer.writeheader()
             writer.writerows(history)
 

@@ -23,7 +23,7 @@ from biper.checkpoint import (
 from biper.config import Config
 from biper.data import Loader, Loaders, Shard, build_loaders, require_same_classes
 from biper.distributed import Processes, average_buffers, decided, replicated, require_equal, total
-from biper.engine import Metrics, Totals, evaluate, train_one_epoch
+from biper.engine import Metrics, Totals, check_finite, evaluate, train_one_epoch
 from biper.errors import UsageError
 from biper.models import Network, create_model
 from biper.optim import build_optimizer
@@ -97,7 +97,6 @@ class Stage:
         self.history: History = []
         self.epoch, self.step = c.start_epoch, 0  # the next epoch, and how many of its steps are done
         self.partial: dict[str, Any] = {}  # what those steps have summed up, over all processes
-        self.replaced = 0  # damaged images of the last epoch, over all processes
         if saved:
             self._go_on_from(saved)
         require_equal((self.epoch, self.step), "where to go on")
@@ -156,19 +155,21 @@ class Stage:
             group["lr"] = lr
         loader = self.loaders.train
         assert loader is not None
-        before = loader.replaced
+        loader.replaced = self.partial.pop("replaced", 0) if self.processes.main else 0
         totals = Totals(loader.device, f"epoch {epoch + 1}", **(self.partial if self.processes.main else {}))
         train = self._train(loader, epoch, tau, totals)
         average_buffers(self.network)
+        check_finite(self.network, f"at the end of epoch {epoch + 1}")
+        if self.processes.size > 1:  # if one process cannot read a test image, the others hear of it too late to save
+            self._save_within(len(loader), totals)
         try:
             test = self._evaluate(epoch)
         except UsageError:  # an image that cannot be read: the epoch's training is kept for --resume
             if self.processes.size == 1:
                 self._save_within(len(loader), totals)
             raise
-        self.replaced = int(total(torch.tensor(loader.replaced - before)).item())
         error = quantization_error(self.network)
-        columns = metric_columns("train", train) | metric_columns("test", test)
+        columns = metric_columns("train", train) | {"train_replaced": self._replaced()} | metric_columns("test", test)
         self.history.append({"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": error.qe, "b": error.b})
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
 
@@ -194,9 +195,15 @@ class Stage:
 
     def _save_within(self, step: int, totals: Totals) -> None:
         sums, count = totals.over_processes()
-        self.step, self.partial = step, {"sums": sums, "count": count}
         average_buffers(self.network)
+        check_finite(self.network, f"after step {step} of epoch {self.epoch + 1}")
+        self.step, self.partial = step, {"sums": sums, "count": count, "replaced": self._replaced()}
         self.save()
+
+    def _replaced(self) -> int:
+        """Damaged images of this epoch for which others were taken, over all processes."""
+        assert self.loaders.train is not None
+        return int(total(torch.tensor(self.loaders.train.replaced)).item())
 
     def save(self) -> None:
         """Write the latest checkpoint, in the first process alone."""

@@ -75,7 +75,7 @@ def run_epochs(stage: Stage, recorder: Recorder | None) -> None:
         recorder.metrics(stage.history)
         recorder.epoch(row, stage.network, seconds)
         expected = f"  finish {finish:%d %b %H:%M}" if config.time_estimate else ""
-        replaced = f"  {stage.replaced} damaged images replaced" if stage.replaced else ""
+        replaced = f"  {row['train_replaced']} damaged images replaced" if row["train_replaced"] else ""
         log.info("%s  %.1f s%s%s", describe(row, config), seconds, replaced, expected)
 
 

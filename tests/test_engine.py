@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from biper import create_model
 from biper.data.digits import read_digits
 from biper.data.memory import Augmentation, Images, MemoryLoader
-from biper.engine import Totals, evaluate, train_one_epoch
+from biper.engine import Totals, check_finite, evaluate, train_one_epoch
 from biper.errors import TrainingDiverged
 from biper.runtime import DelayedRead
 
@@ -108,8 +108,9 @@ def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
     train = MemoryLoader(
         images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=Augmentation(0, False)
     )
+    train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
     with pytest.raises(TrainingDiverged, match=r"conv0\.weight is no longer finite at the end of epoch 1"):
-        train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
+        check_finite(model, "at the end of epoch 1")
 
 
 @pytest.mark.parametrize("pass_over", ["train", "evaluate"])

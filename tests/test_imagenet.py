@@ -136,6 +136,10 @@ def test_archives_that_are_missing_damaged_or_of_class_folders(archives, tmp_pat
     shutil.move(kit, tmp_path / "kit")
     assert "ILSVRC2012_devkit_t12.tar.gz (2.5 MB)" in refused("--archives", archives, "--data_path", data, **entry)
     assert not data.exists()
+    (data / "val" / "n01440764").mkdir(parents=True)
+    err = refused("--archives", archives, "--data_path", data, **entry)
+    assert f"{data / 'val'} was not unpacked by this command" in err
+    shutil.rmtree(data)
     shutil.move(tmp_path / "kit", kit)
     with (archives / "ILSVRC2012_img_train.tar").open("ab") as file:
         file.write(b"x")

@@ -117,3 +117,26 @@ def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monke
     code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
     assert code == 1
     assert f"the last good checkpoint, of step 1 of epoch 1, is {tmp_path / LATEST}" in err
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path, command, monkeypatch):
+    """VGG's signs hide a NaN from the loss; a checkpoint within the epoch must not keep it."""
+    run, steps = stage_module.train_one_epoch, []
+
+    def poisoned(model, loader, optimizer, *, after_step, **options):
+        def after(step, totals):
+            steps.append(step)
+            if step == 3:
+                model.bn1.running_mean[0] = float("nan")
+            after_step(step, totals)
+
+        return run(model, loader, optimizer, after_step=after, **options)
+
+    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
+    code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
+    assert code == 1
+    assert "bn1.running_mean is no longer finite after step 3 of epoch 1" in err
+    assert f"of step 2 of epoch 1, is {tmp_path / LATEST}" in err
+    contents = read_checkpoint(tmp_path / LATEST)
+    assert contents["step"] == 2
+    assert all(t.isfinite().all() for t in contents["state_dict"].values() if t.is_floating_point())

@@ -175,6 +175,40 @@ def test_evaluation_names_a_damaged_image_and_fails(damaged, reader):
         list(test.epoch())
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("damage", ["ff", "random", "start", "table", "end"])
+def test_damage_in_the_middle_is_found_by_both(tmp_path, reader, damage, progressive):
+    """Bytes of 0xFF, random bytes, a second start of image, a missing quantization table, a missing end."""
+    data = photographs(tmp_path, train=6, test=2, names=("a", "b"), size=(200, 150))
+    victim = data / "train" / "b" / "b_2.JPEG"
+    Image.open(victim).save(victim, quality=95, progressive=progressive)
+    content = bytearray(victim.read_bytes())
+    middle, table = len(content) // 2, content.index(b"\xff\xdb")
+    noise = np.random.default_rng(1).integers(0, 256, 400, np.uint8).tobytes()
+    if damage == "table":
+        del content[table : table + 2 + int.from_bytes(content[table + 2 : table + 4], "big")]
+    elif damage == "end":
+        del content[-2:]
+    else:
+        piece = {"ff": b"\xff" * 400, "random": noise, "start": b"\xff\xd8" * 200}[damage]
+        content[middle : middle + 400] = piece
+    victim.write_bytes(content)
+    try:
+        with Image.open(victim) as image:
+            image.load()
+        readable = True
+    except Exception:
+        readable = False
+    train = loaders(data, **reader).train
+    seen = list(train.epoch(0))
+    assert sum(len(y) for _, y in seen) == 12
+    assert train.replaced == (0 if readable else 1)
+    expected = list(loaders(data).train.epoch(0))
+    for (x, k), (y, m) in zip(seen, expected, strict=True):
+        assert torch.equal(k, m)
+        assert (x - y).abs().mean() < 0.01
+
+
 def test_nothing_but_damaged_images(tmp_path, reader):
     for split in ("train", "val"):
         for name in ("a", "b"):

@@ -54,12 +54,21 @@ def test_tiny_imagenet_that_is_not_whole(tiny):
             tiny_imagenet_samples(tiny, train)
         return str(caught.value)
 
+    annotations = tiny / "val" / "val_annotations.txt"
+    whole = annotations.read_bytes()
+    for broken in (b"", b"a b c\n", b"val_0.JPEG\n"):
+        annotations.write_bytes(broken)
+        assert "expected lines of file, tab, class" in error()
+    annotations.write_bytes(b"\xff\xfe\n")
+    assert "cannot read" in error()
+    annotations.write_bytes(whole)
     next((tiny / "val" / "images").iterdir()).unlink()
     assert "1 images of" in error()
     shutil.rmtree(tiny / "train" / "n02102040")
     assert "names the class n02102040, which has no folder" in error()
     for file in (tiny / "train" / "n01443537" / "images").iterdir():
         file.unlink()
+    (tiny / "train" / "n01443537" / "images" / ".DS_Store").write_text("hidden")
     assert "no images in" in error(train=True)
     shutil.rmtree(tiny / "val")
     assert "no Tiny ImageNet in" in error()
@@ -107,6 +116,7 @@ def test_damaged_training_images_are_counted(tmp_path, command):
     assert out.count("damaged image, another is taken: cannot read the image") == 1
     assert out.count("1 damaged images replaced") == 2
     assert "n01440764_1.JPEG" in (tmp_path / "run" / "logger.log").read_text()
+    assert [row["train_replaced"] for row in read_checkpoint(tmp_path / "run" / LATEST)["history"]] == [1, 1]
 
 
 @pytest.mark.skipif("BIPER_TEST_TINYIMAGENET" not in os.environ, reason="BIPER_TEST_TINYIMAGENET: tiny-imagenet-200")

@@ -7,8 +7,8 @@ import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from biper.data.reading import Batch, Request, Requests, Source, available_cores
 from biper.errors import UsageError
 
 AHEAD = 3  # batches whose files are read before they are due
-END_OF_JPEG = b"\xff\xd9"
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# after 0xFF: what occurs inside a scan (stuffed zero, fill, restarts), and what begins a segment of a JPEG
+IN_THE_SCAN, KNOWN_MARKERS = np.zeros(256, bool), np.zeros(256, bool)
+IN_THE_SCAN[[0x00, 0xFF, *range(0xD0, 0xD8)]] = True
+KNOWN_MARKERS[[0xC0, 0xC1, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)]] = True
 Prepared = tuple[np.ndarray, ...]  # encoded bytes; start and shape of the region; resized size; start of the square
 
 
@@ -53,10 +57,14 @@ class DaliReader:
                     if feed.error:
                         yield Batch(torch.empty(0), torch.empty(0), [], feed.error)
                     return
-                except RuntimeError as error:
-                    raise UsageError(_undecodable(feed, error)) from error
-                labels, wrong = feed.given.popleft()
-                yield Batch(self._to_torch(output), torch.tensor(labels), wrong)
+                except RuntimeError:  # DALI cannot decode one of them, and the pipeline is lost
+                    if feed.careful:
+                        raise
+                    feed = feed.from_the_first_that_is_due()
+                    pipe = self._pipeline(feed)
+                    continue
+                given = feed.given.popleft()
+                yield Batch(self._to_torch(output), torch.tensor(given.labels), given.wrong)
 
     def _pipeline(self, feed: "_Feed") -> Any:  # noqa: ANN401  (DALI has no types)
         from nvidia.dali import Pipeline, fn, types
@@ -74,7 +82,8 @@ class DaliReader:
                 axis_names="HW",
                 output_type=types.RGB,
                 adjust_orientation=False,  # as Pillow
-                device="mixed" if on_gpu else "cpu",
+                # both decoders: colours upsampled as libjpeg and so Pillow do
+                **({"device": "mixed", "jpeg_fancy_upsampling": True} if on_gpu else {"device": "cpu"}),
             )
             image = fn.resize(region, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
             pipe.set_outputs(fn.slice(image, start=corner, shape=(size, size), axis_names="HW"))
@@ -99,36 +108,57 @@ class DaliReader:
         return pixels
 
 
-class _Feed:
-    """Iterator that DALI draws its input from; keeps labels and damages of the batches that it has given."""
+class _Given(NamedTuple):
+    """A batch that DALI has been given and has not returned yet."""
 
-    def __init__(self, source: Source, batches: Iterator[Requests], pool: ThreadPoolExecutor) -> None:
-        self.source, self.batches, self.pool = source, batches, pool
-        self.coming: deque[list[Future[tuple[Prepared, int, list[str]]]]] = deque()
-        self.given: deque[tuple[list[int], list[str]]] = deque()
+    requests: list[Request]
+    labels: list[int]
+    wrong: list[str]
+
+
+class _Feed:
+    """Iterator that DALI draws its input from. careful: let Pillow decode every image."""
+
+    def __init__(
+        self, source: Source, batches: Iterator[Requests], pool: ThreadPoolExecutor, careful: bool = False
+    ) -> None:
+        self.source, self.batches, self.pool, self.careful = source, batches, pool, careful
+        self.coming: deque[tuple[list[Request], list[Future[tuple[Prepared, int, list[str]]]]]] = deque()
+        self.given: deque[_Given] = deque()
         self.error = ""
 
     def __iter__(self) -> "_Feed":
         return self
 
     def __next__(self) -> tuple[list[np.ndarray], ...]:
-        for requests in islice(self.batches, AHEAD + 1 - len(self.coming)):
-            self.coming.append([self.pool.submit(self.source.intact, r, self._prepare) for r in requests])
+        for batch in islice(self.batches, AHEAD + 1 - len(self.coming)):
+            requests = list(batch)
+            self.coming.append((requests, [self.pool.submit(self.source.intact, r, self._prepare) for r in requests]))
         if not self.coming or self.error:
             raise StopIteration
+        requests, futures = self.coming.popleft()
         try:
-            prepared, labels, wrong = zip(*(future.result() for future in self.coming.popleft()), strict=True)
+            prepared, labels, wrong = zip(*(future.result() for future in futures), strict=True)
         except UsageError as error:
             self.error = str(error)
-            for future in (f for batch in self.coming for f in batch):
-                future.cancel()
+            self._cancel()
             raise StopIteration from error
-        self.given.append((list(labels), [text for w in wrong for text in w]))
+        self.given.append(_Given(requests, list(labels), [text for w in wrong for text in w]))
         return tuple(list(column) for column in zip(*prepared, strict=True))
+
+    def from_the_first_that_is_due(self) -> "_Feed":
+        """A careful feed of all that DALI has not returned."""
+        self._cancel()
+        due = [*(given.requests for given in self.given), *(requests for requests, _ in self.coming)]
+        return _Feed(self.source, chain(due, self.batches), self.pool, careful=True)
+
+    def _cancel(self) -> None:
+        for future in (f for _, futures in self.coming for f in futures):
+            future.cancel()
 
     def _prepare(self, request: Request) -> Prepared:
         file = self.source.samples.path(request.image)
-        encoded, (width, height) = encoded_image(file)
+        encoded, (width, height) = encoded_image(file, self.careful)
         window = self.source.view.window(width, height, self.source.random(request))
         left, top, region_width, region_height = window.region
         corner = np.array(window.corner[::-1], np.int32)
@@ -136,11 +166,11 @@ class _Feed:
         return encoded, start, shape, np.array(window.resized[::-1], np.float32), corner
 
 
-def encoded_image(file: str) -> tuple[np.ndarray, tuple[int, int]]:
+def encoded_image(file: str, careful: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
     """An image's bytes for DALI, (N,) uint8, and its (width, height).
 
-    A whole JPEG in grey or RGB is given as it is; for everything else, a JPEG that ends early among it, Pillow's word
-    counts: it is decoded here and given as PNG. Raises UsageError naming a file that Pillow cannot read.
+    A JPEG in grey or RGB whose parts are all there is given as it is. For everything else Pillow's word counts: it is
+    decoded here and given as PNG. Raises UsageError naming a file that Pillow cannot read.
     """
     try:
         with Image.open(file) as image:
@@ -148,13 +178,23 @@ def encoded_image(file: str) -> tuple[np.ndarray, tuple[int, int]]:
         data = np.fromfile(file, np.uint8)
     except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error
-    if kind == "JPEG" and mode in ("RGB", "L") and data[-2:].tobytes() == END_OF_JPEG:
+    if kind == "JPEG" and mode in ("RGB", "L") and not careful and has_all_parts(data):
         return data, size
     lossless = io.BytesIO()
     open_image(file).save(lossless, "PNG", compress_level=0)
     return np.frombuffer(lossless.getvalue(), np.uint8), size
 
 
-def _undecodable(feed: _Feed, error: RuntimeError) -> str:
-    lines = [line for line in str(error).splitlines() if "Assert" in line or "rror" in line]
-    return f"DALI cannot read a batch ({lines[-1] if lines else error}); leave --use_dali out to learn which image"
+def has_all_parts(data: np.ndarray) -> bool:
+    """Whether bytes (N,) are a JPEG from its start to its end without a marker that is out of place."""
+    markers = np.flatnonzero((data[:-1] == 0xFF) & ~IN_THE_SCAN[data[1:]])
+    place = 2
+    while place + 4 <= len(data):
+        kind = int(data[place + 1])
+        if data[place] != 0xFF or not KNOWN_MARKERS[kind]:
+            return False
+        place += 2 + (int(data[place + 2]) << 8 | int(data[place + 3]))
+        if kind == START_OF_SCAN:
+            after = np.searchsorted(markers, place)
+            place = int(markers[after]) if after < len(markers) else len(data)
+    return place + 2 == len(data) and int(data[place + 1]) == END_OF_IMAGE

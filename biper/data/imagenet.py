@@ -19,7 +19,7 @@ from biper.errors import UsageError
 SITE = "image-net.org (an account is needed)"
 SIZES = {"train": "138 GB", "val": "6.3 GB", "devkit": "2.5 MB"}  # of the archives, by torchvision's names for them
 BLOCK = 1 << 24  # bytes
-DONE = ".complete"  # in the folder of a split that is whole
+DONE, BEGUN = ".complete", ".unpacking"  # in the folder of a split: it is whole; it is ours
 WNID = re.compile(r"n\d{8}")
 
 
@@ -40,6 +40,11 @@ def prepare_imagenet(archives: Path, path: Path) -> None:
     wanted = [split for split in ("train", "val") if not (path / split / DONE).exists()]
     files = {kind: archives / archive_name(kind)[0] for kind in SIZES}
     missing = [kind for kind in wanted if not files[kind].is_file()]
+    foreign = [path / split for split in wanted if (path / split).is_dir() and not (path / split / BEGUN).exists()]
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]} was not unpacked by this command: train on it as it is, or give another --data_path"
+        )
     try:
         if (
             "val" in wanted
@@ -93,6 +98,8 @@ def read_devkit(archive: Path) -> tuple[list[str], dict[str, str]]:
 
 def unpack_train(archive: Path, folder: Path) -> None:
     """An archive of archives, one a class, to folder/<class>/*. A class is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BEGUN).touch()
     with _reading(archive) as (tar, bar):
         for member in tar:
             if member.isfile() and not (folder / Path(member.name).stem).is_dir():

@@ -16,7 +16,7 @@ TINY = "tiny-imagenet-200"
 
 @dataclass(frozen=True)
 class Samples:
-    """Files relative to root, (N,) bytes, in one array that worker processes share; labels (N,), places in classes.
+    """Files relative to root, (N,) bytes, in one array, small for a million of them; labels (N,), places in classes.
 
     names: the classes in words, where the data say them; else equal to classes.
     """
@@ -52,11 +52,15 @@ def tiny_imagenet_samples(path: Path, train: bool) -> Samples:
     if not (path / "train").is_dir():
         raise UsageError(f"no folder train in {path}: its folders name the classes")
     classes = class_names(path / "train")
+    if not classes:
+        raise UsageError(f"no class folders in {path / 'train'}: expected train/<wnid>/images")
     if train:
         return _samples(path / "train", _tiny_train(path / "train", classes), classes, path)
     label = {wnid: i for i, wnid in enumerate(classes)}
-    lines = (path / "val" / "val_annotations.txt").read_text().splitlines()
+    lines = _lines(path / "val" / "val_annotations.txt")
     rows = [line.split("\t")[:2] for line in lines if line.strip()]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise UsageError(f"{path}/val/val_annotations.txt is not Tiny ImageNet's: expected lines of file, tab, class")
     odd = next((wnid for _, wnid in rows if wnid not in label), None)
     if odd:
         raise UsageError(f"{path}/val/val_annotations.txt names the class {odd}, which has no folder in {path}/train")
@@ -72,10 +76,10 @@ def tiny_imagenet_samples(path: Path, train: bool) -> Samples:
 def _tiny_train(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     for label, wnid in enumerate(classes):
         below = folder / wnid / "images"
-        files = sorted(os.listdir(below)) if below.is_dir() else []
+        files = sorted(file for file in os.listdir(below) if file[0] != ".") if below.is_dir() else []
         if not files:
             raise UsageError(f"no images in {below}")
-        yield from ((f"{wnid}/images/{file}", label) for file in files if file[0] != ".")
+        yield from ((f"{wnid}/images/{file}", label) for file in files)
 
 
 def _samples(root: Path, found: Iterable[tuple[str, int]], classes: tuple[str, ...], path: Path) -> Samples:
@@ -87,8 +91,13 @@ def _samples(root: Path, found: Iterable[tuple[str, int]], classes: tuple[str, .
 
 def class_words(path: Path) -> dict[str, str]:
     """The names of the classes by their WordNet ids, from words.txt; {} without one."""
-    try:
-        lines = (path / WORDS).read_text().splitlines()
-    except OSError:
+    if not (path / WORDS).is_file():
         return {}
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return dict(line.split("\t", 1) for line in _lines(path / WORDS) if "\t" in line)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from error
