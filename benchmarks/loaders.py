@@ -72,6 +72,8 @@ def main() -> None:
     """Print the table."""
     args = arguments()
     files = [file for file in sorted(args.data_path.glob("*/**/*")) if file.is_file()]
+    if not files:
+        sys.exit(f"error: no images in {args.data_path}: expected {args.data_path}/<class>/<image>")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     print(

@@ -101,7 +101,10 @@ def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes
         train(config, processes)
     except KeyboardInterrupt as error:
         again = shlex.join([sys.executable, *(a for a in sys.argv if a != "--resume"), "--resume"])
-        print(f"stopped by {error}; what is saved stays. To go on from there: {again}", file=sys.stderr)
+        if processes.size > 1:
+            again = "the same torchrun command with --resume"
+        if processes.main:
+            print(f"stopped by {error}; what is saved stays. To go on from there: {again}", file=sys.stderr)
         raise
 
 

@@ -34,6 +34,8 @@ def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics
     loaders = build_loaders(config, device, shard=shard, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)
     log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices(devices))
+    if config.use_dali and not loaders.in_memory:
+        log.info("read with DALI, as in training unless --use_dali or --no-use_dali says otherwise")
     if not m.classes:
         log.info("a published checkpoint does not say its stage: read as stage %d", m.stage)
     model = nn.DataParallel(network.to(device), devices) if len(devices) > 1 else network.to(device)

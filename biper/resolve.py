@@ -6,6 +6,7 @@ from typing import Any
 
 from biper.checkpoint import build_network, read_checkpoint
 from biper.config import DATASETS, Config, differences, make_config
+from biper.data import has_dali
 from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
@@ -84,7 +85,9 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
-    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic")
+    # the loader too: where images are resized DALI's differ a little, and a sign makes much of little
+    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
+    taken["use_dali"] = taken.get("use_dali", False) and has_dali()
     settings = taken | given | {"model": m.model, "freq": m.freq}
     return network, make_config(m.family, m.stage, settings)

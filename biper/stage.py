@@ -164,13 +164,15 @@ class Stage:
             self._save_within(len(loader), totals)
         try:
             test = self._evaluate(epoch)
-        except UsageError:  # an image that cannot be read: the epoch's training is kept for --resume
+        except UsageError as error:  # an image that cannot be read
             if self.processes.size == 1:
                 self._save_within(len(loader), totals)
-            raise
-        error = quantization_error(self.network)
+            raise UsageError(f"{error}; the epoch's training is kept: mend the data and go on with --resume") from error
+        quantization = quantization_error(self.network)
         columns = metric_columns("train", train) | {"train_replaced": self._replaced()} | metric_columns("test", test)
-        self.history.append({"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": error.qe, "b": error.b})
+        self.history.append(
+            {"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": quantization.qe, "b": quantization.b}
+        )
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
 
     def _train(self, loader: Loader, epoch: int, tau: float, totals: Totals) -> Metrics:

@@ -106,7 +106,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
 def test_a_batch_that_the_processes_cannot_share(shell, tmp_path):
     result = torchrun(shell, 2, ROOT / "cifar10" / "main.py", *TINY, "-b", 255, "--results_dir", tmp_path / "run")
     assert result.returncode == 1  # torchrun's own
-    assert "error: -b 255 is the batch of all 2 processes: give a multiple of them" in result.stderr
+    assert "error: -b 255 cannot be divided among 2 processes: give a multiple of them" in result.stderr
     assert "main.py FAILED" in result.stderr
     assert not re.search(r"File .*biper", result.stderr)
     assert not (tmp_path / "run").exists()

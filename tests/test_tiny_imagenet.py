@@ -84,9 +84,13 @@ def test_a_run_on_tiny_imagenet(tiny, tmp_path, command, loader):
     code, out, err = command(*flags, "--epochs", 1, "--results_dir", tmp_path / "run", family="imagenet")
     assert code == 0, err
     assert "12 training and 6 test images of 32x32, 3 classes" in out
-    code, out, err = command("-e", tmp_path / "run" / BEST, *use, family="imagenet", stage=2)
+    logged = (
+        next(line for line in out.splitlines() if line.startswith("epoch 1/1  lr")).split("test loss ")[1].split()[0]
+    )
+    code, out, err = command("-e", tmp_path / "run" / BEST, family="imagenet", stage=2)
     assert code == 0, err
-    assert "(6 images)" in out
+    assert f"loss {logged}  (6 images)" in out  # read as in training
+    assert ("read with DALI" in out) == (loader == "dali")
 
 
 def test_a_damaged_test_image_stops_a_run_and_loses_nothing(tmp_path, command, refused):
@@ -96,7 +100,9 @@ def test_a_damaged_test_image_stops_a_run_and_loses_nothing(tmp_path, command, r
     flags = ["--dataset", "folder", "--data_path", data, *RUN, "--epochs", 1]
     assert command(*flags, "--results_dir", tmp_path / "whole", family="imagenet")[0] == 0
     victim.write_bytes(b"damaged")
-    assert str(victim) in refused(*flags, "--results_dir", tmp_path / "run", family="imagenet")
+    err = refused(*flags, "--results_dir", tmp_path / "run", family="imagenet")
+    assert str(victim) in err
+    assert "go on with --resume" in err
     assert str(victim) in refused("-e", tmp_path / "whole" / BEST, "--workers", 0, family=None, stage=None)
     victim.write_bytes(kept)
     code, out, err = command("--results_dir", tmp_path / "run", "--resume", family="imagenet")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from biper.config import Config
-from biper.data.dali import DaliReader
+from biper.data.dali import DaliReader, has_dali
 from biper.data.memory import Images, MemoryLoader
 from biper.data.order import ALONE, Loader, Order, Shard, smallest_share
 from biper.data.reading import PillowReader, Reader, Source
@@ -16,7 +16,7 @@ from biper.data.stream import StreamLoader
 from biper.errors import UsageError
 from biper.metadata import Metadata
 
-__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "require_same_classes"]
+__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "has_dali", "require_same_classes"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def build_loaders(
     mean, std: a checkpoint's normalization, else the data set's. Raises UsageError if the data are missing or unfit.
     """
     if train and config.batch_size % shard.size:
-        raise UsageError(f"-b {config.batch_size} is the batch of all {shard.size} processes: give a multiple of them")
+        raise UsageError(
+            f"-b {config.batch_size} cannot be divided among {shard.size} processes: give a multiple of them"
+        )
     if train and smallest_share(config.batch_size, replicas, shard.size) < 2:
         shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
         raise UsageError(f"-b {config.batch_size} over {shares} leaves one a single image: batch norm needs two")
@@ -85,7 +87,7 @@ def build_loaders(
     else:
         loaders = _in_memory(data, config, place, [data.read(config, path, split) for split in splits])
     if loaders.train is not None and not loaders.train.count:
-        raise UsageError(f"too few training images in {path}: batch norm needs two a GPU")
+        raise UsageError(f"too few training images in {path}: batch norm needs two for each GPU or process")
     return loaders
 
 

@@ -37,6 +37,15 @@ def require_dali() -> None:
         raise UsageError(f"--use_dali needs DALI: {advice}; or leave --use_dali out") from error
 
 
+def has_dali() -> bool:
+    """Whether DALI is installed."""
+    try:
+        require_dali()
+    except UsageError:
+        return False
+    return True
+
+
 class DaliReader:
     """Decodes in `workers` threads of DALI, at most one a CPU core, or on the GPU. A Reader."""
 
@@ -113,7 +122,7 @@ class _Given(NamedTuple):
 
     requests: list[Request]
     labels: list[int]
-    wrong: list[str]
+    wrong: list[list[str]]
 
 
 class _Feed:
@@ -143,7 +152,7 @@ class _Feed:
             self.error = str(error)
             self._cancel()
             raise StopIteration from error
-        self.given.append(_Given(requests, list(labels), [text for w in wrong for text in w]))
+        self.given.append(_Given(requests, list(labels), [w for w in wrong if w]))
         return tuple(list(column) for column in zip(*prepared, strict=True))
 
     def from_the_first_that_is_due(self) -> "_Feed":

@@ -33,11 +33,11 @@ class Request(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """pixels (B, S, S, 3) uint8 and labels (B,); what was wrong with the images that others replaced; or an error."""
+    """pixels (B, S, S, 3) uint8 and labels (B,); for each that was replaced what was wrong on the way; or an error."""
 
     pixels: Tensor
     labels: Tensor
-    replaced: list[str]
+    replaced: list[list[str]]
     error: str = ""
 
 
@@ -91,7 +91,7 @@ class PillowDataset(Dataset[Batch]):
             images, labels, wrong = zip(*(self.source.intact(r, self._pixels) for r in requests), strict=True)
         except UsageError as error:  # told, not raised: DataLoader would add a traceback
             return Batch(torch.empty(0), torch.empty(0), [], str(error))
-        return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), [text for w in wrong for text in w])
+        return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), [w for w in wrong if w])
 
     def _pixels(self, request: Request) -> np.ndarray:
         image = open_image(self.source.samples.path(request.image))

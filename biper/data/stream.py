@@ -126,9 +126,9 @@ class StreamLoader:
         offset = draws.light @ self.colours.T  # (B, 3)
         return (images + offset[:, :, None, None] - self.mean) / self.std
 
-    def _tell(self, replaced: list[str]) -> None:
+    def _tell(self, replaced: list[list[str]]) -> None:
         self.replaced += len(replaced)
-        for text in replaced:
+        for text in (text for wrong in replaced for text in wrong):
             if text not in self._named:
                 self._named.add(text)
                 log.warning("damaged image, another is taken: %s", text)
