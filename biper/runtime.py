@@ -71,6 +71,8 @@ def flush_denormals() -> None:
     Networks whose batch norms start at a gain of 1e-8 are full of them. Threads take this over from the one that starts
     them, so it comes before any computation.
     """
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # some versions of NumPy look for the smallest number once, and warn if it counts as zero
     torch.set_flush_denormal(True)
 
 

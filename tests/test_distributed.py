@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -87,6 +88,8 @@ def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(argv, env=environment, **pipes) as process:
+        watchdog = threading.Timer(300, process.kill)
+        watchdog.start()
         seen = []
         for line in iter(process.stdout.readline, ""):
             seen.append(line)
@@ -96,6 +99,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
         assert len(workers) == 2, "".join(seen)
         os.kill(int(workers[-1]), signal.SIGKILL)
         rest = process.stdout.read()
+        watchdog.cancel()
     assert process.returncode == 0, "".join(seen) + rest
     assert re.search(r"--resume: going on after [2-7] of 8 epochs", rest)
     assert read_checkpoint(run / LATEST)["epoch"] == 8
