@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from biper.errors import UsageError
 
 PATIENCE = timedelta(minutes=10)
-POLL = 0.05  # seconds
+POLL, SETTLE = 0.05, 0.3  # seconds
 BACKEND = "cpu:gloo,cuda:nccl"  # each tensor goes the way of its device; flags and texts go over the CPU
 
 
@@ -66,7 +66,12 @@ def joined(processes: Processes) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise UsageError(f"cannot join the other processes ({text}): start with torchrun") from error
-    yield
+    try:
+        yield
+    finally:
+        # gloo's threads let go of the last tensors, for which they need Python's lock: whoever destroys the group, or the
+        # model that holds it, joins them with the lock held, and would wait for ever [seen with torch 2.6]
+        time.sleep(SETTLE)
     dist.destroy_process_group()  # not after an error: it could wait for processes that are gone
 
 
