@@ -69,8 +69,8 @@ def joined(processes: Processes) -> Iterator[None]:
     try:
         yield
     finally:
-        # gloo's threads let go of the last tensors, for which they need Python's lock: whoever destroys the group, or the
-        # model that holds it, joins them with the lock held, and would wait for ever [seen with torch 2.6]
+        # gloo's threads let go of the last tensors, for which they need Python's lock: whoever destroys the group, or
+        # the model that holds it, joins them with the lock held, and would wait for ever [seen with torch 2.6]
         time.sleep(SETTLE)
     dist.destroy_process_group()  # not after an error: it could wait for processes that are gone
 
