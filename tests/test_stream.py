@@ -55,21 +55,22 @@ def merged(parts):
     return [(torch.cat([x for x, _ in step]), torch.cat([y for _, y in step])) for step in chosen]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_shards_see_every_image_once_and_as_one_process_sees_them(data, reader, size):
-    """26 images in batches of 8, the last of 2: with more than one process it is left out, as batch norm needs two."""
-    shards = [loaders(data, Shard(rank, size), **reader) for rank in range(size)]
-    whole = loaders(data)
+    """26 training images in batches of 18, the last of 8 in uneven parts; 10 test images in batches of 4."""
+    shards = [loaders(data, Shard(rank, size), batch_size=18, **reader) for rank in range(size)]
+    whole = loaders(data, batch_size=18)
     for epoch in (0, 1):
         expected = list(whole.train.epoch(epoch))[: len(shards[0].train)]
         parts = [list(part.train.epoch(epoch)) for part in shards]
         assert torch.equal(torch.cat([y for _, y in merged(parts)]), torch.cat([y for _, y in expected]))
+        assert torch.cat([y for _, y in merged(parts)]).bincount().tolist() == [13, 13]
         for (x, _), (y, _) in zip(merged(parts), expected, strict=True):
-            torch.testing.assert_close(x, y, atol=0.08 if reader["use_dali"] else 0, rtol=0)
+            torch.testing.assert_close(x, y, atol=0.2 if reader["use_dali"] else 1e-6, rtol=0)
     test = merged([list(part.test.epoch()) for part in shards])
     assert sum(len(y) for _, y in test) == shards[0].test.count == 10
     assert torch.cat([y for _, y in test]).tolist() == [0] * 5 + [1] * 5
-    assert [len(part.train) for part in shards] == [4 if size == 1 else 3] * size
+    assert [len(part.train) for part in shards] == [2] * size
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
