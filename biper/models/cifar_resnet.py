@@ -6,6 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biper.models.blocks import Block, DoubleSkip
 from biper.models.registry import Network, Precision, register
 
 
@@ -20,35 +21,25 @@ def match_shape(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, missing // 2, missing // 2)) if missing else x
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm; the base of the two ways to skip them."""
+class PooledDoubleSkip(DoubleSkip):
+    """DoubleSkip whose first skip has no parameters."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
-        super().__init__()
-        self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = precision.conv(channels, channels, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.activation = precision.activation
+        super().__init__(in_channels, channels, stride, precision)
         self.skip = partial(match_shape, channels=channels, stride=stride)
 
 
 class SingleSkip(Block):
-    """One skip around both convolutions."""
+    """One skip around both convolutions, without parameters."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
+        super().__init__(in_channels, channels, stride, precision)
+        self.skip = partial(match_shape, channels=channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
         out = self.activation(self.bn1(self.conv1(x)))
         return self.activation(self.bn2(self.conv2(out)) + self.skip(x))
-
-
-class DoubleSkip(Block):
-    """One skip around each convolution, as in Bi-Real Net."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
-        out = self.activation(self.bn1(self.conv1(x)) + self.skip(x))
-        return self.activation(self.bn2(self.conv2(out)) + out)
 
 
 class CifarResNet(Network):
@@ -66,7 +57,7 @@ class CifarResNet(Network):
         self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         # the published single-skip networks feed the first block without a non-linearity
-        self.stem_activation = precision.activation if block is DoubleSkip else nn.Identity()
+        self.stem_activation = precision.activation if block is PooledDoubleSkip else nn.Identity()
         in_channels = channels[0]
         self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
         for i, name in enumerate(self.layers):
@@ -94,7 +85,7 @@ class CifarResNet(Network):
 @register("cifar10", "resnet20")
 def resnet20(num_classes: int, precision: Precision) -> CifarResNet:
     """ResNet-20 with double skips, 0.27 M parameters."""
-    return CifarResNet(DoubleSkip, (3, 3, 3), (16, 32, 64), num_classes, precision)
+    return CifarResNet(PooledDoubleSkip, (3, 3, 3), (16, 32, 64), num_classes, precision)
 
 
 def _register_single_skip(name: str, blocks: Sequence[int], channels: Sequence[int]) -> None:

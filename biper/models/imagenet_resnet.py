@@ -5,31 +5,27 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biper.models.blocks import DoubleSkip
 from biper.models.registry import Network, Precision, register
 
 INITIAL_GAIN = 1e-8  # published: every residual branch starts as almost nothing beside its skip
 CHANNELS = (64, 128, 256, 512)
 
 
-class DoubleSkip(nn.Module):
-    """Two 3x3 convolutions, a skip around each; where the shape changes the first skip is a real 1x1 convolution."""
+class DownsampledDoubleSkip(DoubleSkip):
+    """DoubleSkip whose first skip is a real 1x1 convolution with batch norm where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
-        super().__init__()
-        self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = precision.conv(channels, channels, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.activation = precision.activation
+        super().__init__(in_channels, channels, stride, precision)
         self.downsample = nn.Sequential()
         if stride != 1 or in_channels != channels:
             self.downsample.append(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
             self.downsample.append(nn.BatchNorm2d(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride), rounded up."""
-        out = self.activation(self.bn1(self.conv1(x)) + self.downsample(x))
-        return self.activation(self.bn2(self.conv2(out)) + out)
+    def skip(self, x: Tensor) -> Tensor:
+        """The first skip."""
+        out: Tensor = self.downsample(x)
+        return out
 
 
 class ImageNetResNet(Network):
@@ -45,7 +41,7 @@ class ImageNetResNet(Network):
         for i, (name, channels) in enumerate(zip(self.layers, CHANNELS, strict=True)):
             strides = [1 if i == 0 else 2] + [1] * (blocks[i] - 1)
             inputs = [in_channels] + [channels] * (blocks[i] - 1)
-            members = (DoubleSkip(c, channels, s, precision) for c, s in zip(inputs, strides, strict=True))
+            members = (DownsampledDoubleSkip(c, channels, s, precision) for c, s in zip(inputs, strides, strict=True))
             self.add_module(name, nn.Sequential(*members))
             in_channels = channels
         self.bn2 = nn.BatchNorm1d(in_channels)

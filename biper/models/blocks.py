@@ -1,0 +1,30 @@
+"""The blocks of the ResNets; how the shape changes in a skip is each family's own."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from biper.models.registry import Precision
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm; the base of the two ways to skip them."""
+
+    skip: Callable[[Tensor], Tensor]  # (N, C_in, H, W) -> (N, C_out, H/stride, W/stride), rounded up
+
+    def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = precision.conv(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.activation = precision.activation
+
+
+class DoubleSkip(Block):
+    """One skip around each convolution, as in Bi-Real Net."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
+        out = self.activation(self.bn1(self.conv1(x)) + self.skip(x))
+        return self.activation(self.bn2(self.conv2(out)) + out)
