@@ -18,6 +18,11 @@ def _sign(x: Tensor) -> Tensor:
     return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
 
+def _surrogate(x: Tensor) -> Tensor:
+    """max(0, 2 - 2*|x|), the gradient of the sign's surrogate. Any shape."""
+    return x.abs().mul_(-2).add_(2).clamp_(min=0)  # in place: saves memory
+
+
 class _SquareWave(Function):
     @staticmethod
     def forward(w: Tensor, freq: float) -> Tensor:
@@ -46,7 +51,24 @@ class _BinarySign(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         x: Tensor = ctx.saved_tensors[0]
-        return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)  # in place: saves memory
+        return _surrogate(x).mul_(grad)
+
+
+class _StandardizedSign(Function):
+    """One node, which keeps the activations alone: as separate ones they would keep them and two copies."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:  # noqa: ANN401
+        variance, mean = torch.var_mean(a, dim=tuple(range(1, a.dim())), keepdim=True)  # (N, 1, 1, 1)
+        ctx.save_for_backward(a, mean, torch.rsqrt(variance + VARIANCE_EPSILON))
+        return _sign(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        a, mean, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        grad = _surrogate(a * inverse) * grad  # with respect to x = a * inverse
+        dot = (grad * a).sum(dim=tuple(range(1, a.dim())), keepdim=True)
+        return inverse * grad - (a - mean) * (dot * inverse**3 / (a[0].numel() - 1))
 
 
 def sine(w: Tensor, freq: float) -> Tensor:
@@ -73,10 +95,10 @@ def binary_sign(x: Tensor) -> Tensor:
     return cast(Tensor, _BinarySign.apply(x))
 
 
-def standardize(a: Tensor) -> Tensor:
-    """a / sqrt(var(a) + 1e-5), unbiased variance per sample over (C, H, W); part of the graph. a: (N, C, H, W).
+def standardized_sign(a: Tensor) -> Tensor:
+    """sign(x) of x = a / sqrt(var(a) + 1e-5), unbiased variance per sample; gradient max(0, 2 - 2*|x|) * dx/da.
 
-    No sign changes: only the place where the surrogate's window lies. Used in training alone.
+    a: (N, C, H, W). The variance is part of the graph, and no sign changes: only the place where the surrogate's window
+    lies. Used in training alone. [BiPer, activation binarization]
     """
-    variance = a.var(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
-    return a / torch.sqrt(variance + VARIANCE_EPSILON)
+    return cast(Tensor, _StandardizedSign.apply(a))

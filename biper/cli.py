@@ -78,9 +78,10 @@ def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str
     given = read_options(parser, argv, stage)
     from biper.distributed import launched_processes, restartable  # torch loads here, after --help and a wrong flag
     from biper.record import log_to_console
-    from biper.runtime import flush_denormals, signals_interrupt
+    from biper.runtime import flush_denormals, keep_memory, signals_interrupt
 
     flush_denormals()
+    keep_memory()
     processes = launched_processes()
     log_to_console(logging.INFO if processes.main else logging.WARNING)
     with signals_interrupt():

@@ -89,6 +89,15 @@ class Config:
         "auto", "hardware", "auto, cpu, cuda, cuda:N; auto is --gpus, or the CPU without a GPU", runtime=True
     )
     gpus: str = setting("0", "hardware", "GPUs to use, such as 0 or 0,1,2,3", runtime=True)
+    amp: str = setting(
+        "auto",
+        "hardware",
+        "convolutions of training in bfloat16, where -1 and +1 are exact; auto: where the hardware is fast at it",
+        choices=("auto", "off", "bf16"),
+    )
+    compile: bool = setting(
+        True, "hardware", "fused kernels on the CPU, torch.compile on a GPU (default, where it pays)", runtime=True
+    )
     type: str = setting(
         "torch.cuda.FloatTensor",
         "hardware",

@@ -99,6 +99,7 @@ def train_one_epoch(
     epoch: int,
     tau: float,
     watcher: Watcher,
+    regularizer: Callable[[nn.Module, float], Tensor] = periodic_regularizer,
     totals: Totals | None = None,
     first_step: int = 0,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,
@@ -106,18 +107,19 @@ def train_one_epoch(
     """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
 
     first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; after_step is called
-    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
+    with the number of steps that are done; regularizer: loss.periodic_regularizer or its equal. Raises
+    TrainingDiverged, naming epoch and step, when the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}")
     for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
-        regularizer = periodic_regularizer(model, tau) if tau else loss.new_zeros(())
+        penalty = regularizer(model, tau) if tau else loss.new_zeros(())
         optimizer.zero_grad(set_to_none=True)
-        torch.add(loss * loader.weight(step - 1), regularizer).backward()
+        torch.add(loss * loader.weight(step - 1), penalty).backward()
         optimizer.step()
-        totals.add(step, loss, regularizer, logits, labels)
+        totals.add(step, loss, penalty, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
         after_step(step, totals)
     return totals.metrics()

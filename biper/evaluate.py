@@ -4,6 +4,7 @@ import logging
 
 from torch import nn
 
+from biper.acceleration import accelerate
 from biper.config import Config
 from biper.data import Shard, build_loaders, require_same_classes
 from biper.distributed import Processes, joined
@@ -38,7 +39,9 @@ def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics
         log.info("read with DALI, as in training unless --use_dali or --no-use_dali says otherwise")
     if not m.classes:
         log.info("a published checkpoint does not say its stage: read as stage %d", m.stage)
-    model = nn.DataParallel(network.to(device), devices) if len(devices) > 1 else network.to(device)
+    alone = len(devices) == 1
+    fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
+    model = fast if alone else nn.DataParallel(fast, devices)
     with Progress("evaluating", len(loaders.test), config.print_freq) as progress:
         metrics = evaluate(model, loaders.test, progress)
     log.info(

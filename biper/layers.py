@@ -1,13 +1,15 @@
-"""BinaryConv2d: a convolution whose weights and, unless told otherwise, activations are binary."""
+"""The layers: convolutions with binary weights and, unless told otherwise, activations; and those that stay real."""
 
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
-from biper.binarize import binary_sign, sine, square_wave, standardize
+from biper.binarize import binary_sign, sine, square_wave, standardized_sign
 from biper.errors import UsageError
 
 
@@ -50,7 +52,7 @@ class BinaryConv2d(nn.Conv2d):
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
-            a = binary_sign(standardize(a) if self.training else a)
+            a = standardized_sign(a) if self.training else binary_sign(a)
         sums = F.conv2d(a, self.effective_weight(), None, self.stride, self.padding, groups=self.groups)
         return sums * self.alpha  # (C_out, 1, 1), broadcasts over (N, C_out, H', W')
 
@@ -59,6 +61,56 @@ class BinaryConv2d(nn.Conv2d):
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         how = f"padding={self.padding}, groups={self.groups}, binary_activations={self.binary_activations}"
         return f"{shape}, {how}, freq={self.freq}, stage={self.stage}"
+
+
+class _RealConvolution(Function):
+    """A convolution in float32 whose gradients are computed in another type."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, options: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+        stride, padding, dilation, groups = options
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        x, w, ctx.options, ctx.dtype = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
+        operands = (tensor.to(ctx.dtype) for tensor in (grad, *ctx.saved_tensors))
+        stride, padding, dilation, groups = ctx.options
+        needed = [*ctx.needs_input_grad[:2], False]
+        options = (None, stride, padding, dilation, False, [0, 0], groups, needed)
+        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(*operands, *options)
+        # the engine brings them back to float32
+        return grad_x, grad_w, None, None
+
+
+class RealConv2d(nn.Conv2d):
+    """A full-precision convolution of a binary network: under autocast too its output is float32.
+
+    Rounding would turn signs, and every sign that turns, others. A binary convolution has no such trouble: -1 and +1
+    are exact in bfloat16, and so is their sum, an even number, up to 512. Gradients pass no sign: autocast has them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        options = (self.stride, self.padding, self.dilation, self.groups)
+        with torch.autocast(device, enabled=False):
+            return cast(Tensor, _RealConvolution.apply(x, self.weight, options, torch.get_autocast_dtype(device)))
+
+
+class RealLinear(nn.Linear):
+    """A full-precision classifier of a binary network: float32 under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, in_features) -> (N, out_features)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:

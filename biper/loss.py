@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from biper.binarize import sine
 from biper.layers import binary_layers
 
 
@@ -13,7 +12,11 @@ def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
     It pulls sin(freq*w) towards 0, an L2 penalty on the effective weight, in both stages. Zero for a network without
     binarized layers. [BiPer's published code]
     """
-    penalties = [sine(layer.weight, layer.freq).square().mean() for _, layer in binary_layers(model)]
-    if not penalties:
+    layers = [layer for _, layer in binary_layers(model)]
+    if not layers:
         return torch.zeros((), device=next(model.parameters()).device)
-    return tau * torch.stack(penalties).sum()
+    # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
+    angles = torch._foreach_mul([layer.weight for layer in layers], [layer.freq for layer in layers])
+    norms = torch.stack(torch._foreach_norm(torch._foreach_sin(angles)))
+    counts = norms.new_tensor([layer.weight.numel() for layer in layers])
+    return tau * (norms.square() / counts).sum()

@@ -30,7 +30,7 @@ def build_optimizer(
     """SGD with momentum, or Adam, with the family's weight-decay groups. Raises ValueError for another name."""
     groups = parameter_groups(model, family, weight_decay)
     if name == "sgd":
-        return optim.SGD(groups, lr, momentum=momentum)
+        return optim.SGD(groups, lr, momentum=momentum, fused=True)
     if name == "adam":
-        return optim.Adam(groups, lr)
+        return optim.Adam(groups, lr, fused=True)
     raise ValueError(f"unknown optimizer {name!r}; choose from sgd, adam")

@@ -1,5 +1,6 @@
 """The process: devices, seeds and random states, signals, and reading from a device without waiting for it."""
 
+import ctypes
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from biper.distributed import Processes
 from biper.errors import UsageError
 
 ALONE = Processes()
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def select_devices(device: str, gpus: str, tensor_type: str = "", processes: Processes = ALONE) -> list[torch.device]:
@@ -74,6 +76,21 @@ def flush_denormals() -> None:
     for kind in (np.float32, np.float64):
         np.finfo(kind)  # some versions of NumPy look for the smallest number once, and warn if it counts as zero
     torch.set_flush_denormal(True)
+
+
+def keep_memory() -> None:
+    """Let the CPU's memory be used again by the process that freed it, in large pages, where the system is Linux.
+
+    By default every large tensor is given back and comes anew, page by page, each of them zeroed: up to a fifth of a
+    training step. It comes before the first tensor.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own setting for large pages
+    try:
+        allocator = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):  # not the GNU C library
+        return
+    allocator(M_MMAP_THRESHOLD, 2**30)
+    allocator(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from biper.acceleration import accelerate, chosen_amp
 from biper.checkpoint import (
     FORMAT,
     LATEST,
@@ -85,7 +86,14 @@ class Stage:
         else:
             self.network = initial_network(c, len(self.loaders.classes))
         attach_data(self.network, self.loaders, c.dataset)
-        self.network.to(self.devices[0])
+        self.config = replace(c, amp=chosen_amp(c.amp, self.devices[0]))
+        self.fast = accelerate(
+            self.network,
+            self.devices[0],
+            amp=self.config.amp == "bf16",
+            compiled=c.compile and len(self.devices) == 1,
+            steps=(c.epochs - c.start_epoch) * len(self.loaders.train or ()),
+        )
         self.optimizer = build_optimizer(
             self.network,
             family=c.family,
@@ -112,8 +120,8 @@ class Stage:
     def _parallel(self) -> nn.Module:
         """The network as it is trained: in other processes too, or on other GPUs of this one, or as it is."""
         if self.processes.size > 1:
-            return replicated(self.network)
-        return nn.DataParallel(self.network, self.devices) if len(self.devices) > 1 else self.network
+            return replicated(self.fast)
+        return nn.DataParallel(self.fast, self.devices) if len(self.devices) > 1 else self.fast
 
     def contents(self) -> dict[str, Any]:
         """Everything that a checkpoint holds: the published keys first, then ours."""
@@ -185,6 +193,7 @@ class Stage:
                 epoch=epoch,
                 tau=tau,
                 watcher=progress,
+                regularizer=self.fast.regularizer,
                 totals=totals,
                 first_step=self.step,
                 after_step=self._save_if_due,
@@ -215,6 +224,6 @@ class Stage:
 
     def _evaluate(self, epoch: int) -> Metrics:
         c, loader = self.config, self.loaders.test
-        model = self.network if self.processes.size > 1 else self.model
+        model = self.fast if self.processes.size > 1 else self.model
         with Progress(f"epoch {epoch + 1}/{c.epochs} test", len(loader), c.print_freq) as progress:
             return evaluate(model, loader, progress, f"the evaluation after epoch {epoch + 1}")

@@ -97,7 +97,8 @@ def announce(stage: Stage) -> None:
     log.info("BiPer stage %d: %s, freq %g, %s parameters", m.stage, m.model, m.freq, f"{parameters:,}")
     images = f"{stage.loaders.train.count:,} training and {stage.loaders.test.count:,} test images"
     log.info("%s: %s of %dx%d, %d classes", m.dataset, images, m.image_size, m.image_size, m.num_classes)
-    log.info("on %s%s", describe_devices(stage.devices), f", {p} processes" if (p := stage.processes.size) > 1 else "")
+    together = f", {p} processes" if (p := stage.processes.size) > 1 else ""
+    log.info("on %s%s: %s", describe_devices(stage.devices), together, stage.fast.describe())
     if c.use_dali and stage.loaders.in_memory:
         log.info("--use_dali has no effect: the images are held in memory")
     if c.stage == 2:

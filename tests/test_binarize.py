@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from biper.binarize import binary_sign, sine, square_wave, standardize
+from biper.binarize import binary_sign, sine, square_wave, standardized_sign
 
 
 @pytest.mark.parametrize("w", [-0.3, -0.1, -1e-9, -0.0, 0.0, 1e-9, 0.1, 0.2, 1.7])
@@ -44,10 +44,22 @@ def test_dtype_is_kept(dtype):
     assert square_wave(x, 20.0).dtype == binary_sign(x).dtype == dtype
 
 
-def test_standardize():
-    a = 3 * torch.randn(4, 5, 6, 7, dtype=torch.float64, requires_grad=True)
-    x = standardize(a)
+def test_standardized_sign():
+    torch.manual_seed(0)
+    a = (3 * torch.randn(4, 5, 6, 7, dtype=torch.float64) + 1).requires_grad_()
+    direction = torch.randn_like(a)
     variance = torch.stack([image.flatten().var(unbiased=True) for image in a])
-    torch.testing.assert_close(x, a / (variance + 1e-5).sqrt()[:, None, None, None])
-    assert torch.equal(x.sign(), a.sign())
-    assert torch.autograd.gradcheck(standardize, (a[:1, :1, :2, :3].detach().requires_grad_(),))
+    x = a / (variance + 1e-5).sqrt()[:, None, None, None]
+    expected = torch.autograd.grad((binary_sign(x) * direction).sum(), a)[0]
+    y = standardized_sign(a)
+    assert torch.equal(y, torch.where(a >= 0, 1.0, -1.0).double())
+    torch.testing.assert_close(torch.autograd.grad((y * direction).sum(), a)[0], expected)
+
+
+def test_standardized_sign_keeps_one_tensor_of_the_size_of_the_activations():
+    a = torch.randn(4, 5, 6, 7, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        standardized_sign(a)
+    assert [t.shape for t in kept if t.numel() > len(a)] == [a.shape]
+    assert kept[0].data_ptr() == a.data_ptr()

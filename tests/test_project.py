@@ -53,10 +53,8 @@ def test_environment_yml_equals_pyproject():
 
 
 def test_imports_run_one_way():
-    order = "errors binarize layers metadata loss schedule optim models distributed runtime config data published"
-    order = (
-        f"{order} checkpoint quantization plots engine record options results stage evaluate resolve train cli".split()
-    )
+    order = "errors binarize native kernels layers metadata loss fusion acceleration schedule optim models"
+    order = f"{order} distributed runtime config data published checkpoint quantization plots engine record options results stage evaluate resolve train cli".split()
     for path in (ROOT / "biper").rglob("*.py"):
         parts = path.relative_to(ROOT / "biper").with_suffix("").parts
         if parts[0] in ("__init__", "__main__"):

@@ -10,14 +10,13 @@ from biper.models.blocks import Block, DoubleSkip
 from biper.models.registry import Network, Precision, register
 
 
-def match_shape(x: Tensor, channels: int, stride: int) -> Tensor:
-    """The skip where the shape changes: average pool, then zero channels, half in front and half behind.
+def match_shape(x: Tensor, missing: int, stride: int) -> Tensor:
+    """The skip where the shape changes: average pool, then the missing channels, zero, half in front and half behind.
 
-    (N, C, H, W) -> (N, channels, H/stride, W/stride), rounded up as a padded convolution of that stride rounds.
+    (N, C, H, W) -> (N, C + missing, H/stride, W/stride), rounded up as a padded convolution of that stride rounds.
     """
     if stride != 1:
         x = F.avg_pool2d(x, stride, ceil_mode=True)
-    missing = channels - x.shape[1]
     return F.pad(x, (0, 0, 0, 0, missing // 2, missing // 2)) if missing else x
 
 
@@ -26,7 +25,7 @@ class PooledDoubleSkip(DoubleSkip):
 
     def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
         super().__init__(in_channels, channels, stride, precision)
-        self.skip = partial(match_shape, channels=channels, stride=stride)
+        self.skip = partial(match_shape, missing=channels - in_channels, stride=stride)
 
 
 class SingleSkip(Block):
@@ -34,7 +33,7 @@ class SingleSkip(Block):
 
     def __init__(self, in_channels: int, channels: int, stride: int, precision: Precision) -> None:
         super().__init__(in_channels, channels, stride, precision)
-        self.skip = partial(match_shape, channels=channels, stride=stride)
+        self.skip = partial(match_shape, missing=channels - in_channels, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
@@ -54,7 +53,7 @@ class CifarResNet(Network):
         precision: Precision,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.conv1 = precision.real_conv(3, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         # the published single-skip networks feed the first block without a non-linearity
         self.stem_activation = precision.activation if block is PooledDoubleSkip else nn.Identity()
@@ -67,7 +66,7 @@ class CifarResNet(Network):
             self.add_module(name, nn.Sequential(*members))
             in_channels = channels[i]
         self.bn2 = nn.BatchNorm1d(in_channels)
-        self.linear = nn.Linear(in_channels, num_classes)
+        self.linear = precision.real_linear(in_channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

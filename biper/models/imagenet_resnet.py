@@ -19,7 +19,7 @@ class DownsampledDoubleSkip(DoubleSkip):
         super().__init__(in_channels, channels, stride, precision)
         self.downsample = nn.Sequential()
         if stride != 1 or in_channels != channels:
-            self.downsample.append(nn.Conv2d(in_channels, channels, 1, stride, bias=False))
+            self.downsample.append(precision.real_conv(in_channels, channels, 1, stride, bias=False))
             self.downsample.append(nn.BatchNorm2d(channels))
 
     def skip(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ImageNetResNet(Network):
 
     def __init__(self, blocks: Sequence[int], num_classes: int, precision: Precision) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, CHANNELS[0], 7, stride=2, padding=3, bias=False)
+        self.conv1 = precision.real_conv(3, CHANNELS[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(CHANNELS[0])
         self.activation = precision.activation
         in_channels = CHANNELS[0]
@@ -45,7 +45,7 @@ class ImageNetResNet(Network):
             self.add_module(name, nn.Sequential(*members))
             in_channels = channels
         self.bn2 = nn.BatchNorm1d(in_channels)
-        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc = precision.real_linear(in_channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

@@ -14,7 +14,7 @@ class Stem(nn.Sequential):
     """Real 3x3/2 convolution and batch norm, then the activation of the network's precision."""
 
     def __init__(self, channels: int, precision: Precision) -> None:
-        super().__init__(nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels))
+        super().__init__(precision.real_conv(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.activation = precision.activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class MobileNet(Network):
         for width, stride in BLOCKS:
             self.model.append(MobileBlock(channels, width, stride, precision))
             channels = width
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = precision.real_linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biper.errors import UsageError
-from biper.layers import BinaryConv2d
+from biper.layers import BinaryConv2d, RealConv2d, RealLinear
 from biper.metadata import Metadata
 
 
@@ -23,11 +23,13 @@ class Precision:
     """What the suffix of a model's name decides.
 
     conv(in_channels, out_channels, kernel_size, stride, padding, groups) builds a convolution of the body, without
-    bias; activation is what follows its batch norm.
+    bias; activation is what follows its batch norm; real_conv and real_linear build the full-precision layers.
     """
 
     conv: Callable[..., nn.Module]
     activation: Callable[[Tensor], Tensor]
+    real_conv: Callable[..., nn.Conv2d] = RealConv2d
+    real_linear: Callable[..., nn.Linear] = RealLinear
 
 
 Architecture = Callable[[int, Precision], Network]  # (num_classes, precision) -> network
@@ -36,7 +38,7 @@ PRECISIONS: dict[str, Callable[[float, int], Precision]] = {  # (freq, stage) ->
     "1w32a": lambda freq, stage: Precision(
         partial(BinaryConv2d, freq=freq, stage=stage, binary_activations=False), F.relu
     ),
-    "32w32a": lambda freq, stage: Precision(partial(nn.Conv2d, bias=False), F.hardtanh),
+    "32w32a": lambda freq, stage: Precision(partial(nn.Conv2d, bias=False), F.hardtanh, nn.Conv2d, nn.Linear),
 }
 _ARCHITECTURES: dict[tuple[str, str], Architecture] = {}
 

@@ -3,12 +3,20 @@
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from biper.errors import UsageError
 from biper.models.registry import Network, Precision, register
 
 IMAGE_SIZE = 32
+
+
+@fx.wrap  # so that a tracer, which knows no sizes, leaves it as a whole
+def of_our_size(x: Tensor) -> Tensor:
+    """The images as they are. Raises UsageError if their size is another than the classifier's."""
+    if x.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        raise UsageError(f"vgg_small takes 32x32 images, not {x.shape[2]}x{x.shape[3]}: use --image_size 32")
+    return x
 
 
 class VGGSmall(Network):
@@ -17,12 +25,12 @@ class VGGSmall(Network):
     def __init__(self, num_classes: int, precision: Precision) -> None:
         super().__init__()
         channels = (128, 128, 256, 256, 512, 512)
-        self.conv0 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.conv0 = precision.real_conv(3, channels[0], 3, padding=1, bias=False)
         self.bn0 = nn.BatchNorm2d(channels[0])
         for i in range(1, 6):
             self.add_module(f"conv{i}", precision.conv(channels[i - 1], channels[i], 3, padding=1))
             self.add_module(f"bn{i}", nn.BatchNorm2d(channels[i]))
-        self.fc = nn.Linear(channels[5] * (IMAGE_SIZE // 8) ** 2, num_classes)
+        self.fc = precision.real_linear(channels[5] * (IMAGE_SIZE // 8) ** 2, num_classes)
         self.activation = precision.activation
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -33,9 +41,7 @@ class VGGSmall(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, 3, 32, 32) normalized images -> (N, num_classes) logits. Raises UsageError for another size."""
-        if x.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            raise UsageError(f"vgg_small takes 32x32 images, not {x.shape[2]}x{x.shape[3]}: use --image_size 32")
-        x = self.activation(self.bn0(self.conv0(x)))
+        x = self.activation(self.bn0(self.conv0(of_our_size(x))))
         for i in range(1, 6):
             x = getattr(self, f"conv{i}")(x)
             if i % 2 == 1:

@@ -1,0 +1,157 @@
+"""The ways of taking a training step that the benchmarks compare."""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.published import published_model, published_regularizer
+from biper.acceleration import accelerate, chosen_amp
+from biper.models import create_model
+from biper.optim import build_optimizer
+
+TAU = {"cifar10": 0.0468, "imagenet": 0.0}  # ImageNet's regularizer is off
+SIZES = {"cifar10": 32, "imagenet": 224}
+CLASSES = {"cifar10": 10, "imagenet": 1000}
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a network of a family, its stage, and batches of so many images."""
+
+    model: str
+    family: str
+    stage: int
+    batch: int
+    device: torch.device
+
+    def images(self) -> Tensor:
+        """A batch of noise, (N, 3, H, W)."""
+        size = SIZES[self.family]
+        return torch.randn(self.batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    def labels(self) -> Tensor:
+        """A batch of classes, (N,)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(CLASSES[self.family], (self.batch,), generator=generator).to(self.device)
+
+
+def optimizer_step(case: Case, network: nn.Module, loss_of: Callable[[], Tensor], fused: bool) -> Step:
+    """One step of SGD on a loss."""
+    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+    if fused:
+        optimizer = build_optimizer(network, family=case.family, name="sgd", **settings)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), **settings)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_of().backward()
+        optimizer.step()
+
+    return step
+
+
+def eager(case: Case) -> Step:
+    """As published: float32, NCHW, every operation by itself, the regularizer layer by layer."""
+    network = published_model(case.model, case.family, CLASSES[case.family], case.stage).to(case.device).train()
+    images, labels, tau = case.images(), case.labels(), TAU[case.family]
+
+    def loss() -> Tensor:
+        penalty = published_regularizer(network, tau) if tau else 0.0
+        return F.cross_entropy(network(images), labels) + penalty
+
+    return optimizer_step(case, network, loss, fused=False)
+
+
+def ours(case: Case, amp: str = "auto", compiled: bool = True) -> Step:
+    """What the training command runs, by default or with --amp and --no-compile."""
+    network = create_model(case.model, case.family, CLASSES[case.family], 20.0, case.stage)
+    half = chosen_amp(amp, case.device) == "bf16"
+    model = accelerate(network, case.device, amp=half, compiled=compiled, steps=10**6).train()
+    images, labels, tau = case.images(), case.labels(), TAU[case.family]
+
+    def loss() -> Tensor:
+        value = F.cross_entropy(model(images), labels)
+        return value + model.regularizer(model, tau) if tau else value
+
+    return optimizer_step(case, network, loss, fused=True)
+
+
+def twin(case: Case, half: bool, channels_last: bool, compiled: bool) -> Step:
+    """The full-precision twin as torch runs it, without anything of ours."""
+    name = case.model.rsplit("_", 1)[0] + "_32w32a"
+    network = create_model(name, case.family, CLASSES[case.family]).to(case.device).train()
+    images, labels = case.images(), case.labels()
+    if channels_last:
+        network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    model = torch.compile(network) if compiled else network
+
+    def loss() -> Tensor:
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=half):
+            return F.cross_entropy(model(images), labels)
+
+    return optimizer_step(case, network, loss, fused=True)
+
+
+def bare_convolutions(case: Case) -> Step:
+    """The network's convolutions alone, forward and backward, in ours' type and layout: what no trick can save."""
+    network = create_model(case.model, case.family, CLASSES[case.family], 20.0, case.stage)
+    half = chosen_amp("auto", case.device) == "bf16"
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda layer, inputs, output: shapes.append((layer, inputs[0].shape)))
+    with torch.no_grad():
+        network.eval()(case.images()[:1].cpu())
+
+    def tensor(*shape: int) -> Tensor:
+        x = torch.randn(*shape, device=case.device, dtype=torch.bfloat16 if half else torch.float32)
+        return x.to(memory_format=torch.channels_last)
+
+    operands = [
+        (tensor(case.batch, *shape[1:]).requires_grad_(number > 0), tensor(*layer.weight.shape).requires_grad_(), layer)
+        for number, (layer, shape) in enumerate(shapes)
+    ]
+
+    def step() -> None:
+        for x, w, layer in operands:
+            out = F.conv2d(x, w, None, layer.stride, layer.padding, groups=layer.groups)
+            torch.autograd.grad(out, [t for t in (x, w) if t.requires_grad], out.detach())
+
+    return step
+
+
+def variants(case: Case, compilers: bool) -> dict[str, Callable[[], Step]]:
+    """Every way by name; calling one builds it. compilers: the ways through torch.compile too."""
+    ways: dict[str, Callable[[], Step]] = {
+        "eager": lambda: eager(case),
+        "ours": lambda: ours(case),
+        "ours, --no-compile": lambda: ours(case, compiled=False),
+        "ours, --amp off": lambda: ours(case, amp="off"),
+        "twin, eager": lambda: twin(case, False, False, False),
+        "twin, eager, channels-last": lambda: twin(case, False, True, False),
+        "twin, eager, bf16, channels-last": lambda: twin(case, True, True, False),
+    }
+    if compilers:
+        ways["twin, compiled"] = lambda: twin(case, False, True, True)
+        ways["twin, compiled, bf16"] = lambda: twin(case, True, True, True)
+    return ways | {"bare convolutions": lambda: bare_convolutions(case)}
+
+
+def machine() -> str:
+    """What the figures were measured on, in a line."""
+    processor = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    cores = f"{os.cpu_count()} cores ({torch.get_num_threads()} threads)"
+    return f"{processor}, {cores}, --amp auto is {chosen_amp('auto', torch.device('cpu'))}, {device}; {versions}"

@@ -1,0 +1,86 @@
+"""C code that is compiled where it runs, once per machine, with that machine's compiler and for its processor."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+OPTIONAL = ("-mprefer-vector-width=512",)  # not every processor's compiler knows them
+PATIENCE = 120  # seconds
+
+
+class CompilerMissing(RuntimeError):
+    """There is no working C compiler; the message says why, in one line."""
+
+
+@cache
+def load(name: str) -> ctypes.CDLL:
+    """The library of biper/native/<name>.c, compiled now if this machine has not yet. Raises CompilerMissing."""
+    source = HERE / f"{name}.c"
+    compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise CompilerMissing("no C compiler was found: install gcc")
+    facts = (source.read_text(), compiler, torch.__version__, *FLAGS, _processor())
+    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+    path = _cache_folder() / f"{name}-{key}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, source, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompilerMissing(f"{compiler} does not work here: {error}") from error
+
+
+def _compile(compiler: str, source: Path, path: Path) -> None:
+    """Write the library at once, under its final name: several processes may do so at the same time."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = Path(folder) / "code.o", Path(folder) / "code.so"
+        flags = [flag for flag in FLAGS if platform.machine() == "x86_64" or flag not in OPTIONAL]
+        _call(compiler, *flags, "-fopenmp", "-c", str(source), "-o", str(compiled))
+        # torch brings its own OpenMP: with another one beside it, the threads of both would wait for the cores
+        runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+        threads = str(runtime[0]) if runtime else "-fopenmp"
+        _call(compiler, "-shared", str(compiled), threads, "-lm", "-o", str(linked))
+        linked.replace(path)
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise CompilerMissing(f"{command[0]} does not work here: {next((x for x in lines if 'error' in x), lines[0])}")
+
+
+def _cache_folder() -> Path:
+    """Where libraries are kept; a folder of this user in the system's temporary one if home cannot be written to."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biper"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"biper-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise CompilerMissing(f"{folder} belongs to someone else, and {home} cannot be written to")
+    return folder
+
+
+def _processor() -> str:
+    """What the code is compiled for: a home folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -1,0 +1,131 @@
+"""The rewritten networks against themselves, layer by layer as published."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.published import published_model, published_regularizer
+from biper.fusion import fuse, fused_regularizer
+from biper.layers import binary_layers
+from biper.loss import periodic_regularizer
+from biper.models import create_model, list_models
+
+SIZES = {"cifar10": 32, "imagenet": 64}
+NAMES = [(family, name) for family in SIZES for name in list_models(family) if "32w" not in name]
+SMALL = [(f, n) for f, n in NAMES if n in ("resnet20_1w1a", "resnet18A_1w1a", "mobilenet_1w1a")] + [
+    ("cifar10", "vgg_small_1w1a"),
+    ("imagenet", "resnet18_1w1a"),
+]
+TRIES = 8
+
+
+def images(family, count=3, seed=0):
+    size = SIZES[family]
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def passed(model, forward, x, amp=False):
+    """Logits and the convolutions' gradients of a training pass, flat."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        logits = forward(x)
+    F.cross_entropy(logits.float(), torch.arange(len(x))).backward()
+    return logits, [p.grad.flatten() for p in model.parameters() if p.dim() == 4]
+
+
+def built(build):
+    """A network in training whose parameters leave nothing to chance."""
+    torch.manual_seed(0)
+    model = build().train()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if path.endswith("alpha"):
+                parameter[::3] *= -1
+            elif parameter.dim() == 1 and path.endswith("weight"):
+                parameter.uniform_(-0.5, 1)  # ImageNet's gains of 1e-8 would hide every layer
+            elif parameter.dim() == 1:
+                parameter.uniform_(-0.1, 0.1)  # with none, a sum that is the mean itself has no sign but rounding's
+    return model
+
+
+def require_equal_steps(family, plain, other, least_cosine, amp=False):
+    """Both ways give the same logits, gradients and statistics.
+
+    Two ways to add up differ in the last place, and where that turns a sign, many others follow: another step is
+    compared then. A wrong gradient is wrong in all of them.
+    """
+    start = {name: buffer.clone() for name, buffer in plain.named_buffers()}
+    for seed in range(TRIES):
+        x = images(family, seed=seed)
+        for model in (plain, other):
+            for name, buffer in model.named_buffers():
+                buffer.copy_(start[name])
+        logits, gradients = passed(plain, plain, x)
+        forward = fuse(other) if other is not plain else other
+        ours, our_gradients = passed(other, forward, x.to(memory_format=torch.channels_last), amp)
+        cosines = [F.cosine_similarity(*pair, dim=0).item() for pair in zip(gradients, our_gradients, strict=True)]
+        pairs = [(ours, logits), *((b, other.get_buffer(n)) for n, b in plain.named_buffers())]
+        close = [torch.allclose(one, two, atol=2e-3, rtol=2e-3) for one, two in pairs]
+        if min(cosines) > least_cosine and all(close):
+            return
+    pytest.fail(f"steps differ: cosines of the last one {cosines}, close {close}")
+
+
+@pytest.mark.parametrize(("family", "name"), NAMES)
+def test_every_binary_network_can_be_rewritten(family, name):
+    torch.manual_seed(0)
+    network = create_model(name, family, 10, 20.0, 2).eval()
+    for norm in network.modules():  # as if trained: real activations would grow beyond all numbers
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_var.fill_(100)
+    with torch.no_grad():
+        x = images(family, 1)
+        torch.testing.assert_close(fuse(network)(x), network(x), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("family", "name"), SMALL)
+def test_one_step_in_float32(family, name, stage):
+    plain = built(lambda: published_model(name, family, 10, stage))
+    require_equal_steps(family, plain, built(lambda: create_model(name, family, 10, 20.0, stage)), 0.999)
+
+
+@pytest.mark.parametrize(("family", "name"), SMALL)
+def test_one_step_of_stage_2_in_bfloat16(family, name):
+    """-1 and +1 are exact in bfloat16, and so are their sums: the forward pass is float32's, the gradients near it."""
+    plain = built(lambda: published_model(name, family, 10, 2))
+    require_equal_steps(family, plain, built(lambda: create_model(name, family, 10, 20.0, 2)), 0.99, amp=True)
+
+
+def test_without_the_kernels_the_forward_pass_in_bfloat16_is_float32s_too():
+    plain = built(lambda: create_model("resnet20_1w1a", stage=2))
+    x = images("cifar10")
+    logits, gradients = passed(plain, plain, x)
+    ours, our_gradients = passed(plain, plain, x, amp=True)
+    torch.testing.assert_close(ours, logits, atol=1e-4, rtol=1e-4)
+    assert min(F.cosine_similarity(*pair, dim=0) for pair in zip(gradients, our_gradients, strict=True)) > 0.99
+
+
+def test_nothing_of_a_fused_binary_network_stays_a_pass_of_its_own():
+    network = create_model("resnet20_1w1a")
+    with torch.profiler.profile() as profile:
+        fuse(network.train())(images("cifar10")).sum().backward()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["_Unit"] == 19
+    assert not {"aten::hardtanh", "_StandardizedSign"} & calls.keys()
+    assert calls["aten::native_batch_norm"] == 1  # the classifier's
+
+
+@pytest.mark.parametrize("name", ["resnet20_1w1a", "resnet20_32w32a"])
+def test_regularizers_agree(name):
+    torch.manual_seed(0)
+    network = create_model(name)
+    weights = [layer.weight for _, layer in binary_layers(network)]
+    values, gradients = [], []
+    for regularizer in (published_regularizer, periodic_regularizer, fused_regularizer):
+        value = regularizer(network, 0.04)
+        values.append(value)
+        gradients.append(torch.autograd.grad(value, weights) if weights else ())
+    for value, gradient in zip(values[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(value, values[0])
+        torch.testing.assert_close(gradient, gradients[0])
