@@ -35,7 +35,7 @@ class Compiled:
     """A network through torch.compile, for batches of one size; the last one of an epoch goes through it as it is."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.compiled = network, torch.compile(network)
+        self.network, self.compiled = network, torch.compile(network, dynamic=False)
         self.shapes: dict[bool, torch.Size] = {}  # of the batches it is compiled for, in training and evaluation
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -81,8 +81,9 @@ class Accelerated(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W) -> logits (N, classes), float32."""
         images = images.contiguous(memory_format=torch.channels_last)
-        fast = self.fast if self.training or not torch.is_grad_enabled() else None
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and self.training):
+        training = bool(self.network.training)
+        fast = self.fast if training or not torch.is_grad_enabled() else None
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and training):
             logits = fast(images) if fast else self.network(images)
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -98,7 +99,7 @@ def accelerate(network: nn.Module, device: torch.device, *, amp: bool, compiled:
     works, one line says so and it goes on without.
     """
     accelerated = Accelerated(network.to(device).to(memory_format=torch.channels_last), amp)
-    if not compiled:
+    if not compiled or any(p.dtype != torch.float32 for p in network.parameters()):
         return accelerated
     if device.type == "cuda":
         if steps >= PAYS:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from biper import BinaryConv2d
-from biper.layers import binary_layers
+from biper.layers import RealConv2d, RealLinear, binary_layers
 
 
 def reference(layer, a, training):
@@ -66,3 +66,34 @@ def test_binary_layers_and_repr():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), BinaryConv2d(4, 4, 3, freq=7.0))
     assert [name for name, _ in binary_layers(network)] == ["1"]
     assert "freq=7.0, stage=1" in repr(network)
+
+
+def test_sums_of_signs_are_exact_in_bfloat16():
+    """56 channels and 3x3 weights: at most 504 terms, an even number of them; every even number to 512 is exact."""
+    torch.manual_seed(0)
+    layer = BinaryConv2d(56, 32, 3, padding=1, stage=2)
+    with torch.no_grad():
+        layer.weight[0] = layer.weight[0].abs().clamp(max=0.1)  # +1 everywhere: the largest sums
+    a = torch.randn(2, 56, 9, 9).abs()
+    a[1] *= torch.randn(56, 9, 9).sign()
+    expected = layer(a)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer(a)
+    assert (expected / layer.alpha).max() == 504
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, expected)
+
+
+def test_real_layers_stay_float32_under_autocast():
+    torch.manual_seed(0)
+    conv, linear = RealConv2d(3, 8, 3, stride=2, padding=1, bias=False), RealLinear(5, 4)
+    x, y = torch.randn(2, 3, 9, 9, requires_grad=True), torch.randn(2, 5)
+    expected = conv(x), linear(y)
+    gradients = torch.autograd.grad(expected[0].square().sum(), [x, conv.weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = conv(x), linear(y)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+    for one, two in zip(torch.autograd.grad(ours[0].square().sum(), [x, conv.weight]), gradients, strict=True):
+        assert one.dtype == torch.float32
+        assert F.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.9999

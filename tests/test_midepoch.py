@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path, 
         def after(step, totals):
             steps.append(step)
             if step == 3:
-                model.bn1.running_mean[0] = float("nan")
+                model.network.bn1.running_mean[0] = float("nan")
             after_step(step, totals)
 
         return run(model, loader, optimizer, after_step=after, **options)

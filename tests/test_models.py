@@ -104,7 +104,7 @@ def test_vgg_refuses_other_image_sizes():
 
 def test_match_shape_pools_and_adds_zero_channels_on_both_sides():
     x = torch.arange(32.0).reshape(1, 2, 4, 4)
-    y = match_shape(x, 4, 2)
+    y = match_shape(x, missing=2, stride=2)
     assert y.shape == (1, 4, 2, 2)
     assert y[:, [0, 3]].abs().sum() == 0
     torch.testing.assert_close(y[:, 1:3], nn.functional.avg_pool2d(x, 2))

@@ -53,8 +53,9 @@ def test_environment_yml_equals_pyproject():
 
 
 def test_imports_run_one_way():
-    order = "errors binarize native kernels layers metadata loss fusion acceleration schedule optim models"
-    order = f"{order} distributed runtime config data published checkpoint quantization plots engine record options results stage evaluate resolve train cli".split()
+    layers = "errors binarize native kernels layers metadata loss fusion acceleration schedule optim models distributed"
+    data = "runtime config data published checkpoint quantization plots engine record options results"
+    order = [*layers.split(), *data.split(), "stage", "evaluate", "resolve", "train", "cli"]
     for path in (ROOT / "biper").rglob("*.py"):
         parts = path.relative_to(ROOT / "biper").with_suffix("").parts
         if parts[0] in ("__init__", "__main__"):

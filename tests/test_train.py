@@ -167,7 +167,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatc
 
     def poisoned(model, loader, optimizer, *, epoch, **options):
         if epoch == 1:
-            model.linear.weight.data[:] = np.nan
+            model.network.linear.weight.data[:] = np.nan
         return run(model, loader, optimizer, epoch=epoch, **options)
 
     monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)

@@ -2,16 +2,19 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
 import torch
 
+log = logging.getLogger("biper")
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 OPTIONAL = ("-mprefer-vector-width=512",)  # not every processor's compiler knows them
@@ -34,8 +37,9 @@ def load(name: str) -> ctypes.CDLL:
     path = _cache_folder() / f"{name}-{key}.so"
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            start = time.monotonic()
             _compile(compiler, source, path)
+            log.info("compiled the CPU kernels in %.1f s, once on this machine", time.monotonic() - start)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerMissing(f"{compiler} does not work here: {error}") from error

@@ -1,0 +1,85 @@
+"""The benchmarks run and print what they promise; their figures are for machines with nothing else to do."""
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks import epoch, gradients, scaling, train_step
+from benchmarks.published import published_model
+from benchmarks.variants import Case, bare_convolutions, eager, ours
+from biper import acceleration, train
+from biper.models import create_model
+
+CPU = torch.device("cpu")
+
+
+def test_a_training_step(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_step", "-b", "2", "--steps", "1", "--no-compilers", "--no-memory"])
+    train_step.main()
+    out = capsys.readouterr().out
+    for name in ("eager", "ours", "ours, --no-compile", "twin, eager, bf16, channels-last", "bare convolutions"):
+        assert f"| {name} |" in out
+    assert "ours takes" in out
+
+
+def test_peak_memory_counts_what_a_step_needs():
+    case = Case("resnet20_1w1a", "cifar10", 2, 16, CPU)
+    few = train_step.peak_memory(lambda: ours(case), case)
+    assert 0 < few < train_step.peak_memory(lambda: lambda: torch.ones(2**28).sum(), case)
+
+
+def test_the_published_formulation_has_the_same_parameters():
+    torch.manual_seed(0)
+    one = published_model("resnet20_1w1a", "cifar10", 10, 2).state_dict()
+    torch.manual_seed(0)
+    two = create_model("resnet20_1w1a", stage=2).state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_step_changes_the_network():
+    case = Case("resnet20_1w1a", "cifar10", 1, 2, CPU)
+    for build in (eager, ours, bare_convolutions):
+        build(case)()
+
+
+def test_gradients(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gradients", "-b", "4"])
+    monkeypatch.setattr(gradients, "TRIES", 1)
+    gradients.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1", "| 2"))]
+    assert [row[1] for row in rows] == ["float32", "bf16"] * 2
+    for row in rows:
+        assert min(float(row[2]), float(row[3])) > (0.999999 if row[1] == "float32" else 0.9999)
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """What the benchmark of an epoch puts its watches on."""
+    for owner, name in (
+        (acceleration.Accelerated, "forward"),
+        (torch.Tensor, "backward"),
+        (torch.optim.SGD, "step"),
+        (acceleration, "fused_regularizer"),
+        (acceleration, "periodic_regularizer"),
+        (train, "run_epochs"),
+        (epoch.cifar, "check_integrity"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+@pytest.mark.usefixtures("restored")
+def test_an_epoch(monkeypatch, capsys):
+    flags = "epoch -a resnet20_1w1a -b 10 --images 50 --tests 10"
+    monkeypatch.setattr(sys, "argv", flags.split())
+    epoch.main()
+    assert "all that is not the model" in capsys.readouterr().out
+
+
+def test_scaling(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [scaling.__file__, "-b", "4", "--steps", "1"])
+    scaling.main()
+    out = capsys.readouterr().out
+    assert "| 4 | 1 |" in out
+    assert "| 4 | 2 |" in out
