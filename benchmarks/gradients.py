@@ -19,10 +19,10 @@ from benchmarks.published import published_model
 from benchmarks.variants import CLASSES, SIZES, machine
 from biper import kernels
 from biper.acceleration import accelerate
-from biper.fusion import Sums
 from biper.layers import BinaryConv2d, binary_layers
 from biper.models import create_model
 from biper.runtime import flush_denormals, keep_memory
+from biper.units import Sums
 
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 FEW, TRIES = 4, 8  # images of a whole network's step, and how many such steps

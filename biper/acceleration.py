@@ -53,7 +53,9 @@ class Compiled:
         start = time.monotonic()
         state = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         try:
-            self.compiled(images)
+            logits = self.compiled(images)
+            if logits.requires_grad:  # the backward pass is compiled when it is first run
+                torch.autograd.grad(logits.sum(), list(self.network.parameters()), allow_unused=True)
         except Exception as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("torch.compile does not work here: going on without it, as with --no-compile (%s)", line)

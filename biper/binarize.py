@@ -2,6 +2,8 @@
 
 Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate.
 Activations take the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
+On the CPU training runs the same mathematics in C (native/training.c), which tests compare with this one: to try
+another, change it here and train with --no-compile.
 """
 
 from typing import Any, cast

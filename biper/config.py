@@ -159,6 +159,8 @@ def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: AN
 
 def convert(name: str, value: Any) -> Any:  # noqa: ANN401
     """A value read from YAML or a checkpoint, as the type of the setting. Raises UsageError if it is of another."""
+    if value is False and name == "amp":
+        value = "off"  # which YAML 1.1 reads as false
     hint = float if name == "tau" else get_type_hints(Config)[name]
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else [value]

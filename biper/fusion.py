@@ -4,9 +4,11 @@ What stands between two convolutions, `hardtanh(norm(alpha * sums) + skip)` and 
 one unit. The rewritten graph computes with the network's own parameters and buffers, and keeps none of its own.
 """
 
+import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,10 @@ from torch import Tensor, fx, nn
 from biper import kernels
 from biper.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
 from biper.loss import periodic_regularizer
+from biper.units import Signs, Sums, Unit
+
+log = logging.getLogger("biper")
+Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
 
 class Tracer(fx.Tracer):
@@ -25,114 +31,86 @@ class Tracer(fx.Tracer):
         return isinstance(m, BinaryConv2d | RealConv2d | RealLinear) or super().is_leaf_module(m, module_qualified_name)
 
 
-class Sums(nn.Module):
-    """A binary convolution from signs to sums, before alpha, in the type of the signs."""
-
-    def __init__(self, layer: BinaryConv2d, turned: bool) -> None:
-        super().__init__()
-        self.layer, self.turned = layer, turned
-
-    def forward(self, s: Tensor) -> Tensor:
-        """s: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        layer = self.layer
-        w = kernels.weights(layer.weight, layer.freq, layer.stage, s.dtype)
-        if self.turned:  # so that a maximum taken of the sums is the one that alpha's sign would choose
-            w = w * torch.where(layer.alpha < 0, -1.0, 1.0).to(w.dtype)[..., None]  # (C_out, 1, 1, 1)
-        return F.conv2d(s, w, None, layer.stride, layer.padding, groups=layer.groups)
-
-
-class Unit(nn.Module):
-    """alpha, batch norm, skip, hardtanh and sign, as far as they are there."""
-
-    def __init__(self, norm: nn.BatchNorm2d, layer: BinaryConv2d | None, turned: bool, clamp: bool) -> None:
-        super().__init__()
-        self.norm, self.layer, self.turned, self.clamp = norm, layer, turned, clamp
-        self.signs, self.activations = False, True
-
-    def forward(self, u: Tensor, skip: Tensor | None = None) -> kernels.Outputs:
-        """u, skip: (N, C, H, W) -> activations, signs."""
-        alpha: Tensor | None = self.layer.alpha if self.layer else None
-        if alpha is not None and self.turned:
-            alpha = alpha.abs()
-        wanted = {"signs": self.signs, "activations": self.activations}
-        return kernels.unit(u, alpha, self.norm, skip, clamp=self.clamp, **wanted)
-
-
-class Signs(nn.Module):
-    """The standardized sign of activations that no unit made, in the type that autocast asks for."""
-
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, C, H, W), and so is what comes out."""
-        return kernels.standardized_signs(a, torch.bfloat16 if torch.is_autocast_enabled("cpu") else a.dtype)
-
-
 @dataclass
 class _Match:
-    """A chain of nodes that becomes one unit: the convolution if it is binary, the skip, the last node."""
+    """A chain of nodes that becomes one unit: the convolution if it is binary, its sums, the skip, the last node."""
 
     layer: fx.Node | None
     sums: fx.Node
     skip: fx.Node | None
     clamp: bool
     last: fx.Node
+    nodes: set[fx.Node]
 
 
 class Rewriter:
-    """Rewrites one network's graph."""
+    """Rewrites one network's graph, as it is in the network's mode. What it does not know stays as it is."""
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = dict(network.named_modules())
         self.graph = Tracer().trace(network)
         self.owner = nn.Module()  # of the modules that the new graph calls
         self.units: dict[fx.Node, fx.Node] = {}  # by the node of their activations
+        self.turned: dict[fx.Node, bool] = {}  # convolutions whose alpha is a unit's: is a maximum taken in between?
+        self.replaced: set[fx.Node] = set()
 
-    def rewritten(self) -> Callable[[Tensor], Tensor]:
+    def rewritten(self) -> Forward:
         """The network's forward pass."""
+        if any(node.op == "get_attr" for node in self.graph.nodes):
+            raise NotImplementedError("its forward pass uses parameters that are in no layer")
         for node in list(self.graph.nodes):
-            if isinstance(norm := self._module(node), nn.BatchNorm2d) and norm.num_features % kernels.LANES == 0:
+            if _served(norm := self._module(node)):
                 self._fuse(node, norm)
-        for node in list(self.graph.nodes):
-            if isinstance(layer := self._module(node), BinaryConv2d) and _fits(layer):
-                self._split(node, layer)
+        for node in list(self.turned):
+            self._split(node)
         for node in reversed(self.graph.nodes):
-            if not node.users and node.op.startswith("call"):
+            if not node.users and (node in self.replaced or node in self.units):
                 if node in self.units:
-                    getattr(self.owner, str(self.units[node].target)).activations = False
+                    self._unit(node).activations = False
                 self.graph.erase_node(node)
         for node in self.graph.nodes:  # modules that stay as they are
             if node.op == "call_module" and not hasattr(self.owner, node.target):
                 node.target = self._own(self.modules[node.target])
-        graph_module = fx.GraphModule(self.owner, self.graph)
-        return graph_module.forward
+        return fx.GraphModule(self.owner, self.graph).forward
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _unit(self, activations: fx.Node) -> Unit:
+        unit = getattr(self.owner, str(self.units[activations].target))
+        assert isinstance(unit, Unit)
+        return unit
 
     def _own(self, module: nn.Module) -> str:
         name = f"{type(module).__name__.lower()}{len(self.owner._modules)}"
         self.owner.add_module(name, module)
         return name
 
-    def _match(self, node: fx.Node) -> _Match:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+    def _match(self, node: fx.Node, source: fx.Node) -> _Match:
         sums = source
         if source.target is F.max_pool2d and isinstance(source.args[0], fx.Node) and len(source.users) == 1:
             source = source.args[0]
-        layer = self._module(source)
-        ours = isinstance(layer, BinaryConv2d) and _fits(layer) and len(source.users) == 1
-        match = _Match(source if ours else None, sums, None, False, node)
-        if (user := _only_user(match.last)) and user.target in (operator.add, torch.add) and len(user.args) == 2:
+        ours = _fits(self._module(source)) and len(source.users) == 1
+        match = _Match(source if ours else None, sums, None, False, node, {node})
+        user = _only_user(match.last)
+        if user and user.target in (operator.add, torch.add) and len(user.args) == 2 and not user.kwargs:
             others = [a for a in user.args if a is not node]
             if len(others) == 1 and isinstance(others[0], fx.Node):
                 match.skip, match.last = others[0], user
-        if (user := _only_user(match.last)) and user.target is F.hardtanh:
+                match.nodes.add(user)
+        if (user := _only_user(match.last)) and _is_plain_hardtanh(user):
             match.clamp, match.last = True, user
+            match.nodes.add(user)
         return match
 
     def _fuse(self, node: fx.Node, norm: nn.BatchNorm2d) -> None:
-        match = self._match(node)
-        turned = match.layer is not None and match.layer is not match.sums
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            return
+        match = self._match(node, source)
+        if any(self._mutates(user) for user in match.last.users):
+            return
+        turned = match.layer is not match.sums
         layer = self._module(match.layer) if match.layer else None
         assert layer is None or isinstance(layer, BinaryConv2d)
         with self.graph.inserting_after(match.last):
@@ -142,35 +120,90 @@ class Rewriter:
         match.last.replace_all_uses_with(activations)
         unit.args = (match.sums, match.skip) if match.skip else (match.sums,)
         self.units[activations] = unit
+        self.replaced |= match.nodes
         if match.layer is not None:
-            match.layer.meta["turned"] = turned
+            self.turned[match.layer] = turned
 
-    def _split(self, node: fx.Node, layer: BinaryConv2d) -> None:
+    def _mutates(self, node: fx.Node) -> bool:
+        """Whether a node writes into what it is given."""
+        if node.op == "call_method":
+            return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+        return node.target in in_place or bool(
+            node.kwargs.get("inplace") or getattr(self._module(node), "inplace", False)
+        )
+
+    def _split(self, node: fx.Node) -> None:
         """A binary convolution becomes its signs and its sums; alpha is the unit's."""
-        if "turned" not in node.meta:  # no unit follows
-            return
-        source = node.args[0]
+        layer, source = self._module(node), node.args[0]
+        assert isinstance(layer, BinaryConv2d)
         assert isinstance(source, fx.Node)
         with self.graph.inserting_before(node):
             if source in self.units:
-                unit = self.units[source]
-                getattr(self.owner, str(unit.target)).signs = True
-                signs = self.graph.call_function(operator.getitem, (unit, 1))
+                self._unit(source).signs = True
+                signs = self.graph.call_function(operator.getitem, (self.units[source], 1))
             else:
                 signs = self.graph.call_module(self._own(Signs()), (source,))
-            sums = self.graph.call_module(self._own(Sums(layer, node.meta["turned"])), (signs,))
+            sums = self.graph.call_module(self._own(Sums(layer, self.turned[node])), (signs,))
         node.replace_all_uses_with(sums)
+        self.replaced.add(node)
 
 
-def _fits(layer: BinaryConv2d) -> bool:
-    """Whether the kernels can take the layer: binary activations, channels in sixteens, plain zero padding."""
-    channels = (layer.in_channels, layer.out_channels)
-    return layer.binary_activations and not any(c % kernels.LANES for c in channels)
+def _untouched(module: nn.Module) -> bool:
+    """Whether nobody watches the module being called."""
+    return not module._forward_hooks and not module._forward_pre_hooks and not module._backward_hooks
+
+
+def _served(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether it is a batch norm as the kernels know it."""
+    if type(module) is not nn.BatchNorm2d or not module.affine or not module.track_running_stats:
+        return False
+    return module.momentum is not None and module.num_features % kernels.LANES == 0 and _untouched(module)
+
+
+def _fits(module: nn.Module | None) -> bool:
+    """Whether it is a binary layer as the kernels know it: binary activations, channels in sixteens."""
+    if type(module) is not BinaryConv2d or not module.binary_activations or not _untouched(module):
+        return False
+    return not any(c % kernels.LANES for c in (module.in_channels, module.out_channels))
+
+
+def _is_plain_hardtanh(node: fx.Node) -> bool:
+    given = dict(zip(("min_val", "max_val", "inplace"), node.args[1:], strict=False)) | node.kwargs
+    plain = {"min_val": -1, "max_val": 1, "inplace": False}
+    return node.target is F.hardtanh and plain | given == plain
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 else None
+
+
+class Fused:
+    """A network's forward pass around the kernels: images (N, 3, H, W) to logits, differentiable in training.
+
+    It takes the place of network.forward on the CPU, in float32 or under bfloat16 autocast. The graph is traced when a
+    mode is first used; a network that cannot be traced says so in one line and runs as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.forwards: dict[bool, Forward] = {}  # by mode: training or evaluation
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W) -> (N, classes)."""
+        mode = self.network.training
+        if mode not in self.forwards:
+            self.forwards[mode] = self._rewritten()
+        return self.forwards[mode](images)
+
+    def _rewritten(self) -> Forward:
+        try:
+            return Rewriter(self.network).rewritten()
+        except Exception as error:  # whatever a network of somebody's own may do
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("no fused kernels for this network, so training is slower: %s", line)
+            return self.network
 
 
 def fused_regularizer(model: nn.Module, tau: float) -> Tensor:
@@ -181,11 +214,7 @@ def fused_regularizer(model: nn.Module, tau: float) -> Tensor:
     return tau * kernels.mean_squared_sines([layer.weight for layer in layers], [layer.freq for layer in layers])
 
 
-def fuse(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network's forward pass around the kernels: images (N, 3, H, W) to logits, differentiable in training mode.
-
-    It takes the place of network.forward on the CPU, in float32 or under bfloat16 autocast; in evaluation mode it has
-    no gradient. Raises CompilerMissing where the kernels cannot be compiled.
-    """
+def fuse(network: nn.Module) -> Fused:
+    """The network's forward pass around the kernels. Raises CompilerMissing where they cannot be compiled."""
     kernels.library()
-    return Rewriter(network).rewritten()
+    return Fused(network)

@@ -18,8 +18,8 @@ _POINTER, _SIZE, _FLAG, _FLOAT, _DOUBLE = (
 _SHAPE = [_SIZE] * 3 + [_FLAG]  # images, pixels, channels; whether convolutions take and give bfloat16
 SIGNATURES: dict[str, list[Any]] = {
     "biper_statistics": [_POINTER] * 5 + [_DOUBLE] * 2 + [_POINTER] * 2 + _SHAPE,
-    "biper_forward": [_POINTER] * 7 + [_FLAG, _FLAG, *_SHAPE],
-    "biper_backward": [_POINTER] * 7 + [_FLAG, _FLAG, *_SHAPE],
+    "biper_forward": [_POINTER] * 7 + [_FLAG] * 3 + _SHAPE,
+    "biper_backward": [_POINTER] * 8 + [_FLAG] * 3 + _SHAPE,
     "biper_norm_backward": [_POINTER] * 6 + [_DOUBLE] + [_POINTER] * 3 + [_FLAG, *_SHAPE],
     "biper_weights": [_POINTER, _FLOAT, _FLAG, _POINTER, _SIZE, _FLAG],
     "biper_weights_backward": [_POINTER, _POINTER, _FLOAT, _POINTER, _SIZE, _FLAG],
@@ -64,7 +64,7 @@ class _Unit(Function):
         skip: Tensor | None,
         norm: nn.BatchNorm2d,
         clamp: bool,
-        signs: bool,
+        signs: torch.dtype | None,
         narrow: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         ctx.set_materialize_grads(False)
@@ -78,12 +78,14 @@ class _Unit(Function):
                 norm.num_batches_tracked.add_(1)
         else:
             kept, bias = _running(norm, alpha)
-        a = torch.empty_like(u, dtype=u.dtype if narrow else torch.float32)
-        s = torch.empty_like(u) if signs else None
+        half = signs == torch.bfloat16
+        how = clamp, half, narrow and half
+        a = torch.empty_like(u, dtype=signs if narrow else torch.float32)
+        s = torch.empty_like(u, dtype=signs) if signs else None
         moments = weight.new_empty(n, 2)
-        _call("biper_forward", u, kept, bias, skip, a, s, moments, clamp, narrow, *shape)
+        _call("biper_forward", u, kept, bias, skip, a, s, moments, *how, *shape)
         ctx.save_for_backward(u, alpha, weight, a, moments, kept)
-        ctx.shape, ctx.clamp, ctx.narrow, ctx.eps, ctx.has_skip = shape, clamp, narrow, norm.eps, skip is not None
+        ctx.shape, ctx.how, ctx.eps, ctx.has_skip = shape, how, norm.eps, skip is not None
         return None if narrow else a, s
 
     @staticmethod
@@ -91,11 +93,12 @@ class _Unit(Function):
     def backward(ctx: Any, grad_a: Tensor | None, grad_s: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         u, alpha, weight, a, moments, kept = ctx.saved_tensors
         n, _, c, _ = ctx.shape
-        grad, sums, how = torch.empty_like(a), weight.new_empty(n, 2, c), (ctx.clamp, ctx.narrow)
-        _call("biper_backward", _dense(grad_s), _dense(grad_a), a, moments, u, grad, sums, *how, *ctx.shape)
+        grad, sums = torch.empty_like(a), weight.new_empty(n, 2, c)
+        given = _dense(grad_s), _dense(grad_a), a, moments, u, kept
+        _call("biper_backward", *given, grad, sums, *ctx.how, *ctx.shape)
         grad_u, parameters, scratch = torch.empty_like(u), weight.new_empty(3, c), weight.new_empty(3, c)
         given = grad, u, sums, kept, alpha, weight
-        _call("biper_norm_backward", *given, ctx.eps, grad_u, parameters, scratch, ctx.narrow, *ctx.shape)
+        _call("biper_norm_backward", *given, ctx.eps, grad_u, parameters, scratch, ctx.how[-1], *ctx.shape)
         grad_alpha = None if alpha is None else parameters[0].view_as(alpha)
         return grad_u, grad_alpha, parameters[1], parameters[2], grad if ctx.has_skip else None, *[None] * 4
 
@@ -113,9 +116,9 @@ class _Signs(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
         a = cast(Tensor, _dense(a))
-        ctx.shape = _shape(a, dtype == torch.bfloat16)
+        ctx.shape, ctx.how = _shape(a, False), (False, dtype == torch.bfloat16, False)
         s, moments = torch.empty_like(a, dtype=dtype), a.new_empty(len(a), 2)
-        _call("biper_forward", None, None, None, a, None, s, moments, False, False, *ctx.shape)
+        _call("biper_forward", None, None, None, a, None, s, moments, *ctx.how, *ctx.shape)
         ctx.save_for_backward(a, moments)
         return s
 
@@ -124,7 +127,7 @@ class _Signs(Function):
     def backward(ctx: Any, grad_s: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         a, moments = ctx.saved_tensors
         grad = torch.empty_like(a)
-        _call("biper_backward", _dense(grad_s), None, a, moments, None, grad, None, False, False, *ctx.shape)
+        _call("biper_backward", _dense(grad_s), None, a, moments, None, None, grad, None, *ctx.how, *ctx.shape)
         return grad, None
 
 
@@ -151,6 +154,7 @@ class _Regularizer(Function):
     @staticmethod
     def forward(ctx: Any, freqs: list[float], *weights: Tensor) -> Tensor:  # noqa: ANN401
         total = 0.0
+        weights = tuple(cast(Tensor, _dense(w)) for w in weights)
         for freq, w in zip(freqs, weights, strict=True):
             blocks = w.new_empty(w.numel() // 4096 + 1)
             total += _call("biper_regularizer", w, freq, blocks, w.numel()) / w.numel()
@@ -178,15 +182,21 @@ def unit(
     skip: Tensor | None,
     *,
     clamp: bool,
-    signs: bool,
+    signs: torch.dtype | None,
     activations: bool,
 ) -> Outputs:
-    """norm(alpha*u) + skip, through the hardtanh if clamp, in float32; and its standardized sign in u's type.
+    """norm(alpha*u) + skip, through the hardtanh if clamp, in float32; and its standardized sign.
 
-    u: (N, C, H, W), a convolution's sums, float32 or bfloat16; alpha: (C, 1, 1). signs, activations: which of the two
-    is wanted; the other is None. One pass for the batch statistics, one for all the rest, and two in the backward pass.
+    u: (N, C, H, W), a convolution's sums, float32 or bfloat16; alpha: (C, 1, 1). signs: the type of the signs, bfloat16
+    if u is; None if they are not wanted, as activations says of the others. One pass for the batch statistics, one for
+    all the rest; in the backward pass one for the gradient of the variance, and two. Raises ValueError in training on
+    one value a channel, which has no variance.
     """
-    narrow = not activations and skip is None
+    if norm.training and u.numel() == u.shape[1]:
+        raise ValueError(f"batch norm needs more than one value per channel in training, got input of {list(u.shape)}")
+    if skip is not None:
+        skip = skip.float().expand_as(u)
+    narrow = signs is not None and not activations and skip is None
     return cast(Outputs, _Unit.apply(u, alpha, norm.weight, norm.bias, skip, norm, clamp, signs, narrow))
 
 

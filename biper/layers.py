@@ -99,9 +99,14 @@ class RealConv2d(nn.Conv2d):
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             return super().forward(x)
-        options = (self.stride, self.padding, self.dilation, self.groups)
+        dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return cast(Tensor, _RealConvolution.apply(x, self.weight, options, torch.get_autocast_dtype(device)))
+            x = x.to(self.weight.dtype)
+            if isinstance(self.padding, str) or self.padding_mode != "zeros":
+                return super().forward(x)
+            options = (self.stride, self.padding, self.dilation, self.groups)
+            out = cast(Tensor, _RealConvolution.apply(x, self.weight, options, dtype))
+            return out if self.bias is None else out + self.bias[:, None, None]  # (C_out, 1, 1)
 
 
 class RealLinear(nn.Linear):
@@ -110,7 +115,7 @@ class RealLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_features) -> (N, out_features)."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
+            return super().forward(x.to(self.weight.dtype))
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:

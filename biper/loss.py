@@ -17,6 +17,6 @@ def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
         return torch.zeros((), device=next(model.parameters()).device)
     # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
     angles = torch._foreach_mul([layer.weight for layer in layers], [layer.freq for layer in layers])
-    norms = torch.stack(torch._foreach_norm(torch._foreach_sin(angles)))
-    counts = norms.new_tensor([layer.weight.numel() for layer in layers])
-    return tau * (norms.square() / counts).sum()
+    norms = torch._foreach_norm(torch._foreach_sin(angles))
+    roots = torch._foreach_mul(norms, [layer.weight.numel() ** -0.5 for layer in layers])
+    return tau * torch.stack(roots).square().sum()

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
 
 Decays = Callable[[str], bool]  # by a parameter's name
 DECAYS: dict[str, Decays] = {
@@ -34,3 +35,12 @@ def build_optimizer(
     if name == "adam":
         return optim.Adam(groups, lr, fused=True)
     raise ValueError(f"unknown optimizer {name!r}; choose from sgd, adam")
+
+
+def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state, with its tensors laid out as the parameters are: the fused optimizers rely on it."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)

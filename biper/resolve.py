@@ -33,6 +33,9 @@ def training_config(family: str, stage: int, given: Given) -> Config:
         inherited = inherit_stage1(family, given) if named else {}
         stored = read_settings(run_folder(make_config(family, stage, inherited | given)), stage)
         if stored:
+            stored = {"amp": "off"} | stored  # as it was before there was a choice
+            if given.get("amp") == "auto":
+                given = given | {"amp": stored["amp"]}
             return _resumed(make_config(family, stage, stored | given), stored)
     if stage == 2:
         if not start:

@@ -89,7 +89,8 @@ def keep_memory() -> None:
         allocator = ctypes.CDLL(None).mallopt
     except (AttributeError, TypeError):  # not the GNU C library
         return
-    allocator(M_MMAP_THRESHOLD, 2**30)
+    if not allocator(M_MMAP_THRESHOLD, 2**30):
+        allocator(M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
     allocator(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

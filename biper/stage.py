@@ -27,7 +27,7 @@ from biper.distributed import Processes, average_buffers, decided, replicated, r
 from biper.engine import Metrics, Totals, check_finite, evaluate, train_one_epoch
 from biper.errors import UsageError
 from biper.models import Network, create_model
-from biper.optim import build_optimizer
+from biper.optim import build_optimizer, load_optimizer
 from biper.quantization import quantization_error
 from biper.record import Progress, metric_columns
 from biper.results import check_folder, run_folder, run_settings
@@ -92,7 +92,7 @@ class Stage:
             self.devices[0],
             amp=self.config.amp == "bf16",
             compiled=c.compile and len(self.devices) == 1,
-            steps=(c.epochs - c.start_epoch) * len(self.loaders.train or ()),
+            steps=(c.epochs - (saved["epoch"] if saved else c.start_epoch)) * len(self.loaders.train or ()),
         )
         self.optimizer = build_optimizer(
             self.network,
@@ -112,7 +112,7 @@ class Stage:
         self.saved_at = time.monotonic()
 
     def _go_on_from(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(self.optimizer, saved["optimizer"])
         self.history, self.epoch = saved["history"], saved["epoch"]
         self.step, self.partial = saved.get("step", 0), saved.get("partial", {})
         set_random_state(saved["random_state"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from benchmarks.published import published_model, published_regularizer
 from biper.fusion import fuse, fused_regularizer
-from biper.layers import binary_layers
+from biper.layers import BinaryConv2d, binary_layers
 from biper.loss import periodic_regularizer
 from biper.models import create_model, list_models
 
@@ -129,3 +129,90 @@ def test_regularizers_agree(name):
     for value, gradient in zip(values[1:], gradients[1:], strict=True):
         torch.testing.assert_close(value, values[0])
         torch.testing.assert_close(gradient, gradients[0])
+
+
+class Odd(torch.nn.Module):
+    """A network of somebody's own, around two layers that the kernels know."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.conv1, self.conv2 = (BinaryConv2d(16, 16, 3, padding=1, stage=2) for _ in range(2))
+        options = {
+            "affine": {"affine": False},
+            "momentum": {"momentum": None},
+            "memory": {"track_running_stats": False},
+        }
+        self.bn1, self.bn2 = (torch.nn.BatchNorm2d(16, **options.get(kind, {})) for _ in range(2))
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.bias = torch.nn.Parameter(torch.ones(16, 1, 1))
+        self.calls = 0
+        if kind == "hook":
+            self.conv1.register_forward_hook(self.count)
+        if kind == "subclass":
+            self.conv1.__class__ = Tanh
+
+    def count(self, *_):
+        self.calls += 1
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.kind == "size" and x.shape[2] != 6:
+            raise ValueError("of another size")
+        kinds = {
+            "alpha": lambda: torch.add(self.bn1(self.conv1(x)), x, alpha=2),
+            "bounds": lambda: F.hardtanh(self.bn1(self.conv1(x)), -2, 2),
+            "broadcast": lambda: self.bn1(self.conv1(x)) + F.adaptive_avg_pool2d(x, 1),
+            "inplace": lambda: self.relu(self.bn1(self.conv1(x)) + x),
+            "iadd": lambda: self.in_place(self.bn1(self.conv1(x)), x),
+            "attribute": lambda: self.bn1(self.conv1(x)) + self.bias,
+            "dropout": lambda: F.dropout(self.bn1(self.conv1(x)), 0.999, self.training),
+        }
+        out = kinds.get(self.kind, lambda: self.bn1(self.conv1(x)) + x)()
+        return F.hardtanh(self.bn2(self.conv2(out)) + out).mean((2, 3))
+
+    def in_place(self, out, x):
+        out += x
+        return out
+
+
+class Tanh(BinaryConv2d):
+    def effective_weight(self):
+        return torch.tanh(self.weight)
+
+
+KINDS = "affine momentum memory alpha bounds broadcast inplace iadd attribute size hook subclass frozen plain"
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("kind", KINDS.split())
+def test_a_network_of_somebodys_own_computes_the_same(kind, amp):
+    results = []
+    for rewritten in (True, False):
+        torch.manual_seed(0)
+        network = Odd(kind).train()
+        if kind == "frozen":
+            network.bn1.eval()
+        x = torch.randn(4, 3, 6, 6).to(memory_format=torch.channels_last)
+        logits, gradients = passed(network, fuse(network) if rewritten else network, x, amp)
+        results.append((logits, torch.cat(gradients), network.calls))
+    (ours, our_gradients, our_calls), (theirs, gradients, calls) = results
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=1e-3, rtol=1e-3)
+    assert F.cosine_similarity(our_gradients, gradients, dim=0) > 0.999
+    assert our_calls == calls
+
+
+def test_training_and_evaluation_are_traced_apart():
+    network = Odd("dropout").eval()
+    forward, x = fuse(network), torch.ones(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(forward(x), network(x), atol=1e-5)
+        network.train()
+        assert not torch.equal(forward(x), forward(x))
+
+
+def test_one_value_a_channel_has_no_variance():
+    network = torch.nn.Sequential(BinaryConv2d(16, 16, 1), torch.nn.BatchNorm2d(16)).train()
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        fuse(network)(torch.ones(1, 16, 1, 1))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from biper import create_model
-from biper.optim import build_optimizer, parameter_groups
+from biper.optim import build_optimizer, load_optimizer, parameter_groups
 
 
 def build(name):
@@ -54,3 +54,28 @@ def test_of_imagenet_networks_only_layers_named_conv_and_fc_decay(name):
     parameters = dict(model.named_parameters())
     assert {key: id(parameters[key]) in inside for key in DECAY[name]} == DECAY[name]
     assert len(decayed["params"]) + len(kept["params"]) == len(parameters)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_state_of_another_memory_format_is_taken_over(name):
+    """Fused optimizers walk through memory: a momentum laid out otherwise would go to other weights, silently."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        saved = None
+        for memory_format in (torch.contiguous_format, layout):
+            layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=memory_format)
+            with torch.no_grad():
+                layer.weight.copy_(torch.arange(288.0).view(8, 4, 3, 3))
+            settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+            optimizer = build_optimizer(layer, family="cifar10", name=name, **settings)
+            if saved:
+                load_optimizer(optimizer, saved)
+                for group in optimizer.param_groups:
+                    group["fused"] = True
+            layer.weight.grad = torch.sin(layer.weight.detach())
+            layer.bias.grad = torch.zeros_like(layer.bias)
+            optimizer.step()
+            saved = optimizer.state_dict()
+        results.append(layer.weight.detach())
+    torch.testing.assert_close(*results)

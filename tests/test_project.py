@@ -53,8 +53,8 @@ def test_environment_yml_equals_pyproject():
 
 
 def test_imports_run_one_way():
-    layers = "errors binarize native kernels layers metadata loss fusion acceleration schedule optim models distributed"
-    data = "runtime config data published checkpoint quantization plots engine record options results"
+    layers = "errors binarize native kernels layers metadata loss units fusion acceleration schedule optim models"
+    data = "distributed runtime config data published checkpoint quantization plots engine record options results"
     order = [*layers.split(), *data.split(), "stage", "evaluate", "resolve", "train", "cli"]
     for path in (ROOT / "biper").rglob("*.py"):
         parts = path.relative_to(ROOT / "biper").with_suffix("").parts

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -32,17 +33,27 @@ def load(name: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise CompilerMissing("no C compiler was found: install gcc")
-    facts = (source.read_text(), compiler, torch.__version__, *FLAGS, _processor())
-    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"{name}-{key}.so"
     try:
-        if not path.exists():
-            start = time.monotonic()
-            _compile(compiler, source, path)
-            log.info("compiled the CPU kernels in %.1f s, once on this machine", time.monotonic() - start)
+        facts = (source.read_text(), compiler, torch.__version__, _openmp(), *FLAGS, _processor())
+        key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+        path = _cache_folder() / f"{name}-{key}.so"
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # a damaged file: it is written anew
+                path.unlink()
+        start = time.monotonic()
+        _compile(compiler, source, path)
+        log.info("compiled the CPU kernels in %.1f s, once on this machine", time.monotonic() - start)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerMissing(f"{compiler} does not work here: {error}") from error
+
+
+def _openmp() -> str:
+    """How to link OpenMP: torch brings its own, and with another one beside it both would wait for the cores."""
+    own = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    return str(own[0]) if own else "-fopenmp"
 
 
 def _compile(compiler: str, source: Path, path: Path) -> None:
@@ -51,10 +62,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
         compiled, linked = Path(folder) / "code.o", Path(folder) / "code.so"
         flags = [flag for flag in FLAGS if platform.machine() == "x86_64" or flag not in OPTIONAL]
         _call(compiler, *flags, "-fopenmp", "-c", str(source), "-o", str(compiled))
-        # torch brings its own OpenMP: with another one beside it, the threads of both would wait for the cores
-        runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-        threads = str(runtime[0]) if runtime else "-fopenmp"
-        _call(compiler, "-shared", str(compiled), threads, "-lm", "-o", str(linked))
+        _call(compiler, "-shared", str(compiled), _openmp(), "-lm", "-o", str(linked))
         linked.replace(path)
 
 
@@ -67,17 +75,18 @@ def _call(*command: str) -> None:
 
 def _cache_folder() -> Path:
     """Where libraries are kept; a folder of this user in the system's temporary one if home cannot be written to."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biper"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biper"
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where a user has no home
         pass
     folder = Path(tempfile.gettempdir()) / f"biper-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise CompilerMissing(f"{folder} belongs to someone else, and {home} cannot be written to")
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder} could be written to by others")
     return folder
 
 

@@ -1,11 +1,10 @@
 /* What stands between the convolutions of a training step on the CPU: scale, batch norm, skip, hardtanh, standardized
  * sign, and their gradients, each in as few passes over memory as its sums allow.
  *
- * Tensors are channels-last: n images of p = H*W pixels of c channels, c a multiple of 16. What enters and leaves a
- * convolution (its sums u, the signs s, and their gradients) is float, or bfloat16 where `half` is 1; activations a and
- * their gradients are float, or what the convolutions' are where `narrow` is 1: where no skip adds to them. Threads
- * share out whole images, and the images' sums are added up in order, in double: the result does not depend on the
- * number of threads. */
+ * Tensors are channels-last: n images of p = H*W pixels of c channels, c a multiple of 16. A convolution's sums u and
+ * their gradient are float, or bfloat16 where `half` is 1; so are the signs s of the next one, where `half_s` is 1.
+ * Activations a and their gradients are float, or bfloat16 where `narrow` is 1: where no skip adds to them. Threads share
+ * out whole images, and the images' sums are added up in order, in double: the number of threads changes no result. */
 #include <math.h>
 #include <stdint.h>
 
@@ -13,10 +12,10 @@
 #define TILE 64 /* pixels that stay in the first cache */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 INLINE lanes all(float x) { return (lanes){0} + x; }
 INLINE lanes choose(bits mask, lanes yes, lanes no) { return (lanes)((mask & (bits)yes) | (~mask & (bits)no)); }
@@ -59,7 +58,8 @@ INLINE lanes window(lanes x) { /* the sign's surrogate gradient, max(0, 2 - 2*|x
     return choose(w < 0, all(0), w);
 }
 
-/* Per image and channel: the sums of u and of u*u. sums: (n, 2, c). */
+/* Per image and channel: the sums of x and of x*x for x = u - pivot, where the pivot is the channel's first value: it
+ * keeps the difference of large numbers out of the variance. sums: (n, 2, c). */
 INLINE void image_moments(const void *u, float *sums, int64_t n, int64_t p, int64_t c, int half) {
 #pragma omp parallel for schedule(static)
     for (int64_t image = 0; image < n; image++) {
@@ -67,9 +67,9 @@ INLINE void image_moments(const void *u, float *sums, int64_t n, int64_t p, int6
         for (int64_t ch = 0; ch < 2 * c; ch++) sum[ch] = 0;
         for (int64_t first = 0; first < p; first += TILE)
             for (int64_t ch = 0; ch < c; ch += LANES) {
-                lanes add = {0}, add_square = {0};
+                lanes add = {0}, add_square = {0}, pivot = load(u, ch, half);
                 for (int64_t q = first; q < least(p, first + TILE); q++) {
-                    lanes x = load(u, (image * p + q) * c + ch, half);
+                    lanes x = load(u, (image * p + q) * c + ch, half) - pivot;
                     add += x;
                     add_square += x * x;
                 }
@@ -101,6 +101,8 @@ void biper_statistics(const void *u, const float *alpha, const float *weight, fl
         double sum, square, scale = alpha ? alpha[ch] : 1;
         added_up(scratch, n, c, ch, &sum, &square);
         double mean = sum / count, variance = square / count - mean * mean;
+        lanes pivot = load(u, ch / LANES * LANES, half);
+        mean += pivot[ch % LANES];
         variance = scale * scale * (variance < 0 ? 0 : variance); /* what is no number stays none */
         double inverse = 1 / sqrt(variance + epsilon);
         kept[ch] = mean;
@@ -112,7 +114,8 @@ void biper_statistics(const void *u, const float *alpha, const float *weight, fl
 }
 
 INLINE void forward_image(const void *u, const float *kept, const float *bias, const float *skip, void *a, void *s,
-                          float *moments, int clamp, int narrow, int64_t start, int64_t p, int64_t c, int half) {
+                          float *moments, int clamp, int narrow, int64_t start, int64_t p, int64_t c, int half,
+                          int half_s) {
     lanes sum = {0}, square = {0};
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
@@ -120,11 +123,12 @@ INLINE void forward_image(const void *u, const float *kept, const float *bias, c
             if (u) mean = load(kept, ch, 0), gain = load(kept, 2 * c + ch, 0), b = load(bias, ch, 0);
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
-                lanes x = u ? gain * (load(u, i, half) - mean) + b : all(0);
+                lanes x = {0};
+                if (u) x = gain * (load(u, i, half) - mean) + b;
                 if (skip) x += load(skip, i, 0);
                 if (clamp) x = hardtanh(x);
                 if (a) store_below(a, i, x, narrow);
-                if (s) store(s, i, choose(x >= 0, all(1), all(-1)), half);
+                if (s) store(s, i, choose(x >= 0, all(1), all(-1)), half_s);
                 sum += x;
                 square += x * x;
             }
@@ -139,43 +143,48 @@ INLINE void forward_image(const void *u, const float *kept, const float *bias, c
 /* a = hardtanh(gain*(u - mean) + bias + skip), s = sign(a), and per image mean and 1/std of a: moments (n, 2).
  * u, skip, a and s may be NULL: a sum has the terms that are there, and what is not wanted is not written. */
 void biper_forward(const void *u, const float *kept, const float *bias, const float *skip, void *a, void *s,
-                   float *moments, int clamp, int narrow, int64_t n, int64_t p, int64_t c, int half) {
+                   float *moments, int clamp, int half_s, int narrow, int64_t n, int64_t p, int64_t c, int half) {
 #pragma omp parallel for schedule(static)
     for (int64_t image = 0; image < n; image++) {
         float *own = moments + 2 * image;
-        if (half && narrow)
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 1, image * p * c, p, c, 1);
+        int64_t start = image * p * c;
+        if (half && narrow) /* a copy of the loops for each, without the choice in them */
+            forward_image(u, kept, bias, skip, a, s, own, clamp, 1, start, p, c, 1, 1);
         else if (half)
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, image * p * c, p, c, 1);
+            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 1, 1);
+        else if (half_s)
+            forward_image(u, kept, bias, skip, a, s, own, clamp, narrow, start, p, c, 0, 1);
         else
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, image * p * c, p, c, 0);
+            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 0, 0);
     }
 }
 
 INLINE void backward_image(const void *grad_s, const float *grad_a, const void *a, const float *moments, const void *u,
-                           void *grad, float *sums, int clamp, int narrow, int64_t start, int64_t p, int64_t c,
-                           int half) {
+                           const float *kept, void *grad, float *sums, int clamp, int narrow, int64_t start, int64_t p,
+                           int64_t c, int half, int half_s) {
     float mean = moments[0], inverse = moments[1], pull = 0;
     if (grad_s) { /* through the standard deviation: one number for the whole image */
         lanes dot = {0};
         for (int64_t i = start; i < start + p * c; i += LANES) {
             lanes x = load(a, i, narrow);
-            dot += window(x * inverse) * load(grad_s, i, half) * x;
+            dot += window(x * inverse) * load(grad_s, i, half_s) * x;
         }
         pull = (double)sum_of(dot) * inverse * inverse * inverse / (p * c - 1);
     }
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
-            lanes add = {0}, add_product = {0};
+            lanes add = {0}, add_product = {0}, centre = {0};
+            if (u) centre = load(kept, ch, 0);
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
-                lanes x = load(a, i, narrow), g = grad_a ? load(grad_a, i, 0) : all(0);
-                if (grad_s) g += inverse * window(x * inverse) * load(grad_s, i, half) - pull * (x - mean);
+                lanes x = load(a, i, narrow), g = {0};
+                if (grad_a) g = load(grad_a, i, 0);
+                if (grad_s) g += inverse * window(x * inverse) * load(grad_s, i, half_s) - pull * (x - mean);
                 if (clamp) g = choose(magnitude(x) >= 1, all(0), g);
                 store(grad, i, g, narrow);
                 if (u) {
                     add += g;
-                    add_product += g * load(u, i, half);
+                    add_product += g * (load(u, i, half) - centre);
                 }
             }
             if (u) {
@@ -186,20 +195,24 @@ INLINE void backward_image(const void *grad_s, const float *grad_a, const void *
 }
 
 /* The gradient of forward's sum before the hardtanh, which is skip's as well; and, if u is there, per image and channel
- * the sums of it and of its product with u: sums (n, 2, c). grad_s or grad_a may be NULL. */
+ * the sums of it and of its product with u - mean: sums (n, 2, c). grad_s or grad_a may be NULL. */
 void biper_backward(const void *grad_s, const float *grad_a, const void *a, const float *moments, const void *u,
-                    void *grad, float *sums, int clamp, int narrow, int64_t n, int64_t p, int64_t c, int half) {
+                    const float *kept, void *grad, float *sums, int clamp, int half_s, int narrow, int64_t n,
+                    int64_t p, int64_t c, int half) {
 #pragma omp parallel for schedule(static)
     for (int64_t image = 0; image < n; image++) {
         float *own = u ? sums + 2 * image * c : 0;
         for (int64_t ch = 0; u && ch < 2 * c; ch++) own[ch] = 0;
-        const float *kept = moments + 2 * image;
+        const float *m = moments + 2 * image;
+        int64_t start = image * p * c;
         if (half && narrow)
-            backward_image(grad_s, grad_a, a, kept, u, grad, own, clamp, 1, image * p * c, p, c, 1);
+            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 1, start, p, c, 1, 1);
         else if (half)
-            backward_image(grad_s, grad_a, a, kept, u, grad, own, clamp, 0, image * p * c, p, c, 1);
+            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 0, start, p, c, 1, 1);
+        else if (half_s)
+            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, narrow, start, p, c, 0, 1);
         else
-            backward_image(grad_s, grad_a, a, kept, u, grad, own, clamp, 0, image * p * c, p, c, 0);
+            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 0, start, p, c, 0, 0);
     }
 }
 
@@ -222,9 +235,9 @@ void biper_norm_backward(const void *grad, const void *u, const float *sums, con
                          int narrow, int64_t n, int64_t p, int64_t c, int half) {
     double count = (double)n * p;
     for (int64_t ch = 0; ch < c; ch++) {
-        double sum, product, mean = kept[ch], inverse = kept[c + ch], scale = alpha ? alpha[ch] : 1;
-        added_up(sums, n, c, ch, &sum, &product);
-        double centred = product - mean * sum, gain = scale * weight[ch] * inverse;
+        double sum, centred, mean = kept[ch], inverse = kept[c + ch], scale = alpha ? alpha[ch] : 1;
+        added_up(sums, n, c, ch, &sum, &centred);
+        double gain = scale * weight[ch] * inverse;
         double ku = -gain * (scale * inverse) * (scale * inverse) * centred / count;
         /* batch norm takes alpha out again, all but epsilon's share */
         parameters[ch] = weight[ch] * inverse * inverse * inverse * epsilon * centred;
@@ -241,7 +254,7 @@ void biper_norm_backward(const void *grad, const void *u, const float *sums, con
         else if (half)
             norm_image(grad, u, coefficients, grad_u, 0, image * p * c, p, c, 1);
         else
-            norm_image(grad, u, coefficients, grad_u, 0, image * p * c, p, c, 0);
+            norm_image(grad, u, coefficients, grad_u, narrow, image * p * c, p, c, 0);
     }
 }
 
@@ -252,8 +265,9 @@ INLINE void sine_cosine(lanes x, lanes *sine, lanes *cosine) {
     words odd = (words)shifted << 31;
     lanes k = shifted - 12582912.0f;
     lanes r = ((x - k * 3.140625f) - k * 9.67502593994140625e-4f) - k * 1.509957990978376e-7f, q = r * r;
-    lanes s = r + r * q * (-1.6666667e-1f + q * (8.3333333e-3f + q * (-1.9841270e-4f + q * (2.7557319e-6f - q * 2.5052108e-8f))));
-    lanes c = 1 + q * (-0.5f + q * (4.1666667e-2f + q * (-1.3888889e-3f + q * (2.4801587e-5f + q * (-2.7557319e-7f + q * 2.0876757e-9f)))));
+    lanes s = 2.7557319e-6f - q * 2.5052108e-8f, c = -2.7557319e-7f + q * 2.0876757e-9f;
+    s = r + r * q * (-1.6666667e-1f + q * (8.3333333e-3f + q * (-1.9841270e-4f + q * s)));
+    c = 1 + q * (-0.5f + q * (4.1666667e-2f + q * (-1.3888889e-3f + q * (2.4801587e-5f + q * c))));
     *sine = (lanes)((words)s ^ odd);
     *cosine = (lanes)((words)c ^ odd);
 }
