@@ -19,7 +19,7 @@ import torch
 from benchmarks.variants import Case, Step, machine, variants
 from biper.runtime import flush_denormals, keep_memory, select_devices
 
-WARM_UP = 3  # steps
+WARM_UP = 2  # steps
 
 
 def arguments() -> argparse.Namespace:

@@ -27,6 +27,7 @@ def main(data, size, dali, out):
     processes = launched_processes()
     given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
+    given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
     with joined(processes):
         stage = Stage(make_config("imagenet", 1, given), processes)
         freeze(stage.network, size)
