@@ -96,7 +96,8 @@ def table(case: Case, seconds: dict[str, float], memory: dict[str, float | None]
         ratios = f"{seconds['eager'] / value:.2f} | {seconds[fastest] / value:.2f}"
         lines.append(f"| {name} | {1000 * value:,.1f} | {case.batch / value:,.0f} | {ratios} | {peak} |")
     ours, limit = seconds["ours"], seconds["bare convolutions"]
-    lines.append(f"\nThe fastest twin: {fastest}; ours takes {100 * (ours / seconds[fastest] - 1):+.0f} % of its time.")
+    more = 100 * (ours / seconds[fastest] - 1)
+    lines.append(f"\nThe fastest twin: {fastest}; ours takes {abs(more):.0f} % {'more' if more > 0 else 'less'} time.")
     lines.append(f"The convolutions alone are {100 * limit / ours:.0f} % of ours.")
     if memory.get("ours") and memory.get("eager"):
         lines.append(f"Peak memory: {100 * (1 - memory['ours'] / memory['eager']):.0f} % under eager.")
