@@ -27,7 +27,8 @@ CLASSES = 10
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     """The flags; those of the training command go on to it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    text = "Further flags, such as -a and -b, go to the training command."
+    parser = argparse.ArgumentParser(description=f"{(__doc__ or '').splitlines()[0]} {text}")
     parser.add_argument("--images", type=int, default=50_000, help="training images; default 50000, as CIFAR-10 has")
     parser.add_argument("--tests", type=int, default=10_000, help="test images; default 10000, as CIFAR-10 has")
     return parser.parse_known_args()

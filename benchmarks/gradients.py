@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.published import published_model
-from benchmarks.variants import CLASSES, SIZES, machine
+from benchmarks.variants import CLASSES, SIZES, machine, positive, run
 from biper import kernels
 from biper.acceleration import accelerate
 from biper.layers import BinaryConv2d, binary_layers
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("-a", "--model", default="resnet20_1w1a", help="default resnet20_1w1a")
     parser.add_argument("--family", choices=("cifar10", "imagenet"), default="cifar10", help="default cifar10")
-    parser.add_argument("-b", "--batch_size", type=int, default=128, help="default 128")
+    parser.add_argument("-b", "--batch_size", type=positive, default=128, help="default 128")
     return parser.parse_args()
 
 
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

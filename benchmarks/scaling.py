@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.train_step import peak_memory, timed
-from benchmarks.variants import CLASSES, TAU, Case, Step, machine, optimizer_step, ours
+from benchmarks.variants import CLASSES, TAU, Case, Step, machine, optimizer_step, ours, positive, run
 from biper.acceleration import accelerate, chosen_amp
 from biper.distributed import Processes, joined, launched_processes, replicated
 from biper.models import create_model
@@ -30,9 +30,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-a", "--model", default="resnet20_1w1a", help="default resnet20_1w1a")
     parser.add_argument("--family", choices=("cifar10", "imagenet"), default="cifar10", help="default cifar10")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2, help="default 2")
-    parser.add_argument("-b", "--batch_sizes", type=int, nargs="+", default=[32, 64, 128, 256], help="images in all")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default 1 2")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each; default 10")
+    parser.add_argument(
+        "-b", "--batch_sizes", type=positive, nargs="+", default=[32, 64, 128, 256], help="images in all"
+    )
+    parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2], help="default 1 2")
+    parser.add_argument("--steps", type=positive, default=10, help="timed steps of each; default 10")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # what torchrun starts
     return parser.parse_args()
 
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.variants import Case, Step, machine, variants
+from benchmarks.variants import Case, Step, machine, positive, run, variants
 from biper.runtime import flush_denormals, keep_memory, select_devices
 
 WARM_UP = 2  # steps
@@ -28,8 +28,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-a", "--model", default="resnet20_1w1a", help="default resnet20_1w1a")
     parser.add_argument("--family", choices=("cifar10", "imagenet"), default="cifar10", help="default cifar10")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2, help="default 2")
-    parser.add_argument("-b", "--batch_size", type=int, default=128, help="default 128")
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of each way; default 15")
+    parser.add_argument("-b", "--batch_size", type=positive, default=128, help="default 128")
+    parser.add_argument("--steps", type=positive, default=15, help="timed steps of each way; default 15")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument(
         "--compilers", action=argparse.BooleanOptionalAction, default=True, help="the compiled twin too"
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.published import published_model, published_regularizer
 from biper.acceleration import accelerate, chosen_amp
+from biper.errors import UsageError
 from biper.models import create_model
 from biper.optim import build_optimizer
 
@@ -143,6 +145,23 @@ def variants(case: Case, compilers: bool) -> dict[str, Callable[[], Step]]:
         ways["twin, compiled"] = lambda: twin(case, False, True, True)
         ways["twin, compiled, bf16"] = lambda: twin(case, True, True, True)
     return ways | {"bare convolutions": lambda: bare_convolutions(case)}
+
+
+def positive(text: str) -> int:
+    """A number of at least 1, of a flag."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; bad input is one line and exit code 2."""
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def machine() -> str:

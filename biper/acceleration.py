@@ -84,7 +84,7 @@ class Accelerated(nn.Module):
         """images: (N, 3, H, W) -> logits (N, classes), float32."""
         images = images.contiguous(memory_format=torch.channels_last)
         training = bool(self.network.training)
-        fast = self.fast if training or not torch.is_grad_enabled() else None
+        fast = self.fast if len(images) and (training or not torch.is_grad_enabled()) else None
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and training):
             logits = fast(images) if fast else self.network(images)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -111,5 +111,5 @@ def accelerate(network: nn.Module, device: torch.device, *, amp: bool, compiled:
         accelerated.fast, accelerated.how = fuse(network), "fused kernels"
         accelerated.regularizer = fused_regularizer
     except CompilerMissing as error:
-        log.warning("no fused kernels, so training is slower: %s", error)
+        log.warning("no fused kernels, so this is slower, and other in the last digits: %s", error)
     return accelerated

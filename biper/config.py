@@ -96,7 +96,9 @@ class Config:
         choices=("auto", "off", "bf16"),
     )
     compile: bool = setting(
-        True, "hardware", "fused kernels on the CPU, torch.compile on a GPU (default, where it pays)", runtime=True
+        True,
+        "hardware",
+        "fused kernels on the CPU, torch.compile on a GPU for runs of 1,000 steps or more; on by default",
     )
     type: str = setting(
         "torch.cuda.FloatTensor",

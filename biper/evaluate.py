@@ -34,13 +34,14 @@ def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics
     shard = Shard(processes.rank, processes.size)
     loaders = build_loaders(config, device, shard=shard, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)
-    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, describe_devices(devices))
+    alone = len(devices) == 1
+    fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
+    where = f"{describe_devices(devices)}: {fast.describe()}"
+    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, where)
     if config.use_dali and not loaders.in_memory:
         log.info("read with DALI, as in training unless --use_dali or --no-use_dali says otherwise")
     if not m.classes:
         log.info("a published checkpoint does not say its stage: read as stage %d", m.stage)
-    alone = len(devices) == 1
-    fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
     model = fast if alone else nn.DataParallel(fast, devices)
     with Progress("evaluating", len(loaders.test), config.print_freq) as progress:
         metrics = evaluate(model, loaders.test, progress)

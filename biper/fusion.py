@@ -202,7 +202,7 @@ class Fused:
             return Rewriter(self.network).rewritten()
         except Exception as error:  # whatever a network of somebody's own may do
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("no fused kernels for this network, so training is slower: %s", line)
+            log.warning("no fused kernels for this network, so this is slower: %s", line)
             return self.network
 
 

@@ -192,7 +192,7 @@ def unit(
     all the rest; in the backward pass one for the gradient of the variance, and two. Raises ValueError in training on
     one value a channel, which has no variance.
     """
-    if norm.training and u.numel() == u.shape[1]:
+    if norm.training and u.numel() <= u.shape[1]:
         raise ValueError(f"batch norm needs more than one value per channel in training, got input of {list(u.shape)}")
     if skip is not None:
         skip = skip.float().expand_as(u)

@@ -47,7 +47,7 @@ def load(name: str) -> ctypes.CDLL:
         log.info("compiled the CPU kernels in %.1f s, once on this machine", time.monotonic() - start)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        raise CompilerMissing(f"{compiler} does not work here: {error}") from error
+        raise CompilerMissing(f"cannot compile the CPU kernels: {error}") from error
 
 
 def _openmp() -> str:
