@@ -57,7 +57,7 @@ class Rewriter:
     def rewritten(self) -> Forward:
         """The network's forward pass."""
         if any(node.op == "get_attr" for node in self.graph.nodes):
-            raise NotImplementedError("its forward pass uses parameters that are in no layer")
+            raise ValueError("its forward pass uses parameters that are in no layer")
         for node in list(self.graph.nodes):
             if _served(norm := self._module(node)):
                 self._fuse(node, norm)
@@ -216,5 +216,5 @@ def fused_regularizer(model: nn.Module, tau: float) -> Tensor:
 
 def fuse(network: nn.Module) -> Fused:
     """The network's forward pass around the kernels. Raises CompilerMissing where they cannot be compiled."""
-    kernels.library()
+    kernels.compiled_kernels()
     return Fused(network)

@@ -29,7 +29,7 @@ SIGNATURES: dict[str, list[Any]] = {
 
 
 @cache
-def library() -> ctypes.CDLL:
+def compiled_kernels() -> ctypes.CDLL:
     """The compiled kernels. Raises CompilerMissing."""
     compiled = load("training")
     for name, arguments in SIGNATURES.items():
@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL:
 
 def _call(name: str, *arguments: Tensor | float | None) -> Any:  # noqa: ANN401
     """Call a kernel with the addresses of the tensors."""
-    return getattr(library(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    return getattr(compiled_kernels(), name)(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
