@@ -108,7 +108,7 @@ class Rewriter:
         if not isinstance(source, fx.Node):
             return
         match = self._match(node, source)
-        if any(self._mutates(user) for user in match.last.users):
+        if any(mutates(user, self._module(user)) for user in match.last.users):
             return
         turned = match.layer is not match.sums
         layer = self._module(match.layer) if match.layer else None
@@ -124,15 +124,6 @@ class Rewriter:
         if match.layer is not None:
             self.turned[match.layer] = turned
 
-    def _mutates(self, node: fx.Node) -> bool:
-        """Whether a node writes into what it is given."""
-        if node.op == "call_method":
-            return str(node.target).endswith("_") and not str(node.target).endswith("__")
-        in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-        return node.target in in_place or bool(
-            node.kwargs.get("inplace") or getattr(self._module(node), "inplace", False)
-        )
-
     def _split(self, node: fx.Node) -> None:
         """A binary convolution becomes its signs and its sums; alpha is the unit's."""
         layer, source = self._module(node), node.args[0]
@@ -147,6 +138,14 @@ class Rewriter:
             sums = self.graph.call_module(self._own(Sums(layer, self.turned[node])), (signs,))
         node.replace_all_uses_with(sums)
         self.replaced.add(node)
+
+
+def mutates(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node, which calls that module if any, writes into what it is given."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return node.target in in_place or bool(node.kwargs.get("inplace") or getattr(module, "inplace", False))
 
 
 def _untouched(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""C code that is compiled where it runs, once per machine, with that machine's compiler and for its processor."""
+"""C code: the training kernels, compiled where they run and for that processor; the packed networks', at installation."""
 
 import ctypes
 import hashlib
@@ -8,6 +8,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sysconfig
 import tempfile
 import time
 from functools import cache
@@ -48,6 +49,23 @@ def load(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilerMissing(f"cannot compile the CPU kernels: {error}") from error
+
+
+@cache
+def built(name: str) -> ctypes.CDLL:
+    """The library of biper/native/<name>.c, compiled when biper was installed. Raises CompilerMissing if it was not.
+
+    It brings no OpenMP of its own: torch's is what its symbols are found in.
+    """
+    path = HERE / f"_{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        raise CompilerMissing("they were not compiled when biper was installed; install a C compiler, then biper again")
+    openmp = _openmp()
+    try:
+        ctypes.CDLL("libgomp.so.1" if openmp == "-fopenmp" else openmp, mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompilerMissing(f"{path.name} cannot be loaded: {error}") from error
 
 
 def _openmp() -> str:

@@ -1,0 +1,73 @@
+"""Weights as bits: how they lie in memory, and which of them meet the image at its border.
+
+A weight is a bit, 1 for +1 and 0 for -1. The bits of an output channel go tap by tap, in rows; within a tap channel by
+channel, filled up with zeros to whole bytes; after the last tap to whole words of 64. Sixteen output channels lie side by
+side, so that a processor's vector takes them together: words[block][word][channel], the shape of every `bits` below.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD, LANES = 64, 16
+Pair = tuple[int, int]
+
+
+def bits_shape(out_channels: int, channels: int, kernel: Pair, groups: int) -> tuple[int, int, int]:
+    """The shape of `bits` for out_channels filters over `channels` channels each: (blocks, words, 16)."""
+    taps = kernel[0] * kernel[1]
+    return groups * -(-(out_channels // groups) // LANES), -(-taps * 8 * -(-channels // 8) // WORD), LANES
+
+
+def pack_bits(binary: Tensor, groups: int) -> Tensor:
+    """Weights (C_out, C_in/groups, k, k), of which those above 0 are ones, as int64 words (blocks, words, 16)."""
+    taps = (binary > 0).permute(0, 2, 3, 1)  # (C_out, k, k, C_in/groups)
+    flat = F.pad(taps, (0, -taps.shape[-1] % 8)).flatten(1)
+    flat = F.pad(flat, (0, -flat.shape[1] % WORD)).unflatten(1, (-1, WORD))
+    words = (flat.long() << torch.arange(WORD, device=binary.device)).sum(-1)  # (C_out, words); a sum without carries
+    words = words.unflatten(0, (groups, -1))
+    words = F.pad(words, (0, 0, 0, -words.shape[1] % LANES))
+    return words.unflatten(1, (-1, LANES)).flatten(0, 1).transpose(1, 2).contiguous()
+
+
+def unpack_bits(bits: Tensor, out_channels: int, channels: int, kernel: Pair, groups: int, dtype: torch.dtype) -> Tensor:
+    """The weights -1 and +1 (C_out, C_in/groups, k, k) of `bits`."""
+    words = bits.transpose(1, 2).unflatten(0, (groups, -1)).flatten(1, 2)  # (groups, C_out/groups and more, words)
+    words = words[:, : out_channels // groups].flatten(0, 1)
+    flat = (words[..., None] >> torch.arange(WORD, device=bits.device) & 1).flatten(1)
+    taps = kernel[0] * kernel[1]
+    flat = flat[:, : taps * 8 * -(-channels // 8)].unflatten(1, (*kernel, -1))[..., :channels]
+    return (2 * flat - 1).to(dtype).permute(0, 3, 1, 2).contiguous()
+
+
+@lru_cache(maxsize=256)
+def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    """Which weights of a filter over `channels` channels lie in an image of `size`, by kinds of output pixels.
+
+    masks (kinds, words) int64: ones where they do; terms (kinds,) int32: how many; kinds (H' + W',) int32: an output
+    pixel's kind is that of its row plus that of its column.
+    """
+    rows, columns = (_cuts(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, size, strict=True))
+    row_kinds, column_kinds = sorted(set(rows)), sorted(set(columns))
+    inside = torch.zeros(len(row_kinds), len(column_kinds), *kernel, channels)
+    for i, (top, bottom) in enumerate(row_kinds):
+        for j, (left, right) in enumerate(column_kinds):
+            inside[i, j, top:bottom, left:right] = 1
+    inside = inside.flatten(0, 1)  # (kinds, k, k, channels)
+    packed = pack_bits(inside.permute(0, 3, 1, 2), 1)  # (blocks, words, 16)
+    masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous()
+    kinds = [row_kinds.index(row) * len(column_kinds) for row in rows] + [column_kinds.index(c) for c in columns]
+    return masks, inside.flatten(1).sum(1).int(), torch.tensor(kinds, dtype=torch.int32)
+
+
+def _cuts(kernel: int, stride: int, padding: int, size: int) -> list[Pair]:
+    """For every output place along one axis the taps from and to which it sees the image."""
+    starts = (place * stride - padding for place in range(output_size(kernel, stride, padding, size)))
+    return [(min(max(0, -start), kernel), min(kernel, max(0, size - start))) for start in starts]
+
+
+def output_size(kernel: int, stride: int, padding: int, size: int) -> int:
+    """How many places a convolution has along an axis."""
+    return (size + 2 * padding - kernel) // stride + 1

@@ -1,0 +1,108 @@
+"""A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from biper.deploy.layers import FoldedNorm, PackedConv2d
+from biper.deploy.lowering import Segment, Steps, known, shape_of
+from biper.fusion import Forward, Tracer, mutates
+
+
+class PackedTracer(Tracer):
+    """Packed layers stay whole, as ours do."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the tracer does not look inside."""
+        return isinstance(m, PackedConv2d | FoldedNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+class Segmented:
+    """A packed network's forward pass for images of one size. Raises ValueError for a graph that cannot be cut."""
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.modules = dict(network.named_modules())
+        graph = PackedTracer().trace(network)
+        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+        if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
+            raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")
+        for node in list(graph.nodes):
+            if isinstance(self._module(node), nn.Identity):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+        self.batch = len(example)
+        self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)))}
+        self.graph, self.owner = fx.Graph(), nn.Module()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self._rebuild(list(graph.nodes))
+        self.largest = max(4 * torch.Size(shape_of(node)[1:]).numel() for node in self.new)  # bytes of an image's
+        self.forward: Forward = fx.GraphModule(self.owner, self.graph).forward
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _rebuild(self, waiting: list[fx.Node]) -> None:
+        """Torch's layers as early as they can run, and all that can run between two of them as one segment."""
+        done: set[fx.Node] = set()
+        last = waiting.pop()  # the output
+        while waiting:
+            for node in _ready(waiting, done, lambda n: n not in self.steps):
+                self._copy(node)
+            segment = _ready(waiting, done, lambda n: n in self.steps)
+            if segment:
+                self._cut(segment)
+        self._copy(last)
+
+    def _copy(self, node: fx.Node) -> None:
+        module = self._module(node)
+        if isinstance(module, nn.Conv2d):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            layout = self._layout(module, shape_of(source))
+            x = self.graph.call_method("contiguous", (self.new[source],), {"memory_format": layout})
+            self.new[node] = self.graph.call_module(self._own(module), (x,))
+            return
+        self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+        if module is not None:
+            self.new[node].target = self._own(module)
+
+    def _layout(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.memory_format:
+        """Channels-last, which is faster and what segments give, unless the convolution adds up in another order then.
+
+        The difference would be of the last digit, but a sign makes much of it.
+        """
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        other = x.contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if torch.equal(conv(x), conv(other)) else torch.contiguous_format
+
+    def _own(self, module: nn.Module) -> str:
+        name = f"{type(module).__name__.lower()}{len(self.owner._modules)}"
+        self.owner.add_module(name, module)
+        return name
+
+    def _cut(self, nodes: list[fx.Node]) -> None:
+        members = set(nodes)
+        inputs = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in members)
+        outputs = [node for node in nodes if any(user not in members for user in node.users)]
+        segment = Segment(nodes, list(inputs), outputs, self.steps)
+        call = self.graph.call_module(self._own(segment), tuple(self.new[node] for node in inputs))
+        for number, node in enumerate(segment.order):
+            several = len(segment.order) > 1
+            self.new[node] = self.graph.call_function(_item, (call, number)) if several else call
+
+
+def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
+    return values[number]
+
+
+def _ready(waiting: list[fx.Node], done: set[fx.Node], chosen) -> list[fx.Node]:
+    """Take all those chosen that can run now, one behind the other, out of the waiting nodes."""
+    taken = []
+    for node in list(waiting):
+        if chosen(node) and done.issuperset(node.all_input_nodes):
+            waiting.remove(node)
+            done.add(node)
+            taken.append(node)
+    return taken

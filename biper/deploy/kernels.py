@@ -1,0 +1,66 @@
+"""The compiled instructions of packed networks (native/packed.c): which are there, and how to run them."""
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biper.errors import UsageError
+from biper.native import CompilerMissing, built
+
+log = logging.getLogger("biper")
+PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
+CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
+TORCH = "torch"
+
+
+@cache
+def compiled() -> ctypes.CDLL | None:
+    """The compiled instructions; None, and a line that says so once, where the installation found no compiler."""
+    try:
+        library = built("packed")
+    except CompilerMissing as error:
+        log.warning("packed networks run through plain torch operations, which is slower: %s", error)
+        return None
+    library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
+    return library
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """The ways in which this processor can count bits, fastest first; the last, 'torch', needs no compiled code."""
+    library = compiled()
+    found = [name for name, number in PATHS.items() if library and library.biper_supports(number)]
+    return (*reversed(found), TORCH)
+
+
+def chosen() -> str:
+    """The way that is taken: the fastest, or what the environment variable BIPER_POPCOUNT says. Raises UsageError."""
+    choice = os.environ.get(CHOICE)
+    if not choice:
+        return available()[0]
+    if choice not in available():
+        raise UsageError(f"{CHOICE}={choice} cannot run here: choose from {', '.join(available())}")
+    return choice
+
+
+@cache
+def fused() -> bool:
+    """Whether torch's batch norm rounds `x*gain + shift` once on this machine, and not the product too."""
+    x = torch.tensor([[1 + 2.0**-12]])
+    ones = torch.ones(1)
+    return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
+
+
+def run(code: Tensor, tensors: Sequence[Tensor | None], images: int, path: str) -> None:
+    """Run a program (program.py) on its tensors, in place. Raises MemoryError."""
+    library = compiled()
+    assert library is not None
+    addresses = (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
+    if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
+        raise MemoryError("no memory for a packed network's activations: give a smaller batch")

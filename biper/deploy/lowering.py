@@ -1,0 +1,249 @@
+"""From a segment of a network's graph to a program: what follows a convolution becomes part of its instruction."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from biper.deploy import kernels
+from biper.deploy.layers import FoldedNorm, PackedConv2d
+from biper.deploy.program import After, Compiled, Geometry, Norm, Program, Shape, Value
+
+Window = tuple[int, int, int]  # size, stride, padding of a maximum
+
+
+@dataclass
+class Step:
+    """A node that the instructions know. kind: conv, norm, add, hardtanh, maximum, average or pad."""
+
+    kind: str
+    module: nn.Module | None = None
+    window: Window = (1, 1, 0)  # of maximum and average
+    front: int = 0  # channels of zeros before, of pad
+
+
+@dataclass
+class Chain:
+    """Nodes that become one instruction."""
+
+    source: fx.Node
+    nodes: list[fx.Node]
+    conv: PackedConv2d | None = None
+    pool: bool = False
+    norm: FoldedNorm | None = None
+    skip: fx.Node | None = None
+    clamp: bool = False
+    window: Window = (1, 1, 0)
+    average: int = 0  # the side of its windows
+    front: int = 0
+
+    @property
+    def last(self) -> fx.Node:
+        """Whose value the instruction gives."""
+        return self.nodes[-1]
+
+
+Steps = dict[fx.Node, Step]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor, batch included; () if it is none."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def known(node: fx.Node, module: nn.Module | None) -> Step | None:
+    """What the instructions make of a node; None if it is torch's to run."""
+    if len(shape_of(node)) != 4 or not node.args:
+        return None
+    if isinstance(module, PackedConv2d):
+        return Step("conv", module) if module.binary_activations else None
+    if isinstance(module, FoldedNorm):
+        return Step("norm", module)
+    if node.target in (operator.add, torch.add) and not node.kwargs:
+        operands = [a for a in node.args if isinstance(a, fx.Node) and shape_of(a) == shape_of(node)]
+        return Step("add") if len(set(operands)) == 2 else None
+    if node.target is F.hardtanh:
+        given = dict(zip(("min_val", "max_val", "inplace"), node.args[1:], strict=False)) | node.kwargs
+        plain = {"min_val": -1, "max_val": 1, "inplace": False}
+        return Step("hardtanh") if plain | given == plain else None
+    return _window(node)
+
+
+def _window(node: fx.Node) -> Step | None:
+    """Pooling and padding, as far as known."""
+    if node.target is F.pad:
+        given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
+        width = given.pop("pad", ())
+        if len(width) != 6 or any(width[:4]) or min(width[4:]) < 0 or given.get("mode", "constant") != "constant":
+            return None
+        return None if given.get("value") else Step("pad", front=width[4])
+    if node.target is F.avg_pool2d:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        size = given.get("kernel_size")
+        same = given.get("stride") in (None, size) and not given.get("padding") and not given.get("divisor_override")
+        return Step("average", window=(size, size, 0)) if isinstance(size, int) and same else None
+    if node.target is F.max_pool2d:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = {"padding": 0} | dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        window = given["kernel_size"], given.get("stride") or given["kernel_size"], given["padding"]
+        plain = given.get("dilation", 1) == 1 and not given.get("ceil_mode") and not given.get("return_indices")
+        return Step("maximum", window=window) if plain and all(isinstance(n, int) for n in window) else None
+    return None
+
+
+def chains(nodes: Sequence[fx.Node], steps: Steps) -> list[Chain]:
+    """The segment's nodes as instructions, in an order in which they can run."""
+    members, taken, found = set(nodes), set[fx.Node](), []
+    for node in nodes:
+        if node not in taken:
+            chain = _chain(node, steps, members)
+            taken.update(chain.nodes)
+            found.append(chain)
+    place = {node: i for i, node in enumerate(nodes)}
+    return sorted(found, key=lambda chain: place[chain.last])
+
+
+def _chain(start: fx.Node, steps: Steps, members: set[fx.Node]) -> Chain:
+    source = start.args[0]
+    assert isinstance(source, fx.Node)
+    chain, order = Chain(source, []), ["norm", "add", "hardtanh", "maximum"]
+    kind = steps[start].kind
+    if kind == "conv":
+        order = ["conv", "pool", "norm", "add", "hardtanh"]
+    elif kind in ("average", "pad"):
+        order = ["average", "pad"]
+    node: fx.Node | None = start
+    while node is not None and (name := _role(steps[node], order, chain)):
+        order = order[order.index(name) + 1 :]
+        _take(chain, node, steps[node], name)
+        users = list(node.users)
+        node = users[0] if len(users) == 1 and users[0] in members else None
+    return chain
+
+
+def _role(step: Step, order: list[str], chain: Chain) -> str:
+    """Which part of the instruction a node can be; '' if none."""
+    if step.kind == "maximum" and "pool" in order:
+        return "pool" if step.window == (2, 2, 0) else ""
+    if step.kind == "maximum" and chain.skip is not None:
+        return ""
+    return step.kind if step.kind in order else ""
+
+
+def _take(chain: Chain, node: fx.Node, step: Step, role: str) -> None:
+    if role == "conv":
+        assert isinstance(step.module, PackedConv2d)
+        chain.conv = step.module
+    elif role == "norm":
+        assert isinstance(step.module, FoldedNorm)
+        chain.norm = step.module
+    elif role == "add":
+        before = chain.last if chain.nodes else chain.source
+        chain.skip = next(a for a in node.args if isinstance(a, fx.Node) and a is not before)
+    elif role == "average":
+        chain.average = step.window[0]
+    chain.pool |= role == "pool"
+    chain.clamp |= role == "hardtanh"
+    if role == "maximum":
+        chain.window = step.window
+    chain.front += step.front
+    chain.nodes.append(node)
+
+
+@dataclass
+class Lowering:
+    """One segment's program under construction."""
+
+    steps: Steps
+    outputs: Sequence[fx.Node]
+    program: Program = field(default_factory=Program)
+    floats: dict[fx.Node, Value] = field(default_factory=dict)
+    signs: dict[fx.Node, Value] = field(default_factory=dict)
+
+    def take(self, chain: Chain) -> None:
+        """Add a chain's instruction."""
+        node, result = chain.last, _image(chain.last)
+        read_as_bits = [u for u in node.users if u in self.steps and self.steps[u].kind == "conv"]
+        wanted = node in self.outputs or len(read_as_bits) < len(node.users)
+        bits = Value(result, bits=True) if read_as_bits else None
+        conv = chain.conv
+        apart = conv is not None and conv.groups > 1 and (conv.out_channels // conv.groups) % 8  # bits within a byte
+        skip = None if chain.skip is None else self.floats[chain.skip]
+        after = After(self._norm(chain.norm), skip, chain.clamp)
+        after.out = self.floats[node] = self._place(node, result) if wanted or apart else None  # type: ignore[assignment]
+        after.bits = None if apart else bits
+        self._emit(chain, result, after)
+        if bits is not None:
+            self.signs[node] = bits
+            if apart or after.bits is None:
+                self.program.tail(self.floats[node], result, After(bits=bits))
+
+    def _emit(self, chain: Chain, result: Shape, after: After) -> None:
+        if chain.conv is not None:
+            geometry, (bits, alpha) = _geometry(chain), _parameters(self.program, chain.conv, "bits", "alpha")
+            self.program.conv(self._bits(chain.source), geometry, bits, alpha, after)
+        elif chain.average or chain.front or self.steps[chain.nodes[0]].kind == "pad":
+            out = after.out or Value(result)
+            self.program.average(self.floats[chain.source], out, chain.average or 1, chain.front)
+            if after.bits is not None:
+                self.program.tail(out, result, After(bits=after.bits))
+        else:
+            self.program.tail(self.floats[chain.source], result, after, chain.window)
+
+    def _bits(self, node: fx.Node) -> Value:
+        if node not in self.signs:
+            self.signs[node] = Value(_image(node), bits=True)
+            self.program.tail(self.floats[node], _image(node), After(bits=self.signs[node]))
+        return self.signs[node]
+
+    def _norm(self, norm: FoldedNorm | None) -> Norm | None:
+        return None if norm is None else Norm(*_parameters(self.program, norm, "gain", "shift"))
+
+    def _place(self, node: fx.Node, shape: Shape) -> Value:
+        return Value(shape, outside=self.program.given() if node in self.outputs else None)
+
+
+def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
+    """Looked up whenever the program runs: a module that was moved has other tensors."""
+    return [program.parameter(partial(module._buffers.__getitem__, name)) for name in names]  # type: ignore[arg-type]
+
+
+def _image(node: fx.Node) -> Shape:
+    _, c, h, w = shape_of(node)
+    return c, h, w
+
+
+def _geometry(chain: Chain) -> Geometry:
+    conv = chain.conv
+    assert conv is not None
+    shape = conv.kernel_size, conv.stride, conv.padding
+    return Geometry(_image(chain.source), conv.out_channels, *shape, conv.groups, chain.pool)
+
+
+class Segment(nn.Module):
+    """A part of a network that the compiled instructions run: tensors (N, C, H, W) in and out, channels-last."""
+
+    def __init__(self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], steps: Steps) -> None:
+        super().__init__()
+        lowering = Lowering({node: steps[node] for node in nodes}, outputs)
+        for node in inputs:
+            lowering.floats[node] = Value(_image(node), outside=lowering.program.given())
+        for chain in chains(nodes, steps):
+            lowering.take(chain)
+        self.shapes = [_image(node) for node in lowering.floats if node in outputs]  # in the program's order
+        self.order = [node for node in lowering.floats if node in outputs]
+        self.compiled = Compiled(lowering.program)
+
+    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401
+        """One tensor, or as many as there are outputs."""
+        images = len(inputs[0])
+        dense = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+        outputs = [torch.empty((images, *shape), memory_format=torch.channels_last) for shape in self.shapes]
+        self.compiled(kernels.chosen(), images, *dense, *outputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -1,0 +1,93 @@
+"""Packed networks: from a network of stage 2 to one whose binary weights are bits, and how it runs."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biper.deploy import kernels
+from biper.deploy.graph import Segmented
+from biper.deploy.layers import FoldedNorm, PackedConv2d
+from biper.errors import UsageError
+from biper.layers import BinaryConv2d, binary_layers
+from biper.metadata import Metadata
+
+log = logging.getLogger("biper")
+CHUNK = 1 << 24  # bytes that an activation of the images taken at a time may have: they stay in the caches
+
+
+class PackedNetwork(nn.Module):
+    """A network with packed layers, for inference: images (N, 3, H, W) to logits (N, classes).
+
+    `network` is the module tree, which torch can run, export and compile as any other. On the CPU its forward pass runs
+    as segments of compiled instructions, with the same bits as a result, unless it is watched by hooks.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        metadata = getattr(network, "metadata", None)
+        self.metadata: Metadata | None = metadata
+        self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._forwards: dict[Any, Segmented | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_forwards": {}}  # they are made anew
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W) normalized -> (N, classes)."""
+        if not self._runs_compiled(images):
+            logits: Tensor = self.network(images)
+            return logits
+        few = min(len(images), 2)  # torch convolves a single image in its own way
+        key = (images.shape[1:], few)
+        if key not in self._forwards:
+            self._forwards[key] = self._segmented(torch.zeros(few, *images.shape[1:]))
+        segmented = self._forwards[key]
+        if segmented is None:
+            return self.network(images)
+        at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), 3)
+        parts = torch.tensor_split(images, -(-len(images) // at_once))  # of two images or more, unless there is but one
+        results = [segmented.forward(part) for part in parts]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _runs_compiled(self, images: Tensor) -> bool:
+        if torch.compiler.is_compiling() or images.device.type != "cpu" or images.dtype != torch.float32:
+            return False
+        if images.dim() != 4 or not len(images) or (images.requires_grad and torch.is_grad_enabled()):
+            return False
+        return kernels.chosen() != kernels.TORCH and not any(self._hooks)
+
+    def _segmented(self, example: Tensor) -> Segmented | None:
+        try:
+            with torch.no_grad():
+                return Segmented(self.network, example)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a network of somebody's own may do
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("this packed network runs layer by layer, which is slower: %s", line)
+            return None
+
+
+def pack(model: nn.Module) -> PackedNetwork:
+    """A copy of a network of stage 2 for inference, with binary weights as bits and batch norms folded.
+
+    What is neither stays as it is. Raises UsageError (a ValueError) for a network of stage 1, or without binary layers.
+    """
+    if not any(True for _ in binary_layers(model)):
+        raise UsageError("there is nothing to pack: the network has no binary layers")
+    return PackedNetwork(converted(copy.deepcopy(model).cpu().eval()))
+
+
+def converted(network: nn.Module) -> nn.Module:
+    """The network itself, its binary layers and batch norms replaced by packed ones."""
+    for module in network.modules():
+        for name, child in list(module.named_children()):
+            if type(child) is BinaryConv2d:
+                setattr(module, name, PackedConv2d.of(child))
+            elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) and child.running_mean is not None:
+                setattr(module, name, FoldedNorm.of(child))
+    return network

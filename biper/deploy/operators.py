@@ -1,0 +1,89 @@
+"""The packed convolution as an operator of torch: it can be exported, compiled and moved like any other."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biper.binarize import binary_sign
+from biper.deploy import kernels
+from biper.deploy.bits import output_size, unpack_bits
+from biper.deploy.program import After, Compiled, Geometry, Program, Value
+
+CHANNELS_LAST = torch.channels_last
+
+
+@torch.library.custom_op("biper::binary_conv2d", mutates_args=())
+def binary_conv2d(
+    x: Tensor,
+    bits: Tensor,
+    alpha: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    binary_activations: bool,
+) -> Tensor:
+    """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha; without the sign unless binary_activations.
+
+    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1). Gives (N, C_out, H', W'), channels-last. No gradient.
+    This is how every device computes it; on the CPU there are kernels for it.
+    """
+    (height, width), out_channels = kernel, len(alpha)
+    w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
+    sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, groups=groups)
+    return (sums * alpha.to(x.dtype)).contiguous(memory_format=CHANNELS_LAST)
+
+
+@binary_conv2d.register_fake
+def _(
+    x: Tensor,
+    bits: Tensor,
+    alpha: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    binary_activations: bool,
+) -> Tensor:
+    sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
+    return torch.empty(
+        (x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST
+    )
+
+
+@binary_conv2d.register_kernel("cpu")
+def _on_the_cpu(
+    x: Tensor,
+    bits: Tensor,
+    alpha: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    binary_activations: bool,
+) -> Tensor:
+    path = kernels.chosen()
+    if path == kernels.TORCH or not binary_activations or x.dtype != torch.float32 or alpha.dtype != torch.float32:
+        plain: Tensor = binary_conv2d._init_fn(x, bits, alpha, kernel, stride, padding, groups, binary_activations)
+        return plain
+    _, channels, height, width = x.shape
+    pairs = tuple((a, b) for a, b in (kernel, stride, padding))
+    geometry = Geometry((channels, height, width), len(alpha), *pairs, groups)
+    out = torch.empty((len(x), *geometry.result), memory_format=CHANNELS_LAST)
+    if out.numel():
+        x = x.contiguous(memory_format=CHANNELS_LAST)
+        _single(geometry)(path, len(x), x, bits.contiguous(), alpha.contiguous(), out)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _single(geometry: Geometry) -> Compiled:
+    """The program of one convolution on real activations, with its parameters given."""
+    program = Program()
+    x, bits, alpha, out = (program.given() for _ in range(4))
+    signs = Value(geometry.shape, bits=True)
+    program.tail(Value(geometry.shape, outside=x), geometry.shape, After(bits=signs))
+    program.conv(signs, geometry, bits, alpha, After(out=Value(geometry.result, outside=out)))
+    return Compiled(program)

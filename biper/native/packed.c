@@ -1,0 +1,276 @@
+/* Packed binary networks on the CPU: a small machine that runs a network's instructions, image by image.
+ *
+ * Weights and activations are bits (1 is +1, 0 is -1); a convolution's sum is `terms - 2 * mismatches`, where mismatches
+ * are the ones of `(activations ^ weights) & mask` and the mask holds the terms that lie in the image: zero padding adds
+ * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, batch norm, skip,
+ * hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
+ *
+ * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
+ * / 8) bytes, taps in rows, zeros up to whole words of 64; words[block][word][16]: sixteen output channels side by side.
+ *
+ * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define LANES 16
+#define TILE 4   /* pixels that are worked on together */
+#define WIDTH 32 /* numbers of an instruction */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* One thread's view of the run of one image; `share` of `shares` threads that work on it together. */
+typedef struct {
+    char *scratch;
+    uint64_t *gathered; /* TILE patches of activations */
+    void *const *tensors;
+    const int64_t (*values)[2];
+    int64_t gather_words, image, share, shares;
+    int fused; /* whether batch norm's product is rounded together with its sum */
+} Run;
+
+/* values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent. */
+typedef struct {
+    int64_t code, in, out, out_bits, skip, clamp, gain, shift, height, width, channels, out_height, out_width;
+} Head; /* how every instruction begins */
+typedef struct {
+    Head head;
+    int64_t bits, alpha, masks, terms, classes, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_channels, groups,
+        words, pool, conv_height, inside;
+    /* pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1 */
+} Conv;
+typedef struct {
+    Head head;
+    int64_t kernel, stride, pad;
+} Tail;
+typedef struct {
+    Head head;
+    int64_t window, front, out_channels;
+} Average;
+
+enum { CONV = 1, TAIL = 2, AVERAGE = 3 };
+/* What an instruction does with its result: each is compiled by itself for the sets that occur most. */
+enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, ANY = 64 }; /* WHOLE: sixteen channels at a time */
+/* What happens to an instruction's result, and where it goes: pointers of a Head. */
+typedef struct {
+    const float *gain, *shift, *skip;
+    float *out;
+    uint8_t *bits;
+    int64_t channels, fused;
+    int has; /* a set of the flags above */
+} After;
+
+#define PLAIN 0
+#define AVX2 1
+#define AVX512 2
+#define NEON 3
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static void *value(const Run *r, int64_t number) {
+    if (number < 0) return NULL;
+    const int64_t *v = r->values[number];
+    return v[0] < 0 ? r->scratch + v[1] : (char *)r->tensors[v[0]] + r->image * v[1];
+}
+
+static void *tensor(const Run *r, int64_t number) { return number < 0 ? NULL : r->tensors[number]; }
+
+static After after(const Run *r, const Head *h, int64_t channels, int whole) {
+    After a = {tensor(r, h->gain), tensor(r, h->shift), value(r, h->skip), value(r, h->out), value(r, h->out_bits),
+               channels, r->fused, 0};
+    a.has = (whole ? WHOLE : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) | (h->clamp ? CLAMP : 0) |
+            (a.out ? OUT : 0) | (a.bits ? BITS : 0);
+    return a;
+}
+
+/* This thread's part of `count` pieces of work. */
+static void own(const Run *r, int64_t count, int64_t *first, int64_t *last) {
+    *first = count * r->share / r->shares;
+    *last = count * (r->share + 1) / r->shares;
+}
+
+INLINE lanes load(const float *x, int64_t valid) {
+    if (valid == LANES) return *(const lanes *)x;
+    lanes result = {0};
+    for (int64_t i = 0; i < valid; i++) result[i] = x[i];
+    return result;
+}
+
+INLINE void store(float *x, lanes value, int64_t valid) {
+    if (valid == LANES) {
+        *(lanes *)x = value;
+        return;
+    }
+    for (int64_t i = 0; i < valid; i++) x[i] = value[i];
+}
+
+INLINE void store_bits(uint8_t *x, uint32_t signs, int64_t valid) {
+    if (valid < LANES) signs &= (1u << valid) - 1;
+    x[0] = signs;
+    if (valid > 8) x[1] = signs >> 8;
+}
+
+/* Copies in steps of 32: up to 31 bytes more are read and written. */
+INLINE void copy(uint8_t *to, const uint8_t *from, int64_t count) {
+    int64_t i = 0;
+    do memcpy(to + i, from + i, 32);
+    while ((i += 32) < count);
+}
+
+/* One pixel after the other of a convolution's result: its place there, and which part of the image it sees. */
+typedef struct {
+    int64_t row, column, width, pool;
+} Pixel;
+
+INLINE Pixel pixel_at(const Conv *c, int64_t place) {
+    int64_t row = place / c->head.out_width;
+    return (Pixel){row, place - row * c->head.out_width, c->head.out_width, c->pool};
+}
+
+INLINE void advance(Pixel *p) {
+    if (++p->column < p->width) return;
+    p->column = 0;
+    p->row++;
+}
+
+/* The activations that group g sees around the pixel y, x of the result, in the order of the weights' bits. What lies
+ * outside of the image is left as it was: it is masked. Rows are read on over their ends, into the slack around them. */
+INLINE void gather(const Conv *c, const uint8_t *bits, int64_t y, int64_t x, uint8_t *to) {
+    int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
+    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
+    const uint8_t *from = bits + y0 * line + (x * c->stride_w - c->pad_w) * bytes;
+    for (int64_t i = most(0, -y0); i < last; i++) copy(to + i * row, from + i * line, row);
+}
+
+/* The same for one of several groups, tap by tap, and bit by bit where its channels do not begin with a byte. */
+static void gather_group(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
+    int64_t bytes = (c->head.channels + 7) / 8, channels = c->head.channels / c->groups, tap = (channels + 7) / 8;
+    int64_t y0 = y * c->stride_h - c->pad_h, x0 = x * c->stride_w - c->pad_w;
+    for (int64_t i = most(0, -y0); i < least(c->kernel_h, c->head.height - y0); i++)
+        for (int64_t j = most(0, -x0); j < least(c->kernel_w, c->head.width - x0); j++) {
+            const uint8_t *from = bits + ((y0 + i) * c->head.width + x0 + j) * bytes;
+            uint8_t *target = to + (i * c->kernel_w + j) * tap;
+            if (channels % 8 == 0) {
+                copy(target, from + g * tap, tap);
+                continue;
+            }
+            memset(target, 0, tap);
+            for (int64_t n = 0, k = g * channels; n < channels; n++, k++)
+                target[n / 8] |= (from[k / 8] >> k % 8 & 1) << n % 8;
+        }
+}
+
+#define NAME(x) x##_plain
+#define TARGET
+#define PATH PLAIN
+#include "packed_instructions.h"
+#undef NAME
+#undef TARGET
+#undef PATH
+
+#if defined(__x86_64__)
+#define NAME(x) x##_avx2
+#define TARGET __attribute__((target("avx2,fma,popcnt")))
+#define PATH AVX2
+#include "packed_instructions.h"
+#undef NAME
+#undef TARGET
+#undef PATH
+
+#define NAME(x) x##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx2,fma,popcnt")))
+#define PATH AVX512
+#include "packed_instructions.h"
+#undef NAME
+#undef TARGET
+#undef PATH
+#elif defined(__aarch64__)
+#define NAME(x) x##_neon
+#define TARGET
+#define PATH NEON
+#include "packed_instructions.h"
+#undef NAME
+#undef TARGET
+#undef PATH
+#endif
+
+/* Whether this processor can take a path. */
+int biper_supports(int path) {
+    switch (path) {
+    case PLAIN: return 1;
+#if defined(__x86_64__)
+    case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case AVX512:
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+    case NEON: return 1;
+#endif
+    default: return 0;
+    }
+}
+
+static void step(const Run *r, const Head *instruction, int path) {
+    switch (path) {
+#if defined(__x86_64__)
+    case AVX512: step_avx512(r, instruction); break;
+    case AVX2: step_avx2(r, instruction); break;
+#elif defined(__aarch64__)
+    case NEON: step_neon(r, instruction); break;
+#endif
+    default: step_plain(r, instruction);
+    }
+}
+
+/* Run a program on images. program: {instructions, values, bytes of scratch, words of a patch}, the values, the
+ * instructions. Threads take whole images, or share one where there are fewer images than threads. 0, or -1 if there is
+ * no memory. */
+int biper_run(const int64_t *program, void *const *tensors, int64_t images, int64_t threads, int path, int fused) {
+    int64_t count = program[0], scratch_bytes = program[2], gather_words = program[3];
+    const int64_t(*values)[2] = (const int64_t(*)[2])(program + 4);
+    const int64_t *rows = program + 4 + 2 * program[1];
+    int together = images < threads, failed = 0;
+    char *shared = together ? aligned_alloc(64, scratch_bytes) : NULL;
+    if (together && !shared) return -1;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t share = together ? omp_get_thread_num() : 0, shares = together ? omp_get_num_threads() : 1;
+        char *scratch = together ? shared : aligned_alloc(64, scratch_bytes);
+        uint64_t *gathered = aligned_alloc(64, TILE * gather_words * 8);
+        if (!scratch || !gathered) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        Run r = {scratch, gathered, tensors, values, gather_words, 0, share, shares, fused};
+        if (failed) {
+        } else if (together) {
+            for (r.image = 0; r.image < images; r.image++)
+                for (int64_t i = 0; i < count; i++) {
+                    step(&r, (const Head *)(rows + WIDTH * i), path);
+#pragma omp barrier
+                }
+        } else {
+#pragma omp for schedule(dynamic)
+            for (int64_t image = 0; image < images; image++) {
+                r.image = image;
+                for (int64_t i = 0; i < count; i++) step(&r, (const Head *)(rows + WIDTH * i), path);
+            }
+        }
+        free(gathered);
+        if (!together) free(scratch);
+    }
+    free(shared);
+    return failed ? -1 : 0;
+}

@@ -1,0 +1,319 @@
+/* The instructions of packed.c for one kind of processor: NAME, TARGET and PATH say which. */
+
+#if PATH == AVX512
+/* For each pixel of a tile and sixteen output channels: the ones of (a ^ w) & m over all words, or of a ^ w. */
+TARGET INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words,
+                                    int64_t patch, int masked, ints out[TILE]) {
+    __m512i low[TILE], high[TILE];
+    for (int p = 0; p < TILE; p++) low[p] = high[p] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < words; i++) {
+        __m512i w0 = _mm512_loadu_si512(w + LANES * i), w1 = _mm512_loadu_si512(w + LANES * i + 8);
+        for (int p = 0; p < TILE; p++) {
+            __m512i x = _mm512_set1_epi64(a[p * patch + i]), mask = _mm512_set1_epi64(masked ? m[p][i] : 0);
+            __m512i d0 = masked ? _mm512_ternarylogic_epi64(w0, x, mask, 0x28) : _mm512_xor_si512(w0, x);
+            __m512i d1 = masked ? _mm512_ternarylogic_epi64(w1, x, mask, 0x28) : _mm512_xor_si512(w1, x);
+            low[p] = _mm512_add_epi64(low[p], _mm512_popcnt_epi64(d0));
+            high[p] = _mm512_add_epi64(high[p], _mm512_popcnt_epi64(d1));
+        }
+    }
+    for (int p = 0; p < TILE; p++) {
+        __m512i both = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(low[p]));
+        out[p] = (ints)_mm512_inserti64x4(both, _mm512_cvtepi64_epi32(high[p]), 1);
+    }
+}
+
+static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
+    return (lanes)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
+
+/* What is no number stays none. */
+static TARGET inline lanes NAME(hardtanh)(lanes x) {
+    __m512 below = _mm512_min_ps(_mm512_set1_ps(1), (__m512)x);
+    return (lanes)_mm512_max_ps(_mm512_set1_ps(-1), below);
+}
+
+static TARGET inline uint32_t NAME(signs)(lanes x) {
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GE_OQ);
+}
+
+#elif PATH == AVX2
+TARGET INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words,
+                                    int64_t patch, int masked, ints out[TILE]) {
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    for (int p = 0; p < TILE; p++) {
+        __m256i total[4] = {zero, zero, zero, zero};
+        for (int64_t first = 0; first < words; first += 31) { /* 31 times 8 ones still fit a byte */
+            __m256i count[4] = {zero, zero, zero, zero};
+            for (int64_t i = first; i < least(words, first + 31); i++) {
+                __m256i x = _mm256_set1_epi64x(a[p * patch + i]), mask = _mm256_set1_epi64x(masked ? m[p][i] : ~0ull);
+                for (int v = 0; v < 4; v++) {
+                    __m256i bits = _mm256_loadu_si256((const __m256i *)(w + LANES * i + 4 * v));
+                    bits = _mm256_and_si256(_mm256_xor_si256(bits, x), mask);
+                    __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(bits, nibble));
+                    __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble));
+                    count[v] = _mm256_add_epi8(count[v], _mm256_add_epi8(low, high));
+                }
+            }
+            for (int v = 0; v < 4; v++) total[v] = _mm256_add_epi64(total[v], _mm256_sad_epu8(count[v], zero));
+        }
+        for (int v = 0; v < 4; v++)
+            for (int i = 0; i < 4; i++) out[p][4 * v + i] = ((int64_t *)&total[v])[i];
+    }
+}
+
+static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
+    lanes result;
+    for (int i = 0; i < LANES; i += 8) {
+        float *px = (float *)&x + i, *py = (float *)&y + i, *pz = (float *)&z + i;
+        __m256 sum = _mm256_fmadd_ps(_mm256_loadu_ps(px), _mm256_loadu_ps(py), _mm256_loadu_ps(pz));
+        _mm256_storeu_ps((float *)&result + i, sum);
+    }
+    return result;
+}
+
+static TARGET inline lanes NAME(hardtanh)(lanes x) {
+    for (int i = 0; i < LANES; i += 8) {
+        __m256 below = _mm256_min_ps(_mm256_set1_ps(1), _mm256_loadu_ps((float *)&x + i));
+        _mm256_storeu_ps((float *)&x + i, _mm256_max_ps(_mm256_set1_ps(-1), below));
+    }
+    return x;
+}
+
+static TARGET inline uint32_t NAME(signs)(lanes x) {
+    uint32_t result = 0;
+    for (int i = 0; i < LANES; i += 8) {
+        __m256 at_least = _mm256_cmp_ps(_mm256_loadu_ps((float *)&x + i), _mm256_setzero_ps(), _CMP_GE_OQ);
+        result |= (uint32_t)_mm256_movemask_ps(at_least) << i;
+    }
+    return result;
+}
+
+#else
+#if PATH == NEON
+INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words, int64_t patch,
+                             int masked, ints out[TILE]) {
+    for (int p = 0; p < TILE; p++)
+        for (int v = 0; v < LANES; v += 2) {
+            uint64x2_t total = vdupq_n_u64(0);
+            for (int64_t first = 0; first < words; first += 31) { /* 31 times 8 ones still fit a byte */
+                uint8x16_t count = vdupq_n_u8(0);
+                for (int64_t i = first; i < least(words, first + 31); i++) {
+                    uint64x2_t bits = veorq_u64(vld1q_u64(w + LANES * i + v), vdupq_n_u64(a[p * patch + i]));
+                    bits = vandq_u64(bits, vdupq_n_u64(masked ? m[p][i] : ~0ull));
+                    count = vaddq_u8(count, vcntq_u8(vreinterpretq_u8_u64(bits)));
+                }
+                total = vaddq_u64(total, vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(count))));
+            }
+            out[p][v] = vgetq_lane_u64(total, 0);
+            out[p][v + 1] = vgetq_lane_u64(total, 1);
+        }
+}
+#else
+INLINE int32_t NAME(ones)(uint64_t x) { /* without any instruction for it */
+    x -= x >> 1 & 0x5555555555555555;
+    x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
+    return ((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56;
+}
+
+INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words, int64_t patch,
+                             int masked, ints out[TILE]) {
+    for (int p = 0; p < TILE; p++) {
+        int32_t total[LANES] = {0};
+        for (int64_t i = 0; i < words; i++) {
+            uint64_t mask = masked ? m[p][i] : ~0ull;
+            for (int v = 0; v < LANES; v++) total[v] += NAME(ones)((w[LANES * i + v] ^ a[p * patch + i]) & mask);
+        }
+        for (int v = 0; v < LANES; v++) out[p][v] = total[v];
+    }
+}
+#endif
+
+static inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
+    for (int i = 0; i < LANES; i++) z[i] = fmaf(x[i], y[i], z[i]);
+    return z;
+}
+
+static inline lanes NAME(hardtanh)(lanes x) {
+    for (int i = 0; i < LANES; i++) x[i] = x[i] > 1 ? 1 : x[i] < -1 ? -1 : x[i];
+    return x;
+}
+
+static inline uint32_t NAME(signs)(lanes x) {
+    uint32_t result = 0;
+    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] >= 0) << i;
+    return result;
+}
+#endif
+
+static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, lanes shift) {
+    if (fused) return NAME(fma)(x, gain, shift);
+    return x * gain + shift;
+}
+
+/* Batch norm, skip and hardtanh of `valid` channels from `channel` on of the pixel at a place, and where they go. */
+TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
+    int64_t at = place * a->channels + channel;
+    if (has & ANY) has = a->has;
+    if (has & WHOLE) valid = LANES;
+    if (has & NORM) x = NAME(normalized)(a->fused, x, load(a->gain + channel, valid), load(a->shift + channel, valid));
+    if (has & SKIP) x += load(a->skip + at, valid);
+    if (has & CLAMP) x = NAME(hardtanh)(x);
+    if (has & OUT) store(a->out + at, x, valid);
+    if (has & BITS) store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x), valid);
+}
+
+/* The sums of a tile and sixteen channels: of each pixel, or the maximum of alpha times them in the first. */
+static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE], const int32_t terms[TILE], lanes alpha,
+                                     lanes out[TILE]) {
+    ints sum[TILE];
+    for (int p = 0; p < TILE; p++) sum[p] = terms[p] - 2 * mismatches[p];
+    if (c->pool) {
+        ints turned = (ints)(alpha < 0);
+        for (int p = 0; p < TILE; p++) sum[p] = (sum[p] ^ turned) - turned;
+        for (int p = 1; p < TILE; p++) {
+            ints more = sum[p] > sum[0];
+            sum[0] = (more & sum[p]) | (~more & sum[0]);
+        }
+        sum[0] = (sum[0] ^ turned) - turned;
+    }
+    for (int p = 0; p < TILE; p++) out[p] = __builtin_convertvector(sum[p], lanes) * alpha;
+}
+
+/* The tiles from `first` to `last`; part of `parts` parts of the output channels. has: what is done with the result. */
+TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
+                               int64_t part, int64_t parts) {
+    const uint8_t *in = value(r, c->head.in);
+    const uint64_t *weights = tensor(r, c->bits), *masks = tensor(r, c->masks);
+    const int32_t *terms = tensor(r, c->terms), *rows = tensor(r, c->classes), *columns = rows + c->conv_height;
+    const float *alpha = tensor(r, c->alpha);
+    int64_t pixels = c->head.out_height * c->head.out_width, size = c->pool ? 1 : TILE, patch = r->gather_words;
+    int64_t channels = c->out_channels / c->groups, blocks = (channels + LANES - 1) / LANES, words = c->words;
+    Pixel next = pixel_at(c, size * first);
+    for (int64_t tile = first; tile < last; tile++) {
+        int64_t place = size * tile, count = least(size, pixels - place), y[TILE], x[TILE], masked = 0;
+        const uint64_t *m[TILE];
+        int32_t t[TILE];
+        for (int p = 0; p < TILE; p++) {
+            y[p] = c->pool ? 2 * next.row + p / 2 : next.row;
+            x[p] = c->pool ? 2 * next.column + p % 2 : next.column;
+            int64_t kind = rows[y[p]] + columns[x[p]];
+            m[p] = masks + kind * words;
+            t[p] = terms[kind];
+            masked |= kind != c->inside;
+            if (c->pool ? p == TILE - 1 : p < count - 1 || count == TILE) advance(&next); /* else the last one again */
+        }
+        for (int64_t g = 0; g < c->groups; g++) {
+            for (int p = 0; p < TILE; p++) {
+                uint8_t *to = (uint8_t *)(r->gathered + p * patch);
+                if (c->groups == 1)
+                    gather(c, in, y[p], x[p], to);
+                else
+                    gather_group(c, in, g, y[p], x[p], to);
+            }
+            for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
+                int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
+                const uint64_t *w = weights + (g * blocks + b) * words * LANES;
+                ints counts[TILE];
+                lanes results[TILE];
+                if (masked)
+                    NAME(mismatches)(r->gathered, m, w, words, patch, 1, counts);
+                else
+                    NAME(mismatches)(r->gathered, m, w, words, patch, 0, counts);
+                NAME(sums)(c, counts, t, load(alpha + channel, valid), results);
+                if (count == TILE) /* unrolled */
+                    for (int p = 0; p < TILE; p++) NAME(finish)(a, has, results[p], place + p, channel, valid);
+                else
+                    for (int p = 0; p < count; p++) NAME(finish)(a, has, results[p], place + p, channel, valid);
+            }
+        }
+    }
+}
+
+/* This thread's tiles; where there are fewer tiles than threads, its part of the output channels of all of them. */
+static TARGET void NAME(conv)(const Run *r, const Conv *c) {
+    int64_t pixels = c->head.out_height * c->head.out_width, tiles = c->pool ? pixels : (pixels + TILE - 1) / TILE;
+    int64_t channels = c->out_channels / c->groups, first = 0, last = tiles, part = 0, parts = 1;
+    const After a = after(r, &c->head, c->out_channels, channels % LANES == 0);
+    if (tiles < r->shares && c->groups == 1) {
+        part = r->share;
+        parts = r->shares;
+    } else {
+        own(r, tiles, &first, &last);
+    }
+    switch (a.has) {
+#define WITH(set) case set: NAME(tiles)(r, c, &a, set, first, last, part, parts); break;
+        WITH(WHOLE | NORM | CLAMP | BITS)
+        WITH(WHOLE | NORM | CLAMP | OUT)
+        WITH(WHOLE | NORM | CLAMP | OUT | BITS)
+        WITH(WHOLE | NORM | SKIP | CLAMP | OUT)
+        WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS)
+    default: NAME(tiles)(r, c, &a, ANY, first, last, part, parts);
+#undef WITH
+    }
+}
+
+/* Batch norm, skip and hardtanh of real values, and the maximum over windows of them. */
+static TARGET void NAME(tail)(const Run *r, const Tail *t) {
+    const Head *h = &t->head;
+    const float *in = value(r, h->in);
+    const After a = after(r, h, h->channels, h->channels % LANES == 0);
+    After rest = a; /* what is left to do behind the maximum */
+    rest.has &= ~(NORM | CLAMP);
+    int64_t first, last;
+    own(r, h->out_height, &first, &last);
+    for (int64_t row = first; row < last; row++)
+        for (int64_t column = 0; column < h->out_width; column++) {
+            int64_t place = row * h->out_width + column, y0 = row * t->stride - t->pad, x0 = column * t->stride - t->pad;
+            for (int64_t channel = 0; channel < h->channels; channel += LANES) {
+                int64_t valid = least(LANES, h->channels - channel);
+                if (t->kernel == 1) {
+                    NAME(finish)(&a, ANY, load(in + place * h->channels + channel, valid), place, channel, valid);
+                    continue;
+                }
+                lanes largest = {0}, gain = a.gain ? load(a.gain + channel, valid) : largest;
+                lanes shift = a.gain ? load(a.shift + channel, valid) : largest;
+                int begun = 0;
+                for (int64_t y = most(0, y0); y < least(h->height, y0 + t->kernel); y++)
+                    for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
+                        lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
+                        if (a.gain) v = NAME(normalized)(a.fused, v, gain, shift);
+                        if (h->clamp) v = NAME(hardtanh)(v);
+                        ints keep = (ints)(v <= largest) | (ints)(largest != largest); /* what is no number too */
+                        largest = begun ? (lanes)((keep & (ints)largest) | (~keep & (ints)v)) : v;
+                        begun = 1;
+                    }
+                NAME(finish)(&rest, ANY, largest, place, channel, valid);
+            }
+        }
+}
+
+/* The mean over square windows, those at the end cut off, between channels of zeros. */
+static TARGET void NAME(average)(const Run *r, const Average *a) {
+    const Head *h = &a->head;
+    const float *in = value(r, h->in);
+    float *out = value(r, h->out);
+    int64_t first, last;
+    own(r, h->out_height * h->out_width, &first, &last);
+    for (int64_t at = first; at < last; at++) {
+        int64_t row = at / h->out_width, y0 = row * a->window, x0 = (at - row * h->out_width) * a->window;
+        int64_t y1 = least(h->height, y0 + a->window), x1 = least(h->width, x0 + a->window);
+        float *pixel = out + at * a->out_channels, count = (y1 - y0) * (x1 - x0);
+        memset(pixel, 0, a->out_channels * sizeof(float));
+        for (int64_t channel = 0; channel < h->channels; channel += LANES) {
+            int64_t valid = least(LANES, h->channels - channel);
+            lanes sum = {0};
+            for (int64_t y = y0; y < y1; y++)
+                for (int64_t x = x0; x < x1; x++) sum += load(in + (y * h->width + x) * h->channels + channel, valid);
+            store(pixel + a->front + channel, sum / count, valid);
+        }
+    }
+}
+
+static TARGET void NAME(step)(const Run *r, const Head *instruction) {
+    switch (instruction->code) {
+    case CONV: NAME(conv)(r, (const Conv *)instruction); break;
+    case TAIL: NAME(tail)(r, (const Tail *)instruction); break;
+    case AVERAGE: NAME(average)(r, (const Average *)instruction);
+    }
+}

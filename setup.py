@@ -1,0 +1,13 @@
+"""The compiled instructions of packed networks; everything else stands in pyproject.toml."""
+
+from setuptools import Extension, setup
+
+PACKED = Extension(
+    "biper.native._packed",
+    ["biper/native/packed.c"],
+    depends=["biper/native/packed_instructions.h"],
+    # no -ffast-math and no contraction: every operation rounds as torch's. -fopenmp is not for the linker: torch brings it
+    extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
+    optional=True,  # without a compiler plain torch operations do the work
+)
+setup(ext_modules=[PACKED])
