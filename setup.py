@@ -6,7 +6,7 @@ PACKED = Extension(
     "biper.native._packed",
     ["biper/native/packed.c"],
     depends=["biper/native/packed_instructions.h"],
-    # no -ffast-math and no contraction: every operation rounds as torch's. -fopenmp is not for the linker: torch brings it
+    # no contraction: every operation rounds as torch's. -fopenmp is not for the linker: torch brings its own OpenMP
     extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
     optional=True,  # without a compiler plain torch operations do the work
 )

@@ -98,7 +98,7 @@ class Rewriter:
             if len(others) == 1 and isinstance(others[0], fx.Node):
                 match.skip, match.last = others[0], user
                 match.nodes.add(user)
-        if (user := _only_user(match.last)) and _is_plain_hardtanh(user):
+        if (user := _only_user(match.last)) and is_plain_hardtanh(user):
             match.clamp, match.last = True, user
             match.nodes.add(user)
         return match
@@ -167,7 +167,8 @@ def _fits(module: nn.Module | None) -> bool:
     return not any(c % kernels.LANES for c in (module.in_channels, module.out_channels))
 
 
-def _is_plain_hardtanh(node: fx.Node) -> bool:
+def is_plain_hardtanh(node: fx.Node) -> bool:
+    """Whether a node is the hardtanh to [-1, 1], not in place."""
     given = dict(zip(("min_val", "max_val", "inplace"), node.args[1:], strict=False)) | node.kwargs
     plain = {"min_val": -1, "max_val": 1, "inplace": False}
     return node.target is F.hardtanh and plain | given == plain

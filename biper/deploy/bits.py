@@ -1,8 +1,8 @@
 """Weights as bits: how they lie in memory, and which of them meet the image at its border.
 
 A weight is a bit, 1 for +1 and 0 for -1. The bits of an output channel go tap by tap, in rows; within a tap channel by
-channel, filled up with zeros to whole bytes; after the last tap to whole words of 64. Sixteen output channels lie side by
-side, so that a processor's vector takes them together: words[block][word][channel], the shape of every `bits` below.
+channel, filled up with zeros to whole bytes; after the last tap to whole words of 64. Sixteen output channels lie side
+by side, so that a processor's vector takes them together: words[block][word][channel], the shape of every `bits` below.
 """
 
 from functools import lru_cache
@@ -29,17 +29,21 @@ def pack_bits(binary: Tensor, groups: int) -> Tensor:
     words = (flat.long() << torch.arange(WORD, device=binary.device)).sum(-1)  # (C_out, words); a sum without carries
     words = words.unflatten(0, (groups, -1))
     words = F.pad(words, (0, 0, 0, -words.shape[1] % LANES))
-    return words.unflatten(1, (-1, LANES)).flatten(0, 1).transpose(1, 2).contiguous()
+    blocks: Tensor = words.unflatten(1, (-1, LANES)).flatten(0, 1)  # (blocks, 16, words)
+    return blocks.transpose(1, 2).contiguous()
 
 
-def unpack_bits(bits: Tensor, out_channels: int, channels: int, kernel: Pair, groups: int, dtype: torch.dtype) -> Tensor:
+def unpack_bits(
+    bits: Tensor, out_channels: int, channels: int, kernel: Pair, groups: int, dtype: torch.dtype
+) -> Tensor:
     """The weights -1 and +1 (C_out, C_in/groups, k, k) of `bits`."""
     words = bits.transpose(1, 2).unflatten(0, (groups, -1)).flatten(1, 2)  # (groups, C_out/groups and more, words)
     words = words[:, : out_channels // groups].flatten(0, 1)
     flat = (words[..., None] >> torch.arange(WORD, device=bits.device) & 1).flatten(1)
     taps = kernel[0] * kernel[1]
-    flat = flat[:, : taps * 8 * -(-channels // 8)].unflatten(1, (*kernel, -1))[..., :channels]
-    return (2 * flat - 1).to(dtype).permute(0, 3, 1, 2).contiguous()
+    flat = flat[:, : taps * 8 * -(-channels // 8)]
+    ones: Tensor = flat.unflatten(1, (*kernel, -1))[..., :channels]  # (C_out, k, k, C_in/groups)
+    return (2 * ones - 1).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
 @lru_cache(maxsize=256)

@@ -1,13 +1,14 @@
 """A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from biper.deploy.layers import FoldedNorm, PackedConv2d
-from biper.deploy.lowering import Segment, Steps, known, shape_of
+from biper.deploy.lowering import Segment
+from biper.deploy.steps import Steps, known, shape_of
 from biper.fusion import Forward, Tracer, mutates
 
 
@@ -97,7 +98,7 @@ def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
     return values[number]
 
 
-def _ready(waiting: list[fx.Node], done: set[fx.Node], chosen) -> list[fx.Node]:
+def _ready(waiting: list[fx.Node], done: set[fx.Node], chosen: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """Take all those chosen that can run now, one behind the other, out of the waiting nodes."""
     taken = []
     for node in list(waiting):

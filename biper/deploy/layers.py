@@ -51,8 +51,9 @@ class PackedConv2d(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        shape = self.kernel_size, self.stride, self.padding
-        return binary_conv2d(a, self.bits, self.alpha, *map(list, shape), self.groups, self.binary_activations)
+        shape = list(self.kernel_size), list(self.stride), list(self.padding)
+        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations)
+        return out
 
     def extra_repr(self) -> str:
         """What print(model) shows."""

@@ -1,30 +1,17 @@
 """From a segment of a network's graph to a program: what follows a convolution becomes part of its instruction."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from biper.deploy import kernels
 from biper.deploy.layers import FoldedNorm, PackedConv2d
 from biper.deploy.program import After, Compiled, Geometry, Norm, Program, Shape, Value
-
-Window = tuple[int, int, int]  # size, stride, padding of a maximum
-
-
-@dataclass
-class Step:
-    """A node that the instructions know. kind: conv, norm, add, hardtanh, maximum, average or pad."""
-
-    kind: str
-    module: nn.Module | None = None
-    window: Window = (1, 1, 0)  # of maximum and average
-    front: int = 0  # channels of zeros before, of pad
+from biper.deploy.steps import Step, Steps, Window, shape_of
 
 
 @dataclass
@@ -39,62 +26,13 @@ class Chain:
     skip: fx.Node | None = None
     clamp: bool = False
     window: Window = (1, 1, 0)
-    average: int = 0  # the side of its windows
+    average: int = 0  # the side of its windows; 1 if channels are all that changes
     front: int = 0
 
     @property
     def last(self) -> fx.Node:
         """Whose value the instruction gives."""
         return self.nodes[-1]
-
-
-Steps = dict[fx.Node, Step]
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor, batch included; () if it is none."""
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
-
-
-def known(node: fx.Node, module: nn.Module | None) -> Step | None:
-    """What the instructions make of a node; None if it is torch's to run."""
-    if len(shape_of(node)) != 4 or not node.args:
-        return None
-    if isinstance(module, PackedConv2d):
-        return Step("conv", module) if module.binary_activations else None
-    if isinstance(module, FoldedNorm):
-        return Step("norm", module)
-    if node.target in (operator.add, torch.add) and not node.kwargs:
-        operands = [a for a in node.args if isinstance(a, fx.Node) and shape_of(a) == shape_of(node)]
-        return Step("add") if len(set(operands)) == 2 else None
-    if node.target is F.hardtanh:
-        given = dict(zip(("min_val", "max_val", "inplace"), node.args[1:], strict=False)) | node.kwargs
-        plain = {"min_val": -1, "max_val": 1, "inplace": False}
-        return Step("hardtanh") if plain | given == plain else None
-    return _window(node)
-
-
-def _window(node: fx.Node) -> Step | None:
-    """Pooling and padding, as far as known."""
-    if node.target is F.pad:
-        given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
-        width = given.pop("pad", ())
-        if len(width) != 6 or any(width[:4]) or min(width[4:]) < 0 or given.get("mode", "constant") != "constant":
-            return None
-        return None if given.get("value") else Step("pad", front=width[4])
-    if node.target is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        size = given.get("kernel_size")
-        same = given.get("stride") in (None, size) and not given.get("padding") and not given.get("divisor_override")
-        return Step("average", window=(size, size, 0)) if isinstance(size, int) and same else None
-    if node.target is F.max_pool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        given = {"padding": 0} | dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        window = given["kernel_size"], given.get("stride") or given["kernel_size"], given["padding"]
-        plain = given.get("dilation", 1) == 1 and not given.get("ceil_mode") and not given.get("return_indices")
-        return Step("maximum", window=window) if plain and all(isinstance(n, int) for n in window) else None
-    return None
 
 
 def chains(nodes: Sequence[fx.Node], steps: Steps) -> list[Chain]:
@@ -146,8 +84,8 @@ def _take(chain: Chain, node: fx.Node, step: Step, role: str) -> None:
     elif role == "add":
         before = chain.last if chain.nodes else chain.source
         chain.skip = next(a for a in node.args if isinstance(a, fx.Node) and a is not before)
-    elif role == "average":
-        chain.average = step.window[0]
+    elif role in ("average", "pad"):
+        chain.average = max(chain.average, step.window[0])
     chain.pool |= role == "pool"
     chain.clamp |= role == "hardtanh"
     if role == "maximum":
@@ -169,30 +107,23 @@ class Lowering:
     def take(self, chain: Chain) -> None:
         """Add a chain's instruction."""
         node, result = chain.last, _image(chain.last)
-        read_as_bits = [u for u in node.users if u in self.steps and self.steps[u].kind == "conv"]
-        wanted = node in self.outputs or len(read_as_bits) < len(node.users)
-        bits = Value(result, bits=True) if read_as_bits else None
-        conv = chain.conv
-        apart = conv is not None and conv.groups > 1 and (conv.out_channels // conv.groups) % 8  # bits within a byte
+        readers = [user for user in node.users if user in self.steps and self.steps[user].kind == "conv"]
         skip = None if chain.skip is None else self.floats[chain.skip]
         after = After(self._norm(chain.norm), skip, chain.clamp)
-        after.out = self.floats[node] = self._place(node, result) if wanted or apart else None  # type: ignore[assignment]
-        after.bits = None if apart else bits
+        if node in self.outputs or len(readers) < len(node.users) or not _gives_bits(chain):
+            outside = self.program.given() if node in self.outputs else None
+            after.out = self.floats[node] = Value(result, outside=outside)
+        if readers and _gives_bits(chain):
+            after.bits = self.signs[node] = Value(result, bits=True)
         self._emit(chain, result, after)
-        if bits is not None:
-            self.signs[node] = bits
-            if apart or after.bits is None:
-                self.program.tail(self.floats[node], result, After(bits=bits))
 
     def _emit(self, chain: Chain, result: Shape, after: After) -> None:
         if chain.conv is not None:
             geometry, (bits, alpha) = _geometry(chain), _parameters(self.program, chain.conv, "bits", "alpha")
             self.program.conv(self._bits(chain.source), geometry, bits, alpha, after)
-        elif chain.average or chain.front or self.steps[chain.nodes[0]].kind == "pad":
-            out = after.out or Value(result)
-            self.program.average(self.floats[chain.source], out, chain.average or 1, chain.front)
-            if after.bits is not None:
-                self.program.tail(out, result, After(bits=after.bits))
+        elif chain.average:
+            assert after.out is not None
+            self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)
         else:
             self.program.tail(self.floats[chain.source], result, after, chain.window)
 
@@ -205,8 +136,11 @@ class Lowering:
     def _norm(self, norm: FoldedNorm | None) -> Norm | None:
         return None if norm is None else Norm(*_parameters(self.program, norm, "gain", "shift"))
 
-    def _place(self, node: fx.Node, shape: Shape) -> Value:
-        return Value(shape, outside=self.program.given() if node in self.outputs else None)
+
+def _gives_bits(chain: Chain) -> bool:
+    """Whether the instruction can write signs: means give values alone, and so do groups that end within a byte."""
+    conv = chain.conv
+    return not chain.average and (conv is None or conv.groups == 1 or (conv.out_channels // conv.groups) % 8 == 0)
 
 
 def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
@@ -229,15 +163,17 @@ def _geometry(chain: Chain) -> Geometry:
 class Segment(nn.Module):
     """A part of a network that the compiled instructions run: tensors (N, C, H, W) in and out, channels-last."""
 
-    def __init__(self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], steps: Steps) -> None:
+    def __init__(
+        self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], steps: Steps
+    ) -> None:
         super().__init__()
         lowering = Lowering({node: steps[node] for node in nodes}, outputs)
         for node in inputs:
             lowering.floats[node] = Value(_image(node), outside=lowering.program.given())
         for chain in chains(nodes, steps):
             lowering.take(chain)
-        self.shapes = [_image(node) for node in lowering.floats if node in outputs]  # in the program's order
-        self.order = [node for node in lowering.floats if node in outputs]
+        self.order = [node for node in lowering.floats if node in outputs]  # as the program declared them
+        self.shapes = [_image(node) for node in self.order]
         self.compiled = Compiled(lowering.program)
 
     def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401

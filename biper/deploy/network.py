@@ -15,7 +15,8 @@ from biper.layers import BinaryConv2d, binary_layers
 from biper.metadata import Metadata
 
 log = logging.getLogger("biper")
-CHUNK = 1 << 24  # bytes that an activation of the images taken at a time may have: they stay in the caches
+CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
+FEW = 16  # images: as many are taken at a time at least
 
 
 class PackedNetwork(nn.Module):
@@ -39,19 +40,22 @@ class PackedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W) normalized -> (N, classes)."""
         if not self._runs_compiled(images):
-            logits: Tensor = self.network(images)
-            return logits
+            return self._layer_by_layer(images)
         few = min(len(images), 2)  # torch convolves a single image in its own way
         key = (images.shape[1:], few)
         if key not in self._forwards:
             self._forwards[key] = self._segmented(torch.zeros(few, *images.shape[1:]))
         segmented = self._forwards[key]
         if segmented is None:
-            return self.network(images)
-        at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), 3)
+            return self._layer_by_layer(images)
+        at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), FEW)
         parts = torch.tensor_split(images, -(-len(images) // at_once))  # of two images or more, unless there is but one
         results = [segmented.forward(part) for part in parts]
         return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _layer_by_layer(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
 
     def _runs_compiled(self, images: Tensor) -> bool:
         if torch.compiler.is_compiling() or images.device.type != "cpu" or images.dtype != torch.float32:
@@ -88,6 +92,6 @@ def converted(network: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if type(child) is BinaryConv2d:
                 setattr(module, name, PackedConv2d.of(child))
-            elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) and child.running_mean is not None:
+            elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and child.running_mean is not None:
                 setattr(module, name, FoldedNorm.of(child))
     return network

@@ -48,9 +48,7 @@ def _(
     binary_activations: bool,
 ) -> Tensor:
     sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
-    return torch.empty(
-        (x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST
-    )
+    return torch.empty((x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
 
 
 @binary_conv2d.register_kernel("cpu")
@@ -69,8 +67,8 @@ def _on_the_cpu(
         plain: Tensor = binary_conv2d._init_fn(x, bits, alpha, kernel, stride, padding, groups, binary_activations)
         return plain
     _, channels, height, width = x.shape
-    pairs = tuple((a, b) for a, b in (kernel, stride, padding))
-    geometry = Geometry((channels, height, width), len(alpha), *pairs, groups)
+    size, steps, border = ((a, b) for a, b in (kernel, stride, padding))
+    geometry = Geometry((channels, height, width), len(alpha), size, steps, border, groups)
     out = torch.empty((len(x), *geometry.result), memory_format=CHANNELS_LAST)
     if out.numel():
         x = x.contiguous(memory_format=CHANNELS_LAST)

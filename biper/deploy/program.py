@@ -117,7 +117,17 @@ class Program:
         words = masks.shape[1]
         tables = [self.parameter(partial(_itself, table)) for table in (masks, terms, kinds)]
         head = self._head(CONV, x, g.result, after)
-        sizes = [*g.kernel, *g.stride, *g.padding, g.out_channels, g.groups, words, int(g.pool), g.sums[0], _inside(masks)]
+        sizes = [
+            *g.kernel,
+            *g.stride,
+            *g.padding,
+            g.out_channels,
+            g.groups,
+            words,
+            int(g.pool),
+            g.sums[0],
+            _inside(masks),
+        ]
         self.rows.append([*head, bits, alpha, *tables, *sizes])
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.patch = max(self.patch, words + COPY // 8)
@@ -139,15 +149,9 @@ class Program:
                     item.first = min(item.first, number) if item.last else number
                     item.last = number + 1
         offsets, scratch = placed([v for v in values if v.outside is None])
-        table = [
-            n
-            for v in values
-            for n in ((NOWHERE, offsets[v]) if v.outside is None else (v.outside, v.size))
-        ]
+        table = [n for v in values for n in ((NOWHERE, offsets[v]) if v.outside is None else (v.outside, v.size))]
         numbers = {v: i for i, v in enumerate(values)}
-        rows = [
-            [NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows
-        ]
+        rows = [[NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows]
         flat = [n for row in rows for n in row + [0] * (WIDTH - len(row))]
         header = [len(rows), len(values), scratch, aligned(8 * self.patch) // 8]
         return torch.tensor(header + table + flat, dtype=torch.int64)

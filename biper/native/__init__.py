@@ -1,4 +1,4 @@
-"""C code: the training kernels, compiled where they run and for that processor; the packed networks', at installation."""
+"""C code: training's, compiled where it runs and for that processor; the packed networks', compiled at installation."""
 
 import ctypes
 import hashlib

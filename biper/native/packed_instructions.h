@@ -253,39 +253,61 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     }
 }
 
-/* Batch norm, skip and hardtanh of real values, and the maximum over windows of them. */
+/* The maximum over a window of what batch norm and hardtanh make of real values. */
+TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, int64_t row, int64_t column,
+                                  int64_t channel, int64_t valid) {
+    const Head *h = &t->head;
+    int64_t y0 = row * t->stride - t->pad, x0 = column * t->stride - t->pad;
+    lanes result = {0}, gain = a->gain ? load(a->gain + channel, valid) : result;
+    lanes shift = a->gain ? load(a->shift + channel, valid) : result;
+    int begun = 0;
+    for (int64_t y = most(0, y0); y < least(h->height, y0 + t->kernel); y++)
+        for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
+            lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
+            if (a->gain) v = NAME(normalized)(a->fused, v, gain, shift);
+            if (h->clamp) v = NAME(hardtanh)(v);
+            ints keep = (ints)(v <= result) | (ints)(result != result); /* what is no number stays */
+            result = begun ? (lanes)((keep & (ints)result) | (~keep & (ints)v)) : v;
+            begun = 1;
+        }
+    return result;
+}
+
+TARGET INLINE void NAME(pixels)(const After *a, int has, const float *in, int64_t first, int64_t last) {
+    for (int64_t place = first; place < last; place++)
+        for (int64_t channel = 0; channel < a->channels; channel += LANES) {
+            int64_t valid = has & WHOLE ? LANES : least(LANES, a->channels - channel);
+            NAME(finish)(a, has, load(in + place * a->channels + channel, valid), place, channel, valid);
+        }
+}
+
+/* Batch norm, skip and hardtanh of real values, or the maximum over windows of batch norm and hardtanh. */
 static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     const Head *h = &t->head;
     const float *in = value(r, h->in);
-    const After a = after(r, h, h->channels, h->channels % LANES == 0);
-    After rest = a; /* what is left to do behind the maximum */
-    rest.has &= ~(NORM | CLAMP);
-    int64_t first, last;
+    int64_t first, last, width = h->out_width;
+    After a = after(r, h, h->channels, h->channels % LANES == 0);
     own(r, h->out_height, &first, &last);
-    for (int64_t row = first; row < last; row++)
-        for (int64_t column = 0; column < h->out_width; column++) {
-            int64_t place = row * h->out_width + column, y0 = row * t->stride - t->pad, x0 = column * t->stride - t->pad;
+    if (t->kernel > 1) {
+        a.has &= ~(NORM | CLAMP); /* they are done before the maximum */
+        for (int64_t place = first * width; place < last * width; place++)
             for (int64_t channel = 0; channel < h->channels; channel += LANES) {
                 int64_t valid = least(LANES, h->channels - channel);
-                if (t->kernel == 1) {
-                    NAME(finish)(&a, ANY, load(in + place * h->channels + channel, valid), place, channel, valid);
-                    continue;
-                }
-                lanes largest = {0}, gain = a.gain ? load(a.gain + channel, valid) : largest;
-                lanes shift = a.gain ? load(a.shift + channel, valid) : largest;
-                int begun = 0;
-                for (int64_t y = most(0, y0); y < least(h->height, y0 + t->kernel); y++)
-                    for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
-                        lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
-                        if (a.gain) v = NAME(normalized)(a.fused, v, gain, shift);
-                        if (h->clamp) v = NAME(hardtanh)(v);
-                        ints keep = (ints)(v <= largest) | (ints)(largest != largest); /* what is no number too */
-                        largest = begun ? (lanes)((keep & (ints)largest) | (~keep & (ints)v)) : v;
-                        begun = 1;
-                    }
-                NAME(finish)(&rest, ANY, largest, place, channel, valid);
+                lanes x = NAME(largest)(t, &a, in, place / width, place % width, channel, valid);
+                NAME(finish)(&a, ANY, x, place, channel, valid);
             }
-        }
+        return;
+    }
+    switch (a.has) {
+#define WITH(set) case set: NAME(pixels)(&a, set, in, first * width, last * width); break;
+        WITH(WHOLE | BITS)
+        WITH(WHOLE | NORM | OUT)
+        WITH(WHOLE | NORM | OUT | BITS)
+        WITH(WHOLE | NORM | CLAMP | BITS)
+        WITH(WHOLE | NORM | CLAMP | OUT | BITS)
+    default: NAME(pixels)(&a, ANY, in, first * width, last * width);
+#undef WITH
+    }
 }
 
 /* The mean over square windows, those at the end cut off, between channels of zeros. */
