@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -18,7 +19,7 @@ _POINTER, _SIZE, _FLAG, _FLOAT, _DOUBLE = (
 _SHAPE = [_SIZE] * 3 + [_FLAG]  # images, pixels, channels; whether convolutions take and give bfloat16
 SIGNATURES: dict[str, list[Any]] = {
     "biper_statistics": [_POINTER] * 5 + [_DOUBLE] * 2 + [_POINTER] * 2 + _SHAPE,
-    "biper_forward": [_POINTER] * 7 + [_FLAG] * 3 + _SHAPE,
+    "biper_forward": [_POINTER] * 8 + [_FLAG] * 3 + _SHAPE,
     "biper_backward": [_POINTER] * 8 + [_FLAG] * 3 + _SHAPE,
     "biper_norm_backward": [_POINTER] * 6 + [_DOUBLE] + [_POINTER] * 3 + [_FLAG, *_SHAPE],
     "biper_weights": [_POINTER, _FLOAT, _FLAG, _POINTER, _SIZE, _FLAG],
@@ -77,13 +78,14 @@ class _Unit(Function):
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(1)
         else:
-            kept, bias = _running(norm, alpha)
+            kept, bias = _running(norm)
         half = signs == torch.bfloat16
         how = clamp, half, narrow and half
         a = torch.empty_like(u, dtype=signs if narrow else torch.float32)
         s = torch.empty_like(u, dtype=signs) if signs else None
         moments = weight.new_empty(n, 2)
-        _call("biper_forward", u, kept, bias, skip, a, s, moments, *how, *shape)
+        scale = None if norm.training else alpha
+        _call("biper_forward", u, scale, kept, bias, skip, a, s, moments, *how, *shape)
         ctx.save_for_backward(u, alpha, weight, a, moments, kept)
         ctx.shape, ctx.how, ctx.eps, ctx.has_skip = shape, how, norm.eps, skip is not None
         return None if narrow else a, s
@@ -103,13 +105,19 @@ class _Unit(Function):
         return grad_u, grad_alpha, parameters[1], parameters[2], grad if ctx.has_skip else None, *[None] * 4
 
 
-def _running(norm: nn.BatchNorm2d, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the statistics kernel gives in training, from the running statistics; the mean is in the bias."""
+def folded(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm of running statistics as x * gain + shift, (C,) each, with the bits that torch computes with."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    inverse = torch.rsqrt(variance + norm.eps)
-    scale = torch.ones_like(mean) if alpha is None else alpha.flatten()
-    gain = norm.weight * inverse
-    return torch.stack([torch.zeros_like(mean), inverse, gain * scale]), norm.bias - gain * mean
+    gain = 1 / torch.sqrt(variance + norm.eps)
+    shift = F.batch_norm(torch.zeros_like(mean)[None], mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return gain if norm.weight is None else gain * norm.weight, shift[0]
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What the statistics kernel gives in training, from the running statistics; the mean is in the bias."""
+    gain, shift = folded(norm)
+    nothing = torch.zeros_like(gain)
+    return torch.stack([nothing, nothing, gain]), shift
 
 
 class _Signs(Function):
@@ -118,7 +126,7 @@ class _Signs(Function):
         a = cast(Tensor, _dense(a))
         ctx.shape, ctx.how = _shape(a, False), (False, dtype == torch.bfloat16, False)
         s, moments = torch.empty_like(a, dtype=dtype), a.new_empty(len(a), 2)
-        _call("biper_forward", None, None, None, a, None, s, moments, *ctx.how, *ctx.shape)
+        _call("biper_forward", None, None, None, None, a, None, s, moments, *ctx.how, *ctx.shape)
         ctx.save_for_backward(a, moments)
         return s
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from biper.deploy.bits import bits_shape, pack_bits, unpack_bits
 from biper.deploy.operators import binary_conv2d
 from biper.errors import UsageError
+from biper.kernels import folded
 from biper.layers import BinaryConv2d
 
 Norms = nn.BatchNorm1d | nn.BatchNorm2d
@@ -80,15 +81,9 @@ class FoldedNorm(nn.Module):
     @torch.no_grad()
     def of(cls, norm: Norms) -> "FoldedNorm":
         """The running statistics and the parameters of a batch norm, folded as torch folds them at every call."""
-        folded = cls(norm.num_features)
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        gain = 1 / torch.sqrt(variance + norm.eps)
-        folded.gain = gain * norm.weight if norm.weight is not None else gain
-        nothing = torch.zeros_like(mean)[None]
-        folded.shift = F.batch_norm(nothing, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)[0]
-        return folded
+        result = cls(norm.num_features)
+        result.gain, result.shift = folded(norm)
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, ...), and so is what comes out."""

@@ -113,18 +113,19 @@ void biper_statistics(const void *u, const float *alpha, const float *weight, fl
     }
 }
 
-INLINE void forward_image(const void *u, const float *kept, const float *bias, const float *skip, void *a, void *s,
+INLINE void forward_image(const void *u, const float *scale, const float *kept, const float *bias, const float *skip, void *a, void *s,
                           float *moments, int clamp, int narrow, int64_t start, int64_t p, int64_t c, int half,
                           int half_s) {
     lanes sum = {0}, square = {0};
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
-            lanes mean = {0}, gain = {0}, b = {0};
+            lanes mean = {0}, gain = {0}, b = {0}, factor = all(1);
+            if (u && scale) factor = load(scale, ch, 0);
             if (u) mean = load(kept, ch, 0), gain = load(kept, 2 * c + ch, 0), b = load(bias, ch, 0);
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
                 lanes x = {0};
-                if (u) x = gain * (load(u, i, half) - mean) + b;
+                if (u) x = gain * (load(u, i, half) * factor - mean) + b;
                 if (skip) x += load(skip, i, 0);
                 if (clamp) x = hardtanh(x);
                 if (a) store_below(a, i, x, narrow);
@@ -140,22 +141,23 @@ INLINE void forward_image(const void *u, const float *kept, const float *bias, c
     moments[1] = 1 / sqrt((variance < 0 ? 0 : variance) + 1e-5);
 }
 
-/* a = hardtanh(gain*(u - mean) + bias + skip), s = sign(a), and per image mean and 1/std of a: moments (n, 2).
- * u, skip, a and s may be NULL: a sum has the terms that are there, and what is not wanted is not written. */
-void biper_forward(const void *u, const float *kept, const float *bias, const float *skip, void *a, void *s,
+/* a = hardtanh(gain*(scale*u - mean) + bias + skip), s = sign(a), and per image mean and 1/std of a: moments (n, 2).
+ * u, skip, a and s may be NULL: a sum has the terms that are there, and what is not wanted is not written. scale is
+ * alpha in evaluation, where everything rounds as torch's operations do one by one; NULL, for 1, in training. */
+void biper_forward(const void *u, const float *scale, const float *kept, const float *bias, const float *skip, void *a, void *s,
                    float *moments, int clamp, int half_s, int narrow, int64_t n, int64_t p, int64_t c, int half) {
 #pragma omp parallel for schedule(static)
     for (int64_t image = 0; image < n; image++) {
         float *own = moments + 2 * image;
         int64_t start = image * p * c;
         if (half && narrow) /* a copy of the loops for each, without the choice in them */
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 1, start, p, c, 1, 1);
+            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 1, start, p, c, 1, 1);
         else if (half)
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 1, 1);
+            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 1, 1);
         else if (half_s)
-            forward_image(u, kept, bias, skip, a, s, own, clamp, narrow, start, p, c, 0, 1);
+            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, narrow, start, p, c, 0, 1);
         else
-            forward_image(u, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 0, 0);
+            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 0, 0);
     }
 }
 
