@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.published import published_model, published_regularizer
 from biper.acceleration import accelerate, chosen_amp
 from biper.errors import UsageError
-from biper.models import create_model
+from biper.layers import BinaryConv2d, binary_layers
+from biper.models import Network, create_model
 from biper.optim import build_optimizer
 
 TAU = {"cifar10": 0.0468, "imagenet": 0.0}  # ImageNet's regularizer is off
@@ -32,10 +33,11 @@ class Case:
     stage: int
     batch: int
     device: torch.device
+    size: int | None = None  # side of the images in pixels; None: the family's
 
     def images(self) -> Tensor:
         """A batch of noise, (N, 3, H, W)."""
-        size = SIZES[self.family]
+        size = self.size or SIZES[self.family]
         return torch.randn(self.batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def labels(self) -> Tensor:
@@ -86,10 +88,14 @@ def ours(case: Case, amp: str = "auto", compiled: bool = True) -> Step:
     return optimizer_step(case, network, loss, fused=True)
 
 
+def twin_network(case: Case) -> Network:
+    """The full-precision network of the same architecture, fresh."""
+    return create_model(case.model.rsplit("_", 1)[0] + "_32w32a", case.family, CLASSES[case.family])
+
+
 def twin(case: Case, half: bool, channels_last: bool, compiled: bool) -> Step:
     """The full-precision twin as torch runs it, without anything of ours."""
-    name = case.model.rsplit("_", 1)[0] + "_32w32a"
-    network = create_model(name, case.family, CLASSES[case.family]).to(case.device).train()
+    network = twin_network(case).to(case.device).train()
     images, labels = case.images(), case.labels()
     if channels_last:
         network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
@@ -128,6 +134,44 @@ def bare_convolutions(case: Case) -> Step:
             torch.autograd.grad(out, [t for t in (x, w) if t.requires_grad], out.detach())
 
     return step
+
+
+@torch.no_grad()
+def randomized(network: Network) -> Network:
+    """The network itself, in evaluation, its batch norms and alphas random, the same in every run: as if trained.
+
+    Fresh batch norms, which change nothing, are a case of their own.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(tensor: Tensor, scale: float) -> None:
+        tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor, scale in ((module.running_mean, 0.5), (module.weight, 1.0), (module.bias, 0.3)):
+                normal(tensor, scale)
+            module.running_var.copy_(1 + 20 * torch.rand(module.num_features, generator=generator))
+        elif isinstance(module, BinaryConv2d):
+            normal(module.alpha, 1.0)
+    return network.eval()
+
+
+@torch.inference_mode()
+def distinct_layers(network: nn.Module, images: Tensor) -> Iterable[tuple[BinaryConv2d, Tensor, int]]:
+    """The binary convolutions of different shape: layer, the activations that go into it, and how many are like it."""
+    found: dict[object, tuple[BinaryConv2d, Tensor, int]] = {}
+
+    def note(layer: BinaryConv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        key = (layer.weight.shape, layer.stride, layer.padding, layer.groups, inputs[0].shape)
+        first, x, count = found.get(key, (layer, inputs[0], 0))
+        found[key] = (first, x, count + 1)
+
+    handles = [layer.register_forward_hook(note) for _, layer in binary_layers(network)]
+    network(images)
+    for handle in handles:
+        handle.remove()
+    return found.values()
 
 
 def variants(case: Case, compilers: bool) -> dict[str, Callable[[], Step]]:

@@ -77,6 +77,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}" + (": that is a folder" if path.is_dir() else ""))
+    if path.suffix == ".safetensors":
+        raise UsageError(
+            f"{path} is a packed network, for eval.sh and predict.py; here its training checkpoint is needed"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biper.errors import TrainingDiverged, UsageError
-from biper.options import build_parser, checkpoints_parser, download_parser, prepare_parser, read_options
+from biper.options import (
+    build_parser,
+    checkpoints_parser,
+    download_parser,
+    export_parser,
+    predict_parser,
+    prepare_parser,
+    read_options,
+    summary_parser,
+)
 
 if TYPE_CHECKING:
     from biper.distributed import Processes
@@ -43,6 +52,21 @@ def download_main(argv: Sequence[str] | None = None) -> None:
 def prepare_main(argv: Sequence[str] | None = None) -> None:
     """imagenet/dataset/prepare.py: ImageNet's archives to class folders."""
     _run(lambda: _prepare(argv))
+
+
+def export_main(argv: Sequence[str] | None = None) -> None:
+    """export.py: a checkpoint to a packed file, and to ONNX."""
+    _run(lambda: _export(argv))
+
+
+def predict_main(argv: Sequence[str] | None = None) -> None:
+    """predict.py: the likeliest classes of images."""
+    _run(lambda: _predict(argv))
+
+
+def summary_main(argv: Sequence[str] | None = None) -> None:
+    """summary.py: parameters, bytes and operations of a network."""
+    _run(lambda: _summary(argv))
 
 
 def _run(command: Callable[[], None]) -> None:
@@ -161,3 +185,35 @@ def _prepare(argv: Sequence[str] | None) -> None:
     path = args.data_path or default_data_path("imagenet")
     prepare_imagenet(args.archives, path)
     print(f"imagenet is in {path}")
+
+
+def _export(argv: Sequence[str] | None) -> None:
+    given = vars(export_parser().parse_args(argv))
+    from biper.export import Different, export
+    from biper.record import log_to_console
+
+    log_to_console(logging.INFO)
+    try:
+        export(given.pop("checkpoint"), given.pop("output"), given.pop("onnx", None), given)
+    except Different as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _predict(argv: Sequence[str] | None) -> None:
+    given = vars(predict_parser().parse_args(argv))
+    from biper.predict import predict
+    from biper.resolve import load_network
+
+    network = load_network(given["network"], given)
+    for image, guesses in zip(given["images"], predict(network, given["images"]), strict=True):
+        print(image)
+        for guess in guesses:
+            print(f"  {guess.probability:7.2%}  {guess.name}")
+
+
+def _summary(argv: Sequence[str] | None) -> None:
+    given = vars(summary_parser().parse_args(argv))
+    from biper.summary import described
+
+    print(described(given.pop("network"), given))

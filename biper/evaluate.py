@@ -7,6 +7,7 @@ from torch import nn
 from biper.acceleration import accelerate
 from biper.config import Config
 from biper.data import Shard, build_loaders, require_same_classes
+from biper.deploy.network import PackedNetwork
 from biper.distributed import Processes, joined
 from biper.engine import Metrics, evaluate
 from biper.models import Network
@@ -17,26 +18,33 @@ log = logging.getLogger("biper")
 ALONE = Processes()
 
 
-def evaluate_checkpoint(network: Network, config: Config, processes: Processes = ALONE) -> Metrics:
-    """Log and return the metrics of a loaded network over the test images, shared with the other processes if any.
+def evaluate_checkpoint(network: Network | PackedNetwork, config: Config, processes: Processes = ALONE) -> Metrics:
+    """Log and return the metrics of a loaded network, packed or not, over the test images.
 
+    They are shared with the other processes if there are any.
     Normalization and classes are the network's own where it knows them. Raises UsageError if the data are others.
     """
     with joined(processes):
         return _evaluate(network, config, processes)
 
 
-def _evaluate(network: Network, config: Config, processes: Processes) -> Metrics:
+def _evaluate(network: Network | PackedNetwork, config: Config, processes: Processes) -> Metrics:
     devices = select_devices(config.device, config.gpus, config.type, processes)
     device = devices[0]
     seed_everything(config.seed, config.deterministic)
     m = network.metadata
+    assert m is not None
     shard = Shard(processes.rank, processes.size)
     loaders = build_loaders(config, device, shard=shard, train=False, mean=m.mean, std=m.std)
     require_same_classes(m, loaders)
     alone = len(devices) == 1
-    fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
-    where = f"{describe_devices(devices)}: {fast.describe()}"
+    fast: nn.Module
+    if isinstance(network, PackedNetwork):
+        fast, how = network.to(device), network.describe()
+    else:
+        fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
+        how = fast.describe()
+    where = f"{describe_devices(devices)}: {how}"
     log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, where)
     if config.use_dali and not loaders.in_memory:
         log.info("read with DALI, as in training unless --use_dali or --no-use_dali says otherwise")

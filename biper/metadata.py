@@ -23,3 +23,8 @@ class Metadata:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: int | None = None
+
+    @property
+    def shown_size(self) -> int:
+        """The side of the images that it is shown; its family's if it has not been trained."""
+        return self.image_size or (224 if self.family == "imagenet" else 32)

@@ -36,6 +36,43 @@ def checkpoints_parser() -> Parser:
     return parser
 
 
+def _add_published(parser: Parser) -> None:
+    parser.add_argument("--freq", type=float, help="for a published checkpoint without its config.txt")
+    parser.add_argument("--model", help="for a published checkpoint that does not say its model")
+
+
+def export_parser() -> Parser:
+    """The parser of export.py."""
+    parser = Parser(prog="export.py", description="Pack a binary network: weights of one bit, in one small file.")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the packed file to write")
+    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX too")
+    parser.add_argument("--data_path", help="test images for the comparison; absent: where the checkpoint's were")
+    _add_published(parser)
+    return parser
+
+
+def predict_parser() -> Parser:
+    """The parser of predict.py."""
+    parser = Parser(prog="predict.py", description="What a network sees in images: its five likeliest classes.")
+    parser.add_argument("network", type=Path, metavar="FILE", help="a packed network or a checkpoint")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    _add_published(parser)
+    return parser
+
+
+def summary_parser() -> Parser:
+    """The parser of summary.py."""
+    text = "What a network consists of and costs: parameters, bytes and operations, per layer and in total."
+    parser = Parser(prog="summary.py", description=text)
+    parser.add_argument("network", metavar="MODEL|CHECKPOINT", help="a model's name, or a file")
+    parser.add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help="of a model's name; default cifar10")
+    parser.add_argument("--num_classes", type=int, metavar="N", help="of a model's name; default 10, ImageNet's 1000")
+    parser.add_argument("--image_size", type=int, metavar="N", help="default 32, ImageNet's 224, or the checkpoint's")
+    _add_published(parser)
+    return parser
+
+
 def download_parser() -> Parser:
     """The parser of cifar10/dataset/download.py."""
     parser = Parser(prog="download.py", description="Download CIFAR-10 or CIFAR-100, or unpack a local archive of it.")

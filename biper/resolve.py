@@ -7,6 +7,8 @@ from typing import Any
 from biper.checkpoint import build_network, read_checkpoint
 from biper.config import DATASETS, Config, differences, make_config
 from biper.data import has_dali
+from biper.deploy.file import is_packed, read
+from biper.deploy.network import PackedNetwork
 from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
@@ -71,12 +73,14 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     return inherited
 
 
-def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network, Config]:
-    """The network of --evaluate's checkpoint and the settings of its evaluation.
+def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Config]:
+    """The network of --evaluate's file, a checkpoint or packed, and the settings of its evaluation.
 
-    The checkpoint decides; what the user gave may only add to it. Raises UsageError for a contradiction. family and
-    stage are those of the script, for a published checkpoint, which knows neither.
+    The file decides; what the user gave may only add to it. Raises UsageError for a contradiction. family and stage are
+    those of the script, for a published checkpoint, which knows neither.
     """
+    if is_packed(Path(given["evaluate"])):
+        return _packed_evaluation(family, given)
     path = Path(given["evaluate"])
     contents = read_checkpoint(path)
     hints: Given = {name: given.get(name) for name in ("freq", "model")}
@@ -94,3 +98,26 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
     settings = taken | given | {"model": m.model, "freq": m.freq}
     return network, make_config(m.family, m.stage, settings)
+
+
+def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Config]:
+    path = Path(given["evaluate"])
+    packed = read(path)
+    network, m = packed.network, packed.metadata
+    for name, value in (given | ({"family": family} if family else {})).items():
+        known = getattr(m, name, None)
+        if known not in (None, "") and value != known:
+            raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")
+    if not m.dataset and "dataset" not in given:
+        raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
+    settings: Given = {"dataset": m.dataset} if m.dataset else {}
+    if m.image_size and not m.dataset.startswith("cifar"):  # whose images have one size
+        settings["image_size"] = m.image_size
+    return network, make_config(m.family, m.stage, settings | given | {"model": m.model, "freq": m.freq})
+
+
+def load_network(path: Path, given: Given) -> Network | PackedNetwork:
+    """The network of a checkpoint or of a packed file, in eval mode. given: freq and model of a published one."""
+    if is_packed(path):
+        return read(path).network
+    return build_network(read_checkpoint(path), path, freq=given.get("freq"), model=given.get("model"))

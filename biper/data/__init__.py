@@ -79,7 +79,7 @@ def build_loaders(
     if train and smallest_share(config.batch_size, replicas, shard.size) < 2:
         shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
         raise UsageError(f"-b {config.batch_size} over {shares} leaves one a single image: batch norm needs two")
-    data, path = find_set(config), data_folder(config)
+    data, path = find_set(config.dataset, config.family), data_folder(config)
     place = Place(device, mean or data.mean, std or data.std, shard, replicas)
     splits = (False, True) if train else (False,)
     if isinstance(data, StreamSet):

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from biper.config import Config
 from biper.data import memory, stream
 from biper.data.cifar import read_cifar
-from biper.data.crops import Centre, RandomArea, View, Whole
+from biper.data.crops import Centre, RandomArea, View, Whole, cut
 from biper.data.digits import read_digits
-from biper.data.folder import read_folder
+from biper.data.folder import decode, open_image, read_folder
 from biper.data.memory import Images
 from biper.data.samples import TINY, Samples, folder_samples, tiny_imagenet_samples
 from biper.errors import UsageError
@@ -80,11 +82,23 @@ STREAM_SETS = {
 }
 
 
-def find_set(config: Config) -> MemorySet | StreamSet:
-    """The data set of a run: folders are held in memory for CIFAR's networks and streamed for ImageNet's."""
-    if config.dataset == "folder":
-        return (STREAM_SETS if config.family == "imagenet" else MEMORY_SETS)["folder"]
-    return STREAM_SETS.get(config.dataset) or MEMORY_SETS[config.dataset]
+def find_set(dataset: str, family: str) -> MemorySet | StreamSet:
+    """A data set by name: folders are held in memory for CIFAR's networks and streamed for ImageNet's."""
+    if dataset == "folder":
+        return (STREAM_SETS if family == "imagenet" else MEMORY_SETS)["folder"]
+    return STREAM_SETS.get(dataset) or MEMORY_SETS[dataset]
+
+
+def shown(file: Path, data: MemorySet | StreamSet, size: int) -> np.ndarray:
+    """One image as evaluation on a data set shows it, (size, size, 3) uint8.
+
+    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. Raises
+    UsageError naming an image that cannot be read.
+    """
+    if isinstance(data, MemorySet):
+        return decode(file, size)
+    image = open_image(file)
+    return cut(image, data.view(size, False).window(image.width, image.height, np.random.default_rng(0)))
 
 
 def default_data_path(dataset: str) -> Path:

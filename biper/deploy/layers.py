@@ -34,12 +34,17 @@ class PackedConv2d(nn.Module):
         self.register_buffer("alpha", torch.ones(self.out_channels, 1, 1))
 
     @classmethod
+    def like(cls, layer: BinaryConv2d) -> "PackedConv2d":
+        """Of a binary layer's shape, without its values."""
+        return cls(layer, layer.binary_activations)
+
+    @classmethod
     @torch.no_grad()
     def of(cls, layer: BinaryConv2d) -> "PackedConv2d":
         """A layer of stage 2, packed. Raises UsageError for one of stage 1, whose weights are real."""
         if layer.stage != 2:
             raise UsageError(f"a network of stage {layer.stage} has real weights: train stage 2, then pack that one")
-        packed = cls(layer, layer.binary_activations)
+        packed = cls.like(layer)
         packed.bits = pack_bits(layer.effective_weight(), layer.groups)
         packed.alpha = layer.alpha.detach().clone()
         return packed
@@ -78,10 +83,15 @@ class FoldedNorm(nn.Module):
         self.register_buffer("shift", torch.zeros(features))
 
     @classmethod
+    def like(cls, norm: Norms) -> "FoldedNorm":
+        """Of a batch norm's shape, without its values."""
+        return cls(norm.num_features)
+
+    @classmethod
     @torch.no_grad()
     def of(cls, norm: Norms) -> "FoldedNorm":
         """The running statistics and the parameters of a batch norm, folded as torch folds them at every call."""
-        result = cls(norm.num_features)
+        result = cls.like(norm)
         result.gain, result.shift = folded(norm)
         return result
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from biper.deploy import kernels
 from biper.deploy.graph import Segmented
-from biper.deploy.layers import FoldedNorm, PackedConv2d
+from biper.deploy.layers import FoldedNorm, Norms, PackedConv2d
 from biper.errors import UsageError
 from biper.layers import BinaryConv2d, binary_layers
 from biper.metadata import Metadata
@@ -53,6 +54,11 @@ class PackedNetwork(nn.Module):
         results = [segmented.forward(part) for part in parts]
         return results[0] if len(results) == 1 else torch.cat(results)
 
+    def describe(self) -> str:
+        """How it computes, in a few words."""
+        way = kernels.chosen()
+        return "packed, plain torch" if way == kernels.TORCH else f"packed, popcount by {way}"
+
     def _layer_by_layer(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
@@ -83,15 +89,22 @@ def pack(model: nn.Module) -> PackedNetwork:
     """
     if not any(True for _ in binary_layers(model)):
         raise UsageError("there is nothing to pack: the network has no binary layers")
-    return PackedNetwork(converted(copy.deepcopy(model).cpu().eval()))
+    return PackedNetwork(replaced(copy.deepcopy(model).cpu().eval(), PackedConv2d.of, FoldedNorm.of))
 
 
-def converted(network: nn.Module) -> nn.Module:
-    """The network itself, its binary layers and batch norms replaced by packed ones."""
-    for module in network.modules():
+def unfilled(network: nn.Module) -> PackedNetwork:
+    """A network packed in shape alone, without values: on the meta device where the network is."""
+    return PackedNetwork(replaced(network, PackedConv2d.like, FoldedNorm.like))
+
+
+def replaced(
+    network: nn.Module, conv: Callable[[BinaryConv2d], nn.Module], norm: Callable[[Norms], nn.Module]
+) -> nn.Module:
+    """The network itself, with conv(layer) in the place of its binary layers and norm(layer) of its batch norms."""
+    for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is BinaryConv2d:
-                setattr(module, name, PackedConv2d.of(child))
+                setattr(module, name, conv(child))
             elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and child.running_mean is not None:
-                setattr(module, name, FoldedNorm.of(child))
+                setattr(module, name, norm(child))
     return network

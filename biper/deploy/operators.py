@@ -14,6 +14,11 @@ from biper.deploy.program import After, Compiled, Geometry, Program, Value
 CHANNELS_LAST = torch.channels_last
 
 
+def _layout(binary_activations: bool) -> torch.memory_format:
+    """Of the output: as the kernels write it; as usual where real values are summed up, in the order of training."""
+    return CHANNELS_LAST if binary_activations else torch.contiguous_format
+
+
 @torch.library.custom_op("biper::binary_conv2d", mutates_args=())
 def binary_conv2d(
     x: Tensor,
@@ -27,13 +32,13 @@ def binary_conv2d(
 ) -> Tensor:
     """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha; without the sign unless binary_activations.
 
-    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1). Gives (N, C_out, H', W'), channels-last. No gradient.
+    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1). Gives (N, C_out, H', W'). No gradient.
     This is how every device computes it; on the CPU there are kernels for it.
     """
     (height, width), out_channels = kernel, len(alpha)
     w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
     sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, groups=groups)
-    return (sums * alpha.to(x.dtype)).contiguous(memory_format=CHANNELS_LAST)
+    return (sums * alpha.to(x.dtype)).contiguous(memory_format=_layout(binary_activations))
 
 
 @binary_conv2d.register_fake
@@ -48,7 +53,9 @@ def _(
     binary_activations: bool,
 ) -> Tensor:
     sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
-    return torch.empty((x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
+    return torch.empty(
+        (x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=_layout(binary_activations)
+    )
 
 
 @binary_conv2d.register_kernel("cpu")
