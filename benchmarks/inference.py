@@ -1,21 +1,15 @@
 """Milliseconds of a forward pass: packed networks, the training network and the full-precision twin, in one process.
 
-python benchmarks/inference.py -a resnet18_1w1a --batches 1 64: every way runs for a moment in turn, and the medians are
-printed; then those of each binary convolution alone, the memory and the sizes.
+python benchmarks/inference.py -a resnet18_1w1a: every way runs for a moment in turn, and the medians are printed.
 """
 
 import argparse
-import contextlib
 import copy
-import importlib.util
-import io
-import json
 import math
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import variants
 from benchmarks.train_step import peak_memory
-from benchmarks.variants import CLASSES, Case, Step, distinct_layers, machine, positive, randomized, run, twin_network
+from benchmarks.variants import CLASSES, Case, Step, machine, positive, run
 from biper.deploy import PackedConv2d, kernels, pack
 from biper.errors import UsageError
 from biper.layers import BinaryConv2d
@@ -39,7 +34,6 @@ from biper.runtime import flush_denormals, keep_memory
 WARM_UP = 2  # rounds
 SECONDS = 0.05  # that a way runs in a round, at least
 PAUSE = 0.005  # seconds, in which threads that wait for more of the way before go to sleep
-ONNX = ("onnx", "onnxscript", "onnxruntime")
 LAST = torch.channels_last
 
 
@@ -53,12 +47,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=7, help="timed turns of each way; default 7")
     parser.add_argument("--image_size", type=positive, help="pixels a side; default 32, ImageNet's 224")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the images per second too")
-    for name, text in (
-        ("compilers", "the twin through torch.compile and onnxruntime too"),
-        ("layers", "each binary convolution alone too"),
-        ("memory", "measure peak memory"),
-    ):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text)
+    flag = partial(parser.add_argument, action=argparse.BooleanOptionalAction, default=True)
+    flag("--compilers", help="the twin through torch.compile and onnxruntime too")
+    flag("--layers", help="each binary convolution alone too")
+    flag("--memory", help="measure peak memory")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a network's file: its peak memory, in a process of its own
     return parser.parse_args()
 
@@ -76,41 +68,23 @@ def forward(model: Callable[[Tensor], Tensor], images: Tensor, half: bool = Fals
 def timed(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     """The median seconds of each way, taken in turn so that a slow moment of the machine strikes all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARM_UP + rounds):
+    for _ in range(WARM_UP + rounds):
         for name, step in steps.items():
             time.sleep(PAUSE)
             calls, elapsed, start = 0, 0.0, time.perf_counter()
             while elapsed < SECONDS:
                 step()
                 calls, elapsed = calls + 1, time.perf_counter() - start
-            if number >= WARM_UP:
-                seconds[name].append(elapsed / calls)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append(elapsed / calls)
+    return {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
 
 
 def networks(case: Case) -> dict[str, nn.Module]:
     """What is compared, before layouts and compilers; the same at every call."""
     torch.manual_seed(0)
-    network = randomized(create_model(case.model, case.family, CLASSES[case.family], 20.0, stage=2))
-    return {"packed": pack(network), "training network": network, "twin": randomized(twin_network(case))}
-
-
-def through_onnxruntime(twin: nn.Module, images: Tensor, folder: Path) -> Step:
-    """The twin as onnxruntime runs it, with as many threads as torch has now. folder: where its file is kept."""
-    import onnxruntime
-
-    path = folder / f"{len(images)}.onnx"
-    if not path.exists():
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(twin, (images,), path, dynamo=True, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    return lambda: session.run(None, feed)
+    network = variants.randomized(create_model(case.model, case.family, CLASSES[case.family], 20.0, stage=2))
+    twin = variants.randomized(variants.twin_network(case))
+    return {"packed": pack(network), "training network": network, "twin": twin}
 
 
 def ways(made: dict[str, nn.Module], images: Tensor, compilers: bool, folder: Path) -> dict[str, Step]:
@@ -125,25 +99,19 @@ def ways(made: dict[str, nn.Module], images: Tensor, compilers: bool, folder: Pa
         compiled = torch.compile(last, dynamic=False)
         steps["twin, compiled"] = forward(compiled, images_last)
         steps["twin, compiled, bf16"] = forward(compiled, images_last, half=True)
-        if not lacking():
-            steps["twin, onnxruntime"] = through_onnxruntime(twin, images, folder)
+        if not variants.lacking():
+            steps["twin, onnxruntime"] = variants.through_onnxruntime(twin, images, folder)
     return steps
-
-
-def lacking() -> list[str]:
-    """What onnxruntime's way needs and is not installed."""
-    return [name for name in ONNX if importlib.util.find_spec(name) is None]
 
 
 @torch.inference_mode()
 def agreement(made: dict[str, nn.Module], images: Tensor) -> str:
-    """A line that says that packing changed no prediction. Raises UsageError if it did."""
+    """A line that says that packing changed no prediction. Raises UsageError if it changed one."""
     ours, theirs = made["packed"](images), made["training network"](images)
-    changed = int((ours.argmax(1) != theirs.argmax(1)).sum())
-    if changed:
+    if changed := int((ours.argmax(1) != theirs.argmax(1)).sum()):
         raise UsageError(f"the packed network predicts another class for {changed} of {len(images)} images")
-    worst = float((ours - theirs).abs().max())
-    return f"Packed and training network predict the same for all {len(images)} images; logits differ by {worst:.1g}."
+    worst = f"their logits differ by {float((ours - theirs).abs().max()):.1g} at most"
+    return f"Packed and training network predict the same, of {len(images)} images; {worst}."
 
 
 def figure(value: float) -> str:
@@ -156,17 +124,11 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def heading(*cells: str) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [row(*cells), "|" + " --- |" * len(cells)]
-
-
 def table(batch: int, seconds: dict[str, float]) -> str:
     """A line for every way, as Markdown."""
-    lines = heading("", "ms", "images/s", "times the twin")
-    for name, value in seconds.items():
-        lines.append(row(name, figure(1000 * value), figure(batch / value), f"{seconds['twin'] / value:.2f}"))
-    return "\n".join(lines)
+    lines = [row("", "ms", "images/s", "times the twin"), row(*["---"] * 4)]
+    rates = ((name, figure(1000 * s), figure(batch / s), f"{seconds['twin'] / s:.2f}") for name, s in seconds.items())
+    return "\n".join([*lines, *(row(*cells) for cells in rates)])
 
 
 def shape(layer: BinaryConv2d, x: Tensor) -> str:
@@ -177,19 +139,17 @@ def shape(layer: BinaryConv2d, x: Tensor) -> str:
 
 
 def layer_table(network: nn.Module, images: Tensor, rounds: int) -> str:
-    """A line for every shape of binary convolution: packed, signs included, and the twin's, channels-last.
-
-    The last line is all of them, as often as each is in the network. T/s: 10^12 multiplications and additions a second.
-    """
+    """A line for every shape of binary convolution, packed and as the twin's, channels-last; the last: all layers."""
     names = ("packed", "float32", "bf16")
-    lines = heading("binary convolution", "layers", *(f"{n}, ms" for n in names), *(f"{n}, T/s" for n in names))
+    cells = ("binary convolution", "layers", *(f"{n}, ms" for n in names), *(f"{n}, T/s" for n in names))
+    lines = [row(*cells), row(*["---"] * len(cells))]
     all_layers, all_work, all_seconds = 0, 0.0, dict.fromkeys(names, 0.0)
 
     def add(label: str, count: int, work: float, seconds: dict[str, float]) -> None:
         times = [figure(1000 * seconds[name]) for name in names]
         lines.append(row(label, count, *times, *(figure(work / seconds[name]) for name in names)))
 
-    for layer, activations, count in distinct_layers(network, images):
+    for layer, activations, count in variants.distinct_layers(network, images):
         x, w = (t.detach().contiguous(memory_format=LAST) for t in (activations, layer.weight))
         packed, half = PackedConv2d.of(layer), x.bfloat16()
         options = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
@@ -201,18 +161,17 @@ def layer_table(network: nn.Module, images: Tensor, rounds: int) -> str:
         all_layers, all_work = all_layers + count, all_work + count * work
         all_seconds = {name: all_seconds[name] + count * seconds[name] for name in names}
     add("all", all_layers, all_work, all_seconds)
+    lines.append("\nT/s: 10^12 multiply-adds a second. Packed starts from real activations: it packs their signs too.")
     return "\n".join(lines)
 
 
 def sizes(made: dict[str, nn.Module]) -> str:
     """A line: MiB of the packed network and of the float32 one."""
-    buffers = sum(t.nbytes for t in made["packed"].buffers()) / 2**20
-    ours = buffers + sum(t.nbytes for t in made["packed"].parameters()) / 2**20
-    theirs = sum(t.nbytes for t in made["training network"].state_dict().values()) / 2**20
-    detail = f"{figure(buffers)} in packed layers and batch norms, the rest in those that stay real"
-    return (
-        f"Size: packed {figure(ours)} MiB ({detail}), float32 {figure(theirs)} MiB, {theirs / ours:.1f} times as much."
-    )
+    packed, theirs = made["packed"], made["training network"]
+    groups = (packed.buffers(), packed.parameters(), theirs.state_dict().values())
+    buffers, real, whole = (sum(tensor.nbytes for tensor in group) / 2**20 for group in groups)
+    ours = f"{figure(buffers)} MiB packed and {figure(real)} MiB that stay real"
+    return f"Size: {ours}; in float32 {figure(whole)} MiB, {whole / (buffers + real):.1f} times as much."
 
 
 def peak_memory_alone(network: nn.Module) -> float:
@@ -221,18 +180,16 @@ def peak_memory_alone(network: nn.Module) -> float:
         torch.save(network, f"{folder}/network.pt")
         command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{folder}/network.pt"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(done.stdout.splitlines()[-1])
 
 
 def plot(path: Path, title: str, results: dict[int, dict[str, float]]) -> None:
-    """A panel for each batch, with the images per second of every way. Raises UsageError for a kind that is unknown."""
-    import matplotlib
+    """A panel for each batch, with the images per second of every way."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a file, also where there is no screen
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # a file, also where there is no screen
-    from matplotlib import pyplot as plt
-
-    size = (6.5 * len(results), 1.5 + 0.4 * max(len(seconds) for seconds in results.values()))
-    figure_, axes = plt.subplots(1, len(results), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    picture = Figure((6.5 * len(results), 1.5 + 0.4 * len(results[max(results)])), layout="constrained")
+    axes = picture.subplots(1, len(results), sharey=True, squeeze=False)
     for axis, (batch, seconds) in zip(axes[0], results.items(), strict=True):
         rates = [batch / value for value in seconds.values()]
         colors = ["tab:red", "tab:gray"] + ["tab:blue"] * (len(rates) - 2)
@@ -240,15 +197,8 @@ def plot(path: Path, title: str, results: dict[int, dict[str, float]]) -> None:
         axis.bar_label(bars, [f"{figure(r)} ({figure(1000 * batch / r)} ms)" for r in rates], padding=3)
         axis.set(title=f"batch {batch}", xlabel="images/s", xlim=(0, 1.35 * max(rates)))
     axes[0, 0].invert_yaxis()
-    figure_.suptitle(title)
-    figure_.savefig(path, dpi=120)
-    plt.close(figure_)
-
-
-def check_plot(path: Path) -> None:
-    """Raise UsageError, before anything is measured, for a picture that cannot be written."""
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: it is no .png, or its folder is not there")
+    picture.suptitle(title)
+    FigureCanvasAgg(picture).print_figure(path, dpi=120)
 
 
 def tables(args: argparse.Namespace, case: Case, made: dict[str, nn.Module]) -> dict[int, dict[str, float]]:
@@ -274,19 +224,20 @@ def main() -> None:
     if args.only:
         torch.set_num_threads(max(args.threads))
         load = partial(torch.load, args.only, weights_only=False)
-        print(json.dumps(peak_memory(lambda: forward(load(), case.images()), case)))
+        print(peak_memory(lambda: forward(load(), case.images()), case))
         return
-    if args.plot:
-        check_plot(args.plot)
+    if args.plot and (args.plot.suffix.lower() != ".png" or not args.plot.parent.is_dir()):
+        raise UsageError(f"cannot write {args.plot}: it is no .png, or its folder is not there")
     made, size = networks(case), case.images().shape[-1]
+    agreement(made, case.images()[:1])  # an image size that cannot be is said before anything else
     title = f"{case.model} ({case.family}), {size}x{size} images"
     print(f"{title}; median of {args.rounds} rounds\n{machine()}, popcount: {kernels.chosen()}")
-    if args.compilers and lacking():
-        print(f"twin, onnxruntime is left out: {', '.join(lacking())} not installed")
+    if args.compilers and variants.lacking():
+        print(f"twin, onnxruntime is left out: {', '.join(variants.lacking())} not installed")
     results = tables(args, case, made)
     for batch in results if args.layers else ():
-        print(f"\n## Layers, batch {batch}, threads: {max(args.threads)}\n")
-        print(layer_table(made["training network"], replace(case, batch=batch).images(), args.rounds), flush=True)
+        text = layer_table(made["training network"], replace(case, batch=batch).images(), args.rounds)
+        print(f"\n## Layers, batch {batch}, threads: {max(args.threads)}\n\n{text}", flush=True)
     print(f"\n## Memory, batch {case.batch}, threads: {max(args.threads)}\n\n{sizes(made)}")
     for name, network in made.items() if args.memory else ():
         print(f"Peak memory, {name}: {peak_memory_alone(network):,.0f} MiB", flush=True)

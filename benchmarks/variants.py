@@ -1,8 +1,12 @@
 """The ways of taking a training step that the benchmarks compare."""
 
+import contextlib
+import importlib.util
+import io
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ from biper.optim import build_optimizer
 TAU = {"cifar10": 0.0468, "imagenet": 0.0}  # ImageNet's regularizer is off
 SIZES = {"cifar10": 32, "imagenet": 224}
 CLASSES = {"cifar10": 10, "imagenet": 1000}
+ONNX = ("onnx", "onnxscript", "onnxruntime")  # what the twin's way through onnxruntime needs
 Step = Callable[[], None]
 
 
@@ -136,24 +141,20 @@ def bare_convolutions(case: Case) -> Step:
     return step
 
 
-@torch.no_grad()
 def randomized(network: Network) -> Network:
-    """The network itself, in evaluation, its batch norms and alphas random, the same in every run: as if trained.
+    """The network itself, in evaluation, with batch norms and alphas that are random, but the same in every run.
 
-    Fresh batch norms, which change nothing, are a case of their own.
+    Fresh batch norms, which change next to nothing, are a case of their own.
     """
     generator = torch.Generator().manual_seed(0)
-
-    def normal(tensor: Tensor, scale: float) -> None:
-        tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
-
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor, scale in ((module.running_mean, 0.5), (module.weight, 1.0), (module.bias, 0.3)):
-                normal(tensor, scale)
-            module.running_var.copy_(1 + 20 * torch.rand(module.num_features, generator=generator))
+            nn.init.normal_(module.running_mean, 0, 0.5, generator)
+            nn.init.uniform_(module.running_var, 1, 21, generator)
+            nn.init.normal_(module.weight, 0, 1, generator)
+            nn.init.normal_(module.bias, 0, 0.3, generator)
         elif isinstance(module, BinaryConv2d):
-            normal(module.alpha, 1.0)
+            nn.init.normal_(module.alpha, 0, 1, generator)
     return network.eval()
 
 
@@ -172,6 +173,29 @@ def distinct_layers(network: nn.Module, images: Tensor) -> Iterable[tuple[Binary
     for handle in handles:
         handle.remove()
     return found.values()
+
+
+def lacking() -> list[str]:
+    """Those of ONNX that are not installed."""
+    return [name for name in ONNX if importlib.util.find_spec(name) is None]
+
+
+def through_onnxruntime(twin: nn.Module, images: Tensor, folder: Path) -> Step:
+    """The twin as onnxruntime runs it, with as many threads as torch has now. folder: where its file is kept."""
+    import onnxruntime
+
+    path = folder / f"{len(images)}.onnx"
+    if not path.exists():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(twin, (images,), path, dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)
 
 
 def variants(case: Case, compilers: bool) -> dict[str, Callable[[], Step]]:

@@ -108,7 +108,9 @@ class _Unit(Function):
 def folded(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A batch norm of running statistics as x * gain + shift, (C,) each, with the bits that torch computes with."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    gain = 1 / torch.sqrt(variance + norm.eps)
+    # rounded as a scalar's root and quotient are: torch.sqrt of a float32 vector may be off in the last bit
+    root = (variance + norm.eps).double().sqrt().to(variance.dtype)
+    gain = (1 / root.double()).to(variance.dtype)
     shift = F.batch_norm(torch.zeros_like(mean)[None], mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
     return gain if norm.weight is None else gain * norm.weight, shift[0]
 

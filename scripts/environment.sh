@@ -20,12 +20,12 @@ find_base_python() {
 }
 
 # make_environment [EXTRA]: .venv with the project installed, extras included; skipped when that was done for this folder
-# and this pyproject.toml. Sets $python.
+# and these dependencies and C sources. Sets $python.
 make_environment() {
     local extra=${1:-} base
     python=$root/.venv/bin/python
     local done_for
-    done_for=$(echo "$root"; cat "$root/pyproject.toml")
+    done_for=$(echo "$root"; cat "$root/pyproject.toml" "$root/setup.py"; cksum "$root"/biper/native/packed*.[ch])
     if [ -x "$python" ] && [ "$(cat "$root/.venv/.installed${extra:+-$extra}" 2>/dev/null)" = "$done_for" ]; then
         echo "using the environment in $root/.venv"
         return

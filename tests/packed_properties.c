@@ -7,23 +7,15 @@
 #include <stdio.h>
 
 #define WORK 300000 /* products of a case, at most */
-
 /* Numbers of the tensors; the first ones are the values too. */
-enum { IN, SIGNS, ADDED, RESULT, RESULT_BITS, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, MASKS, TERMS, KINDS, TENSORS };
-
-typedef union {
-    Head head;
-    Conv conv;
-    Tail tail;
-    Average average;
-    int64_t numbers[WIDTH];
-} Instruction;
+enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, MASKS, TERMS, KINDS, TENSORS };
 
 typedef struct {
-    Instruction own, signs; /* signs: what makes the activations' bits in scratch, if its code is not 0 */
-    int64_t images, threads, fused, channels, places, columns; /* the result's channels and pixels; before the pooling */
-    int64_t bytes[VALUES], offset, scratch;                    /* bytes of an image; offset: of the bits in scratch */
-    void *tensors[TENSORS], *expected[2];                      /* expected: floats, bits */
+    int64_t own[WIDTH], signs[WIDTH];        /* instructions; signs: makes the bits in scratch, if its code is not 0 */
+    int64_t images, threads, fused, columns; /* columns: before the pooling */
+    int64_t channels, places;                /* the result's; places: pixels of an image */
+    int64_t bytes[VALUES], offset, scratch;  /* bytes of an image; offset: of the bits in scratch */
+    void *tensors[TENSORS], *expected[2];    /* expected: floats, bits */
 } Case;
 
 static uint64_t noise;
@@ -31,15 +23,14 @@ static void *owned[32];
 static int owners;
 
 static int64_t between(int64_t low, int64_t high) {
-    noise ^= noise << 13;
-    noise ^= noise >> 7;
-    noise ^= noise << 17;
+    noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
     return low + (int64_t)((noise >> 8) % (uint64_t)(high - low + 1));
 }
 
 static int chance(int64_t of) { return between(1, of) == 1; }
 static int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 static int within(int64_t n, int64_t size) { return n >= 0 && n < size; }
+static int64_t fits(int64_t size, int64_t step, int64_t all) { return all < size ? 0 : (all - size) / step + 1; }
 
 static void *room(int64_t bytes) {
     uint8_t *result = owned[owners++] = malloc(bytes);
@@ -61,150 +52,199 @@ static int64_t some(int64_t limit) {
     return step > limit ? between(1, limit) : step * between(1, limit / step);
 }
 
-static int64_t output_size(int64_t kernel, int64_t stride, int64_t pad, int64_t size) {
-    return size + 2 * pad < kernel ? 0 : (size + 2 * pad - kernel) / stride + 1;
-}
-
-static void draw_conv(Case *k) {
+static void draw_conv(Case *k, Conv *c, Head *h) {
     static const int64_t kernels[] = {1, 2, 3, 5};
-    Conv *c = &k->own.conv;
-    Head *h = &c->head;
     do {
         c->groups = chance(2) ? 1 : between(2, 4), c->pool = chance(3);
         h->channels = c->groups * some(130 / c->groups), k->channels = c->groups * some(66 / c->groups);
         h->height = between(1, 9), c->kernel_h = kernels[between(0, 3)];
         h->width = between(1, 9), c->kernel_w = kernels[between(0, 3)];
-        c->stride_h = between(1, 3), c->pad_h = between(0, 2);
-        c->stride_w = between(1, 3), c->pad_w = between(0, 2);
-        c->conv_height = output_size(c->kernel_h, c->stride_h, c->pad_h, h->height);
-        k->columns = output_size(c->kernel_w, c->stride_w, c->pad_w, h->width);
+        c->stride_h = between(1, 3), c->stride_w = between(1, 3), c->pad_h = between(0, 2), c->pad_w = between(0, 2);
+        c->conv_height = fits(c->kernel_h, c->stride_h, h->height + 2 * c->pad_h);
+        k->columns = fits(c->kernel_w, c->stride_w, h->width + 2 * c->pad_w);
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
     c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, 64) / 64;
-    c->out_channels = k->channels;
-    h->code = CONV, h->in = SIGNS;
+    c->bits = WEIGHTS, c->alpha = ALPHA, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
+    h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
 }
 
-static void draw_other(Case *k) {
-    Head *h = &k->own.head;
-    Tail *t = &k->own.tail;
-    int64_t window = between(1, 3), cut = between(0, window - 1); /* whether windows are cut off at the end */
-    k->channels = h->channels = some(130);
-    h->height = between(window, 9), h->width = between(window, 9), h->in = IN, h->code = TAIL;
-    if (chance(3)) {
-        int64_t front = between(0, 40), back = between(0, 40);
-        k->channels += front + back, h->code = AVERAGE;
-        k->own.average = (Average){*h, window, front, k->channels};
+static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
+    int64_t window = between(1, 3), cut = between(0, window - 1); /* cut: whether the windows at the end are cut off */
+    *h = (Head){.code = chance(3) ? AVERAGE : TAIL, .in = IN, .channels = some(130)};
+    h->height = between(window, 9), h->width = between(window, 9);
+    if (h->code == AVERAGE) {
+        a->window = window, a->front = between(0, 40), a->out_channels = a->front + h->channels + between(0, 40);
         h->out_height = (h->height + cut) / window, h->out_width = (h->width + cut) / window;
     } else {
         t->kernel = window, t->stride = between(1, window), t->pad = between(0, window / 2);
-        h->out_height = output_size(window, t->stride, t->pad, h->height);
-        h->out_width = output_size(window, t->stride, t->pad, h->width);
+        h->out_height = fits(window, t->stride, h->height + 2 * t->pad);
+        h->out_width = fits(window, t->stride, h->width + 2 * t->pad);
     }
-    k->places = h->out_height * h->out_width;
+    k->channels = h->code == AVERAGE ? a->out_channels : h->channels, k->places = h->out_height * h->out_width;
 }
 
-/* Which taps of the window at a place of an axis lie in the image. */
-static uint64_t taps(int64_t place, int64_t kernel, int64_t stride, int64_t pad, int64_t size) {
-    uint64_t result = 0;
-    for (int64_t i = 0; i < kernel; i++) result |= (uint64_t)within(place * stride - pad + i, size) << i;
-    return result;
-}
-
-static void tables(Case *k) {
-    Conv *c = &k->own.conv;
-    int64_t channels = c->head.channels / c->groups, count = c->conv_height * k->columns;
-    uint64_t *masks = k->tensors[MASKS] = room(count * c->words * 8), rows[99], columns[99];
-    int32_t *terms = k->tensors[TERMS] = room(count * 4);
-    int32_t *kinds = k->tensors[KINDS] = room((c->conv_height + k->columns) * 4), *right = kinds + c->conv_height;
-    memset(masks, 0, count * c->words * 8);
-    c->inside = -1;
-    for (int64_t place = 0; place < count; place++) { /* each has a mask, but places that are alike share the first's */
-        int64_t y = place / k->columns, x = place % k->columns, full = 0;
-        rows[y] = taps(y, c->kernel_h, c->stride_h, c->pad_h, c->head.height);
-        columns[x] = taps(x, c->kernel_w, c->stride_w, c->pad_w, c->head.width);
-        for (kinds[y] = 0; rows[kinds[y] / k->columns] != rows[y];) kinds[y] += k->columns;
-        for (right[x] = 0; columns[right[x]] != columns[x];) right[x]++;
-        for (int64_t i = 0; i < c->kernel_h * c->kernel_w * channels; i++) {
-            int64_t tap = i / channels, bit = place * c->words * 64 + tap * up(channels, 8) + i % channels;
-            if (rows[y] >> tap / c->kernel_w & columns[x] >> tap % c->kernel_w & 1) masks[bit / 64] |= 1ull << bit % 64;
-        }
-        terms[place] = channels * __builtin_popcountll(rows[y]) * __builtin_popcountll(columns[x]);
-        for (int64_t i = 0; i < c->words; i++) full += masks[place * c->words + i] == ~0ull;
-        if (full == c->words && c->inside < 0) c->inside = place;
+/* A kind for each set of a window's rows, and of its columns, that lie in the image. */
+static void draw_tables(Case *k, Conv *c, const Head *h) {
+    int64_t channels = h->channels / c->groups, size = c->kernel_h * c->kernel_w * channels;
+    int64_t count = 1 << (c->kernel_h + c->kernel_w), places = c->conv_height + k->columns;
+    uint64_t *masks = k->tensors[MASKS] = memset(room(count * c->words * 8), 0, count * c->words * 8);
+    int32_t *terms = k->tensors[TERMS] = memset(room(count * 4), 0, count * 4);
+    int32_t *kinds = k->tensors[KINDS] = memset(room(places * 4), 0, places * 4), *right = kinds + c->conv_height;
+    for (int64_t i = 0; i < count * size; i++) {
+        int64_t kind = i / size, tap = i % size / channels, n = i % channels;
+        int64_t bit = kind * c->words * 64 + tap * up(channels, 8) + n;
+        int in = kind >> c->kernel_w >> tap / c->kernel_w & kind >> tap % c->kernel_w & 1;
+        terms[kind] += in, masks[bit / 64] |= (uint64_t)in << bit % 64;
     }
+    for (int64_t y = 0; y < c->conv_height; y++)
+        for (int64_t tap = 0; tap < c->kernel_h; tap++)
+            kinds[y] |= within(y * c->stride_h - c->pad_h + tap, h->height) << (c->kernel_w + tap);
+    for (int64_t x = 0; x < k->columns; x++)
+        for (int64_t tap = 0; tap < c->kernel_w; tap++)
+            right[x] |= within(x * c->stride_w - c->pad_w + tap, h->width) << tap;
+    c->inside = size == c->words * 64 ? count - 1 : -1;
 }
 
-/* The activations' bits with the slack of Program.conv, or their place in scratch, at one end of it. */
-static void place_signs(Case *k) {
-    const Head *h = &k->own.head;
-    int64_t bytes = up(h->channels, 8) / 8, size = h->height * h->width * bytes, slack = k->own.conv.pad_w * bytes + 32;
+/* The activations' bits with the slack of Program.conv around them, or their place in scratch, at one end of it. */
+static void draw_signs(Case *k, const Conv *c, const Head *h) {
+    int64_t bytes = up(h->channels, 8) / 8, size = h->height * h->width * bytes, slack = c->pad_w * bytes + 32;
     const float *in = k->tensors[IN];
     k->bytes[SIGNS] = size;
     if (chance(2)) {
-        k->scratch = up(size + 2 * slack, 64);
-        k->offset = chance(2) ? slack : k->scratch - slack - size;
-        k->signs.tail = (Tail){{TAIL, IN, -1, SIGNS, -1, 0, -1, -1, h->height, h->width, h->channels, h->height, h->width},
-                               1, 1, 0};
+        k->scratch = up(size + 2 * slack, 64), k->offset = chance(2) ? slack : k->scratch - slack - size;
+        int64_t y = h->height, x = h->width;
+        *(Tail *)k->signs = (Tail){{TAIL, IN, -1, SIGNS, -1, 0, -1, -1, y, x, h->channels, y, x}, 1, 1, 0};
         return;
     }
-    uint8_t *signs = room(k->images * size + 2 * slack); /* noise stays behind a pixel's last channel too */
-    k->tensors[SIGNS] = signs += slack;
-    for (int64_t i = 0; i < k->images * h->height * h->width * h->channels; i++) {
+    uint8_t *signs = k->tensors[SIGNS] = (uint8_t *)room(k->images * size + 2 * slack) + slack;
+    for (int64_t i = 0; i < k->images * h->height * h->width * h->channels; i++) { /* noise stays behind the channels */
         uint8_t *byte = signs + i / h->channels * bytes + i % h->channels / 8, bit = 1 << i % h->channels % 8;
         *byte = in[i] >= 0 ? *byte | bit : *byte & ~bit;
     }
 }
 
-static void draw_case(Case *k) {
-    Conv *c = &k->own.conv;
-    Head *h = &k->own.head;
+static void draw(Case *k) {
+    Conv *c = (Conv *)k->own;
+    Head *h = &c->head;
     *k = (Case){.images = between(1, 5), .threads = between(1, 4), .fused = chance(2), .scratch = 64};
-    (chance(3) ? draw_other : draw_conv)(k);
-    int free = h->code != AVERAGE, bits = h->code != CONV || c->groups == 1 || k->channels / c->groups % 8 == 0;
-    h->clamp = free && !chance(4);
-    h->out_bits = free && bits && chance(2) ? RESULT_BITS : -1;
-    h->out = h->out_bits < 0 || chance(2) ? RESULT : -1;
-    h->skip = free && (h->code == CONV || k->own.tail.kernel == 1) && chance(2) ? ADDED : -1;
-    h->gain = free && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
-    int64_t pixels = k->images * h->height * h->width, results = k->images * k->places;
-    k->bytes[IN] = 4 * h->height * h->width * h->channels, k->tensors[IN] = numbers(pixels * h->channels, 1);
-    k->bytes[ADDED] = k->bytes[RESULT] = 4 * k->places * k->channels;
-    k->bytes[RESULT_BITS] = k->places * (up(k->channels, 8) / 8);
-    if (h->skip >= 0) k->tensors[ADDED] = numbers(results * k->channels, 1);
+    chance(3) ? draw_other(k, (Tail *)c, (Average *)c, h) : draw_conv(k, c, h);
+    int conv = h->code == CONV, more = conv || h->code == TAIL; /* bits end with a byte, so groups have to as well */
+    int bits = conv ? c->groups == 1 || k->channels / c->groups % 8 == 0 : more;
+    h->clamp = more && !chance(4);
+    h->out_bits = bits && chance(2) ? BITS_OUT : -1, h->out = h->out_bits < 0 || chance(2) ? REALS : -1;
+    h->skip = more && (conv || ((Tail *)c)->kernel == 1) && chance(2) ? ADDED : -1;
+    h->gain = more && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
+    int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels;
+    k->bytes[IN] = 4 * pixels, k->bytes[ADDED] = k->bytes[REALS] = 4 * results;
+    k->bytes[BITS_OUT] = k->places * (up(k->channels, 8) / 8);
+    k->tensors[IN] = numbers(k->images * pixels, 1);
+    if (h->skip >= 0) k->tensors[ADDED] = numbers(k->images * results, 1);
     if (h->gain >= 0) k->tensors[GAIN] = numbers(k->channels, 0), k->tensors[SHIFT] = numbers(k->channels, 0);
     for (int i = 0; i < 2; i++) {
-        k->expected[i] = room(k->images * k->bytes[RESULT + i]);
-        if ((i ? h->out_bits : h->out) >= 0) k->tensors[RESULT + i] = room(k->images * k->bytes[RESULT + i]);
+        k->expected[i] = room(k->images * k->bytes[REALS + i]);
+        if ((i ? h->out_bits : h->out) >= 0) k->tensors[REALS + i] = room(k->images * k->bytes[REALS + i]);
     }
-    if (h->code != CONV) return;
-    c->bits = WEIGHTS, c->alpha = ALPHA, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
-    k->tensors[WEIGHTS] = room(c->groups * up(c->out_channels / c->groups, LANES) * c->words * 8);
+    if (!conv) return;
+    k->tensors[WEIGHTS] = room(c->groups * up(k->channels / c->groups, LANES) * c->words * 8);
     k->tensors[ALPHA] = numbers(k->channels, 0);
-    tables(k);
-    place_signs(k);
+    draw_tables(k, c, h);
+    draw_signs(k, c, h);
 }
 
-/* From here on the reference: one sum of a convolution, weight by weight. */
-static float sum(const Case *k, const float *in, int64_t y, int64_t x, int64_t o) {
-    const Conv *c = &k->own.conv;
+/* What a convolution gives in one place, weight by weight. */
+static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64_t x, int64_t o) {
     int64_t channels = c->head.channels / c->groups, each = c->out_channels / c->groups, g = o / each, total = 0;
-    const uint64_t *w = (uint64_t *)k->tensors[WEIGHTS] + (g * up(each, LANES) + (o % each - o % each % LANES)) * c->words;
-    for (int64_t tap = 0; tap < c->kernel_h * c->kernel_w; tap++) {
-        int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w, column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
+    int64_t lane = o % each % LANES, block = g * up(each, LANES) + o % each - lane;
+    const uint64_t *w = (uint64_t *)k->tensors[WEIGHTS] + block * c->words + lane;
+    for (int64_t i = 0; i < c->kernel_h * c->kernel_w * channels; i++) {
+        int64_t tap = i / channels, n = i % channels, bit = tap * up(channels, 8) + n;
+        int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w;
+        int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
         if (!within(row, c->head.height) || !within(column, c->head.width)) continue;
-        const float *pixel = in + (row * c->head.width + column) * c->head.channels + g * channels;
-        for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
-            total += (pixel[n] >= 0) == (w[bit / 64 * LANES + o % each % LANES] >> bit % 64 & 1) ? 1 : -1;
+        uint64_t one = in[(row * c->head.width + column) * c->head.channels + g * channels + n] >= 0;
+        total += (w[bit / 64 * LANES] >> bit % 64 & 1) == one ? 1 : -1;
     }
     return total * ((float *)k->tensors[ALPHA])[o];
 }
 
 static float normed(const Case *k, float x, int64_t channel) {
     const float *gain = k->tensors[GAIN], *shift = k->tensors[SHIFT];
-    if (!gain) return x;
-    return k->fused ? fmaf(x, gain[channel], shift[channel]) : x * gain[channel] + shift[channel];
+    return !gain ? x : k->fused ? fmaf(x, gain[channel], shift[channel]) : x * gain[channel] + shift[channel];
 }
 
-static float clamped(const Case *k, float x) { return !k->own.head.clamp ? x : x > 1 ? 1 : x < -1 ? -1 : x; }
+static float clamped(const Case *k, float x) { return !((Head *)k->own)->clamp ? x : x > 1 ? 1 : x < -1 ? -1 : x; }
+
+/* A mean, or the maximum of what follows; of a window of one place what lies there. */
+static float window(const Case *k, const Tail *t, const float *in, int64_t y, int64_t x, int64_t channel) {
+    int mean = t->head.code == AVERAGE;
+    int64_t stride = mean ? t->kernel : t->stride, pad = mean ? 0 : t->pad, count = 0;
+    float result = 0;
+    for (int64_t i = 0; i < t->kernel * t->kernel; i++) {
+        int64_t row = y * stride - pad + i / t->kernel, column = x * stride - pad + i % t->kernel;
+        if (!within(row, t->head.height) || !within(column, t->head.width)) continue;
+        float v = in[(row * t->head.width + column) * t->head.channels + channel];
+        if (!mean && t->kernel > 1) v = clamped(k, normed(k, v, channel));
+        result = mean ? result + v : !count || v > result || v != v ? v : result;
+        count++;
+    }
+    return mean ? result / count : result;
+}
+
+static void expect(Case *k, const Conv *c, const Head *h) {
+    uint8_t *bits = memset(k->expected[1], 0, k->images * k->bytes[BITS_OUT]);
+    for (int64_t i = 0; i < k->images * k->places * k->channels; i++) {
+        int64_t o = i % k->channels, place = i / k->channels, y = place % k->places / h->out_width;
+        int64_t x = place % k->places % h->out_width;
+        const float *in = (float *)k->tensors[IN] + place / k->places * (k->bytes[IN] / 4), *skip = k->tensors[ADDED];
+        int64_t channel = h->code == AVERAGE ? o - ((Average *)h)->front : o;
+        float v = h->code == CONV ? sum(k, c, in, y << c->pool, x << c->pool, o) : 0;
+        for (int p = 1; h->code == CONV && c->pool && p < 4; p++)
+            v = fmaxf(v, sum(k, c, in, 2 * y + p / 2, 2 * x + p % 2, o));
+        if (h->code != CONV && within(channel, h->channels)) v = window(k, (Tail *)h, in, y, x, channel);
+        if (h->code != TAIL || ((Tail *)h)->kernel == 1) v = normed(k, v, o);
+        v = clamped(k, skip ? v + skip[i] : v);
+        ((float *)k->expected[0])[i] = v;
+        bits[place * (up(k->channels, 8) / 8) + o / 8] |= (v >= 0) << o % 8;
+    }
+}
+
+/* Whether a path gives what is expected. */
+static int right(const Case *k, const Conv *c, int path) {
+    int64_t scratch = k->signs[0] != 0, size = 4 + 2 * VALUES + (1 + scratch) * WIDTH, *program = room(8 * size);
+    memcpy(program, (int64_t[]){1 + scratch, VALUES, k->scratch, up(c->words + 4, 8)}, 32);
+    for (int64_t i = 0; i < VALUES; i++) program[4 + 2 * i] = i, program[5 + 2 * i] = k->bytes[i];
+    if (scratch) program[4 + 2 * SIGNS] = -1, program[5 + 2 * SIGNS] = k->offset;
+    memcpy(program + 4 + 2 * VALUES, k->signs, 8 * WIDTH);
+    memcpy(program + size - WIDTH, k->own, 8 * WIDTH);
+    const float *out = k->tensors[REALS], *want = k->expected[0];
+    int64_t count = out ? k->images * k->places * k->channels : 0, bytes = k->images * k->bytes[BITS_OUT];
+    for (int i = REALS; i <= BITS_OUT; i++)
+        if (k->tensors[i]) memset(k->tensors[i], 0x5a, k->images * k->bytes[i]);
+    if (biper_run(program, k->tensors, k->images, k->threads, path, k->fused)) return 0;
+    for (int64_t i = 0; i < count; i++)
+        if (memcmp(out + i, want + i, 4) && (out[i] == out[i] || want[i] == want[i])) return 0;
+    return !k->tensors[BITS_OUT] || !memcmp(k->tensors[BITS_OUT], k->expected[1], bytes);
+}
+
+int main(int argc, char **argv) {
+    static const char *names[] = {"plain", "avx2", "avx512", "neon"};
+    int64_t cases = argc > 1 ? atoll(argv[1]) : 100, seed = argc > 2 ? atoll(argv[2]) : 1, wrong = 0;
+    for (int64_t n = 0; n < cases && !wrong; n++) {
+        Case k;
+        noise = (uint64_t)(seed + n + 1) * 0x9e3779b97f4a7c15; /* neighbours' first draws do not look alike */
+        draw(&k);
+        expect(&k, (Conv *)k.own, (Head *)k.own);
+        for (int path = PLAIN; path <= NEON && !wrong; path++) {
+            if (!biper_supports(path) || right(&k, (Conv *)k.own, path)) continue;
+            wrong = printf("path %s, seed %ld: images, threads, fused %ld %ld %ld, instruction", names[path],
+                           (long)(seed + n), (long)k.images, (long)k.threads, (long)k.fused);
+            for (int i = 0; i < WIDTH; i++) printf(" %ld%s", (long)k.own[i], i < WIDTH - 1 ? "" : "\n");
+        }
+        while (owners) free(owned[--owners]);
+    }
+    for (int path = PLAIN; path <= NEON && !wrong; path++)
+        if (biper_supports(path)) printf("path %s: %ld cases\n", names[path], (long)cases);
+    return wrong != 0;
+}

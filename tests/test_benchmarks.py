@@ -5,10 +5,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import epoch, gradients, scaling, train_step
+from benchmarks import epoch, gradients, inference, scaling, train_step
 from benchmarks.published import published_model
 from benchmarks.variants import Case, bare_convolutions, eager, ours
 from biper import acceleration, train
+from biper.errors import UsageError
 from biper.models import create_model
 
 CPU = torch.device("cpu")
@@ -83,3 +84,42 @@ def test_scaling(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "| 4 | 1 |" in out
     assert "| 4 | 2 |" in out
+
+
+@pytest.fixture
+def threads():
+    """torch's number of threads, which the benchmark of inference sets, is given back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_inference(monkeypatch, capsys, tmp_path):
+    flags = "--batches 1 2 --threads 1 --rounds 1 --image_size 16 --no-compilers --no-memory"
+    picture = tmp_path / "ways.png"
+    argv = ["inference", "-a", "resnet20_1w1a", *flags.split(), "--plot", str(picture)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(inference, "SECONDS", 0.001)
+    inference.main()
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("packed", "training network", "twin", "twin, channels-last", "twin, bf16"):
+        assert sum(line.startswith(f"| {name} |") for line in lines) == 2
+    assert sum(line.startswith("Packed and training network predict the same") for line in lines) == 2
+    assert sum(line.startswith("| 16 -> 16, 3x3, stride 1, on 16x16 | 6 |") for line in lines) == 2
+    assert sum(line.startswith("| all | 18 |") for line in lines) == 2
+    assert any(line.startswith("Size: ") for line in lines)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inference_says_what_it_cannot_do(monkeypatch):
+    for flags in (["-a", "resnet20_32w32a"], ["-a", "vgg_small_1w1a", "--image_size", "16"], ["--plot", "a.pnm"]):
+        monkeypatch.setattr(sys, "argv", ["inference", *flags])
+        with pytest.raises(UsageError):
+            inference.main()
+    case = Case("resnet20_1w1a", "cifar10", 2, 16, CPU)
+    made = inference.networks(case)
+    other = made | {"packed": made["twin"]}
+    assert "of 16 images" in inference.agreement(made, case.images())
+    with pytest.raises(UsageError, match="predicts another class"):
+        inference.agreement(other, case.images())

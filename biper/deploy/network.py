@@ -29,7 +29,8 @@ class PackedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network = network
+        self.eval()
         metadata = getattr(network, "metadata", None)
         self.metadata: Metadata | None = metadata
         self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]

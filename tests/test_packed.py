@@ -1,0 +1,196 @@
+"""Whole packed networks: equal to the training ones on every way to count bits, and modules like any other."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import biper
+from biper.deploy import PackedConv2d, kernels, pack
+from biper.deploy.graph import Segmented
+from biper.deploy.lowering import Segment
+from biper.errors import UsageError
+
+WAYS = kernels.available()
+NAMES = [(family, n) for family in ("cifar10", "imagenet") for n in biper.list_models(family) if n.endswith("_1w1a")]
+
+
+def network(name="resnet20_1w1a", family="cifar10", seed=0):
+    """A network of stage 2 as training leaves it: no parameter or statistic is a round number."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = biper.create_model(name, family, 10, 20.0, 2)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.5, generator=generator)
+                module.running_var.uniform_(1, 20, generator=generator)
+                module.weight.normal_(generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+            elif isinstance(module, biper.BinaryConv2d):
+                module.alpha.normal_(generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("family", "name"), NAMES)
+@torch.no_grad()
+def test_logits_and_predictions_equal_the_training_networks(family, name, way, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    model = network(name, family)
+    packed = pack(model)
+    for size, batch, threads in ((32, 1, 2), (32, 3, 1), (32, 5, 3)):
+        torch.set_num_threads(threads)
+        x = torch.randn(batch, 3, size, size)
+        found, expected = packed(x), model(x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
+@pytest.mark.parametrize(
+    ("family", "name", "segments"), [("cifar10", "resnet18_1w1a", 1), ("imagenet", "resnet18_1w1a", 4)]
+)
+@torch.no_grad()
+def test_everything_between_real_layers_is_one_segment(family, name, segments):
+    packed = pack(network(name, family))
+    cut = Segmented(packed.network, torch.zeros(2, 3, 64, 64))
+    assert sum(isinstance(m, Segment) for m in cut.owner.modules()) == segments
+
+
+@torch.no_grad()
+def test_odd_sizes_and_many_images():
+    model = network("resnet18A_1w1a")
+    packed = pack(model)
+    for shape in ((2, 3, 23, 17), (70, 3, 9, 9)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(packed(x), model(x), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_large_batches_go_in_parts(monkeypatch):
+    monkeypatch.setattr("biper.deploy.network.CHUNK", 1)
+    model, x = network(), torch.randn(33, 3, 16, 16)
+    torch.testing.assert_close(pack(model)(x), model(x), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_it_is_exported_compiled_copied_and_pickled():
+    model, x = network(), torch.randn(3, 3, 16, 16)
+    packed = pack(model)
+    expected = packed(x)
+    exported = torch.export.export(packed, (x,)).module()
+    compiled = torch.compile(packed, backend="aot_eager")
+    for other in (exported, compiled, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_changes_of_a_packed_network_count():
+    packed, x = pack(network()), torch.randn(2, 3, 16, 16)
+    before = packed(x)
+    other = pack(network(seed=1))
+    packed.load_state_dict(other.state_dict())
+    assert torch.equal(packed(x), other(x))
+    assert not torch.equal(packed(x), before)
+    seen = []
+    packed.network.layer1[0].conv1.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(packed(x), other(x), rtol=0, atol=1e-4)
+    assert seen
+    assert packed.double()(x.double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_what_it_holds():
+    model = network()
+    packed = pack(model)
+    assert packed.metadata == model.metadata
+    assert not list(packed.network.layer1.parameters())
+    assert not packed.training
+    assert isinstance(packed.network.layer1[0].conv1, PackedConv2d)
+    assert isinstance(model.layer1[0].conv1, biper.BinaryConv2d)  # the given one is left alone
+
+
+class Own(nn.Module):
+    """A network of somebody's own: groups that end within a byte, pooling, a mean, channels that are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 18, 3, padding=1)
+        self.norm0, self.norm1, self.norm2 = nn.BatchNorm2d(18), nn.BatchNorm2d(30), nn.BatchNorm2d(30)
+        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, stage=2)
+        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, stage=2)
+        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, stage=2)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.hardtanh(self.norm0(self.stem(x))), 3, 2, 1)
+        x = F.hardtanh(self.norm1(self.conv1(x)))
+        y = F.max_pool2d(self.conv2(x), 2)
+        y = self.norm2(y) + F.avg_pool2d(x, 2)
+        y = torch.relu(y) - 0.5
+        return self.conv3(F.pad(y, (0, 0, 0, 0, 4, 6))).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_networks_of_ones_own(way, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    torch.manual_seed(0)
+    own, x = Own().eval(), torch.randn(4, 3, 24, 20)
+    packed = pack(own)
+    torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
+    assert packed.metadata is None
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_traced_runs_layer_by_layer(caplog):
+    class Choosing(Own):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    torch.manual_seed(0)
+    own, x = Choosing().eval(), torch.randn(4, 3, 24, 20)
+    torch.testing.assert_close(pack(own)(x), own(x), rtol=1e-5, atol=1e-4)
+    assert WAYS == (kernels.TORCH,) or "layer by layer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "message"),
+    [("resnet20_1w1a", 1, "stage 1 has real weights"), ("resnet20_32w32a", 1, "no binary layers")],
+)
+def test_what_cannot_be_packed(name, stage, message):
+    with pytest.raises(UsageError, match=message):
+        pack(biper.create_model(name, stage=stage))
+
+
+@torch.no_grad()
+def test_binary_weights_alone_can_be_packed():
+    model, x = network("resnet20_1w32a"), torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    torch.testing.assert_close(pack(model)(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_gradients_of_images_are_refused_and_not_wrong():
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        pack(network())(torch.randn(2, 3, 16, 16, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
+def test_without_the_compiled_instructions_torch_does_the_work(monkeypatch, caplog):
+    monkeypatch.setattr("biper.native.HERE", biper.native.HERE / "nowhere")
+    for cached in (biper.native.built, kernels.compiled, kernels.available):
+        cached.cache_clear()
+    try:
+        assert kernels.available() == (kernels.TORCH,)
+        model, x = network(), torch.randn(2, 3, 16, 16)
+        packed = pack(model)
+        with torch.no_grad():
+            torch.testing.assert_close(packed(x), model(x), rtol=0, atol=1e-4)
+            packed(x)
+        assert caplog.text.count("plain torch operations, which is slower") == 1
+    finally:
+        for cached in (biper.native.built, kernels.compiled, kernels.available):
+            cached.cache_clear()

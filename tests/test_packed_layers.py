@@ -1,0 +1,114 @@
+"""Packed convolutions against the training ones: integer sums bit for bit, on every way to count bits."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from biper import BinaryConv2d
+from biper.deploy import PackedConv2d, kernels
+from biper.deploy.bits import border, pack_bits, unpack_bits
+from biper.deploy.layers import FoldedNorm
+from biper.errors import UsageError
+
+WAYS = kernels.available()
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, request.param)
+    return request.param
+
+
+def random_layer(draw):
+    groups = draw.choice([1, 1, 1, 2, 3, 4])
+    channels = groups * draw.choice([1, 3, 8, 12, 16, 17, 32, 64, 65, 100])
+    out_channels = groups * draw.choice([1, 3, 8, 16, 20, 32, 40])
+    kernel, stride, padding = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3]), draw.choice([0, 1, 2])
+    layer = BinaryConv2d(channels, out_channels, kernel, stride, padding, groups, stage=2).eval()
+    x = torch.randn(draw.choice([1, 2, 3, 5]), channels, draw.randint(kernel, 9), draw.randint(kernel, 9))
+    return layer, x.where(x.abs() > 0.05, 0)  # zeros too: their sign is +1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_sums_equal_the_training_layers_bit_for_bit(way, threads):
+    torch.set_num_threads(threads)
+    draw = random.Random(threads)
+    torch.manual_seed(threads)
+    for _ in range(60):
+        layer, x = random_layer(draw)
+        layer.alpha.fill_(1)
+        sums = PackedConv2d.of(layer)(x)
+        assert torch.equal(sums, layer(x)), (layer, x.shape)
+        assert torch.equal(sums, sums.round())
+
+
+@torch.no_grad()
+def test_alpha_and_layouts(way):
+    layer, x = BinaryConv2d(40, 24, 3, padding=1, stage=2).eval(), torch.randn(2, 40, 7, 5)
+    layer.alpha.copy_(torch.randn(24, 1, 1))
+    packed = PackedConv2d.of(layer)
+    assert torch.equal(packed(x), layer(x))
+    assert torch.equal(packed(x.contiguous(memory_format=torch.channels_last)), layer(x))
+    assert torch.equal(packed(x.double()).float(), layer(x))
+    assert packed(x[:0]).shape == (0, 24, 7, 5)
+
+
+@torch.no_grad()
+def test_real_activations_meet_binary_weights(way):
+    layer = BinaryConv2d(12, 5, 3, padding=1, stage=2, binary_activations=False).eval()
+    x = torch.randn(2, 12, 6, 6)
+    assert torch.equal(PackedConv2d.of(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (7, 1), (16, 1), (64, 1), (65, 1), (16, 4), (33, 3)])
+def test_bits_give_the_weights_back(channels, groups):
+    weight = torch.randn(groups * 10, channels, 3, 3).sign()
+    bits = pack_bits(weight, groups)
+    assert torch.equal(unpack_bits(bits, groups * 10, channels, (3, 3), groups, torch.float32), weight)
+    assert bits.shape[1:] == (-(-9 * 8 * -(-channels // 8) // 64), 16)
+
+
+def test_border_counts_the_terms_inside_the_image():
+    masks, terms, kinds = border(20, (3, 3), (1, 1), (1, 1), (4, 5))
+    ones = torch.ones(1, 20, 4, 5)
+    counted = torch.nn.functional.conv2d(ones, torch.ones(1, 20, 3, 3), padding=1)[0, 0]
+    places = kinds[:4, None] + kinds[None, 4:]
+    assert torch.equal(terms[places].float(), counted)
+    ones = sum(bin(word & (1 << 64) - 1).count("1") for word in masks[places[0, 0]].tolist())
+    assert (len(masks), ones) == (9, terms[places[0, 0]])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(900), nn.BatchNorm2d(900, affine=False), nn.BatchNorm1d(900)])
+@torch.no_grad()
+def test_folded_norm_has_the_bits_of_the_batch_norm(norm):
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 30)
+    if norm.affine:
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = torch.randn(4, 900, 6, 6) if isinstance(norm, nn.BatchNorm2d) else torch.randn(40, 900)
+    assert torch.equal(FoldedNorm.of(norm.eval())(x), norm(x))
+
+
+def test_stage_1_cannot_be_packed():
+    with pytest.raises(UsageError, match="stage 1 has real weights"):
+        PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=1))
+
+
+def test_unknown_way_is_refused(monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, "abacus")
+    with pytest.raises(UsageError, match="BIPER_POPCOUNT=abacus cannot run here: choose from"):
+        PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=2))(torch.randn(1, 3, 5, 5))
+
+
+def test_layer_says_what_it_is():
+    assert "3, 4, kernel_size=(3, 3)" in repr(PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=2)))
+
+
+def test_operator_passes_torchs_own_checks():
+    layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, stage=2))
+    arguments = torch.randn(2, 8, 5, 5), layer.bits, layer.alpha, [3, 3], [1, 1], [1, 1], 1, True
+    torch.library.opcheck(torch.ops.biper.binary_conv2d.default, arguments)
