@@ -1,0 +1,220 @@
+"""export.py, predict.py, summary.py, and eval.sh on packed files, end to end."""
+
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import biper
+from biper.cli import export_main, main, predict_main, quantization_error_main, summary_main
+from biper.data.digits import read_digits
+from biper.deploy import kernels, load
+from biper.export import top1_of
+from biper.summary import costs, total
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    target = trained / "net.safetensors"
+    export_main([str(trained / "stage2/model_best.pth.tar"), "-o", str(target), "--onnx", str(trained / "net.onnx")])
+    return target
+
+
+def score(text):
+    return re.search(r"top-1 .*", text)[0]
+
+
+def test_export_says_what_it_did(trained, command):
+    target = trained / "again.safetensors"
+    code, out, err = command(trained / "stage2/model_best.pth.tar", "-o", target, entry=export_main)
+    assert code == 0, err
+    assert "on 256 test images the predictions of 256 are equal" in out + err
+    assert f"{target.stat().st_size:,} bytes" in out + err
+    assert "times smaller than the network in float32" in out + err
+
+
+def test_packed_file_knows_what_the_checkpoint_knew(trained, exported):
+    from biper.deploy.file import read
+
+    float_network = biper.load_checkpoint(trained / "stage2/model_best.pth.tar")
+    found = read(exported)
+    assert found.metadata == float_network.metadata
+    contents = torch.load(trained / "stage2/model_best.pth.tar", weights_only=True)
+    assert found.top1 == contents["history"][-1]["test_top1"] == contents["best_prec1"]
+
+
+@pytest.mark.parametrize("way", kernels.available())
+def test_evaluation_equals_the_checkpoints(trained, exported, command, monkeypatch, way):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    results = []
+    for path in (trained / "stage2/model_best.pth.tar", exported):
+        code, out, err = command("-e", path, family=None, stage=None)
+        assert code == 0, err
+        results.append(score(out + err))
+    assert results[0] == results[1]
+
+
+@torch.no_grad()
+def test_onnx_gives_the_same_predictions(trained, exported):
+    session = onnxruntime.InferenceSession(trained / "net.onnx")
+    network = load(exported)
+    for batch in (1, 4):
+        x = torch.randn(batch, 3, 8, 8)
+        (logits,) = session.run(None, {"images": x.numpy()})
+        assert np.array_equal(logits.argmax(1), network(x).argmax(1).numpy())
+    model = onnx.load(trained / "net.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    weights = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer]
+    assert sum(w.ndim == 4 and set(np.unique(w)) == {-1.0, 1.0} for w in weights) == 18
+
+
+def test_predictions_of_images(trained, exported, command, tmp_path):
+    images, files = read_digits(False, 8), []
+    for i in range(3):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(images.pixels[i].numpy()).save(files[-1])
+    m = biper.load_checkpoint(trained / "stage2/model_best.pth.tar")
+    x = ((images.pixels[:3] / 255 - 0.305) / 0.376).permute(0, 3, 1, 2)
+    expected = m(x).softmax(1).topk(5)
+    for network in (exported, trained / "stage2/model_best.pth.tar"):
+        code, out, err = command(network, *files, entry=predict_main)
+        assert code == 0, err
+        found = re.findall(r"^ +([\d.]+)%  (\d)$", out, re.MULTILINE)
+        assert [int(name) for _, name in found] == expected.indices.flatten().tolist()
+        percent = torch.tensor([float(p) for p, _ in found])
+        torch.testing.assert_close(percent, 100 * expected.values.flatten().detach(), rtol=0, atol=0.006)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "parameters"),
+    [
+        ("resnet20_1w1a", "cifar10", 270_522),
+        ("resnet18_1w1a", "cifar10", 11_005_002),
+        ("resnet18A_1w1a", "cifar10", 724_394),
+        ("resnet18B_1w1a", "cifar10", 2_756_138),
+        ("resnet18C_1w1a", "cifar10", 2_886_474),
+        ("vgg_small_1w1a", "cifar10", 4_661_770),
+        ("resnet18_1w1a", "imagenet", 11_694_376),
+        ("resnet34_1w1a", "imagenet", 21_806_248),
+        ("mobilenet_1w1a", "imagenet", 8_768_296),
+    ],
+)
+def test_summary_counts_the_published_parameters(name, family, parameters, command):
+    code, out, err = command(name, "--family", family, entry=summary_main)
+    assert code == 0, err
+    assert f"parameters: {parameters:,}, of which" in out
+
+
+def test_summary_of_imagenets_resnet18_agrees_with_the_literature():
+    """Bi-Real Net (ECCV 2018), table of memory and computation: 33.6 Mbit, 1.63e8 operations for its ResNet-18."""
+    whole = total(costs(biper.create_model("resnet18_1w1a", "imagenet", 1000), 224))
+    assert whole.packed * 8 / 1e6 == pytest.approx(33.6, abs=0.1)
+    assert whole.ops == pytest.approx(1.63e8, rel=0.01)
+
+
+def test_summary_by_hand():
+    layers = {layer.name: layer for layer in costs(biper.create_model("resnet20_1w1a"), 32)}
+    stem, first = layers["conv1"], layers["layer1.0.conv1"]
+    assert (stem.real, stem.flops, stem.bops, stem.float32) == (432, 432 * 32 * 32, 0, 4 * 432)
+    assert (first.binary, first.real, first.bops) == (16 * 16 * 9, 16, 16 * 16 * 9 * 32 * 32)
+    assert first.packed == 16 * 3 * 8 + 16 * 4  # 144 bits in three words, and alpha
+    assert layers["linear"].flops == 640
+    real = total(costs(biper.create_model("resnet20_1w32a"), 32))
+    assert real.bops == 0
+    assert total(costs(biper.create_model("resnet20_32w32a"), 32)).binary == 0
+
+
+def test_summary_of_files(trained, exported, command):
+    outs = [command(path, entry=summary_main)[1] for path in (exported, trained / "stage1/model_best.pth.tar")]
+    assert outs[0] == outs[1]
+    assert "images of 8x8" in outs[0]
+
+
+def test_bad_input_of_export(trained, exported, refused, tmp_path):
+    best = trained / "stage2/model_best.pth.tar"
+    before = best.read_bytes()
+    target = tmp_path / "net.safetensors"
+    cases = {
+        "stage 1 has real weights": [trained / "stage1/model_best.pth.tar", "-o", target],
+        "is packed already": [exported, "-o", target],
+        "no checkpoint at": [tmp_path / "none", "-o", target],
+        "no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
+        "it is a folder": [best, "-o", tmp_path],
+        "is a checkpoint": [best, "-o", best],
+        "required: -o": [best],
+    }
+    for message, argv in cases.items():
+        assert message in refused(*argv, entry=export_main)
+    assert best.read_bytes() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    assert "cannot read the image" in refused(exported, text, entry=predict_main)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(exported.read_bytes()[:-5])
+    assert "damaged" in refused("-e", damaged, family=None, stage=None)
+    assert "contradicts" in refused("-e", exported, "--freq", "3", family=None, stage=None)
+    assert "contradicts" in refused("-e", exported, "--dataset", "cifar10", family=None, stage=None)
+    assert "contradicts" in refused("-e", exported, family="imagenet", stage=2)
+    assert "packed network" in refused(exported, entry=quantization_error_main)
+    assert "no file and no model" in refused("resnet99", entry=summary_main)
+    assert "takes 32x32 images" in refused("vgg_small_1w1a", "--image_size", "64", entry=summary_main)
+    assert "too small" in refused("resnet20_1w1a", "--image_size", "2", entry=summary_main)
+    assert "which says it" in refused(exported, "--family", "imagenet", entry=summary_main)
+
+
+def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
+    from biper.deploy import pack, save
+
+    save(pack(biper.create_model("resnet20_1w1a", stage=2)), tmp_path / "net.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert "how its images are normalized" in refused(
+        tmp_path / "net.safetensors", tmp_path / "a.png", entry=predict_main
+    )
+    assert "does not say what data" in refused("-e", tmp_path / "net.safetensors", family=None, stage=None)
+
+
+def test_export_without_the_data_compares_on_random_images(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("biper.export.build_loaders", _no_data)
+    argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
+    code, out, err = command(*argv, entry=export_main)
+    assert code == 0, err
+    assert "on 16 random images the predictions of 16 are equal" in out + err
+
+
+def _no_data(*_, **__):
+    raise biper.errors.UsageError("no data")
+
+
+def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("biper.export.TOLERANCE", -1.0)
+    argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
+    code, _, err = command(*argv, entry=export_main)
+    assert code == 1
+    assert "differs from the checkpoint" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_of_published_files():
+    assert top1_of({"best_prec1": torch.tensor(87.5)}) == 87.5
+    assert top1_of({}) is None
+
+
+def test_scripts_run(shell, exported):
+    for script, argv in (("export.py", ["--help"]), ("predict.py", ["--help"]), ("summary.py", ["resnet20_1w1a"])):
+        result = shell("python", script, *argv)
+        assert result.returncode == 0, result.stderr
+    result = shell("bash", "eval.sh", exported)
+    assert "packed" in result.stdout + result.stderr
+
+
+def test_stage_2s_script_evaluates_packed_files(exported, capsys):
+    main("cifar10", 2, ["-e", str(exported)])
+    assert "top-1" in "".join(capsys.readouterr())

@@ -1,0 +1,150 @@
+"""The packed file: small, whole, and never trusted."""
+
+import json
+import random
+import struct
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
+
+import biper
+from biper.deploy import file, load, pack, save
+from biper.errors import UsageError
+
+
+def packed_network(name="resnet20_1w1a", family="cifar10", classes=10):
+    model = biper.create_model(name, family, classes, 20.0, 2).eval()
+    model.metadata = replace(
+        model.metadata, dataset="cifar10", class_names=("cat", "dog"), mean=(0.5,) * 3, image_size=32
+    )
+    return pack(model)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save(packed_network(), tmp_path / "net.safetensors", top1=87.5)
+    return tmp_path / "net.safetensors"
+
+
+def reworked(path, change, **facts):
+    """The file again, with other tensors and facts and a checksum that fits."""
+    contents = path.read_bytes()
+    (length,) = struct.unpack("<Q", contents[:8])
+    header = json.loads(contents[8 : 8 + length])["__metadata__"]
+    header |= {"sha256": file.UNSUMMED, "biper": json.dumps(json.loads(header["biper"]) | facts)}
+    tensors = read_tensors(contents)
+    change(tensors)
+    save_file(tensors, path, header)
+    contents = path.read_bytes()
+    digest = file.hashlib.sha256(contents).hexdigest().encode()
+    path.write_bytes(contents.replace(file.UNSUMMED.encode(), digest, 1))
+    return path
+
+
+@torch.no_grad()
+def test_round_trip(saved):
+    torch.manual_seed(0)
+    network, x = packed_network(), torch.randn(2, 3, 32, 32)
+    save(network, saved, top1=12.5)
+    found = file.read(saved)
+    assert torch.equal(found.network(x), network(x))
+    assert found.metadata == found.network.metadata == network.metadata
+    assert found.top1 == 12.5
+    assert torch.equal(load(str(saved))(x), network(x))
+    assert not found.network.training
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "classes", "most"),
+    [
+        ("resnet18_1w1a", "cifar10", 10, 1_600_000),
+        ("resnet20_1w1a", "cifar10", 10, 60_000),
+        ("vgg_small_1w1a", "cifar10", 10, 1_100_000),
+        ("resnet18_1w1a", "imagenet", 1000, 1.05 * (10_985_472 / 8 + 4 * 708_904)),  # its bits and real parameters
+    ],
+)
+def test_sizes(name, family, classes, most, tmp_path):
+    save(packed_network(name, family, classes), tmp_path / "net.safetensors")
+    assert (tmp_path / "net.safetensors").stat().st_size <= most
+
+
+def test_a_thousand_damaged_files(saved):
+    draw, contents = random.Random(0), saved.read_bytes()
+    for number in range(1000):
+        damaged = bytearray(contents)
+        kind = number % 4
+        if kind == 0:
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            damaged = damaged[: draw.randrange(len(damaged))]
+        elif kind == 2:
+            start = draw.randrange(8000)  # where names, shapes and offsets are
+            damaged[start : start + 4] = draw.randbytes(4)
+        else:
+            damaged += draw.randbytes(draw.randint(1, 100))
+        if damaged == contents:
+            continue
+        saved.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"net\.safetensors") as caught:
+            load(saved)
+        assert "\n" not in str(caught.value)
+
+
+def test_newer_format(saved):
+    with pytest.raises(UsageError, match="newer format than 1: update biper"):
+        load(reworked(saved, lambda tensors: None, format=file.FORMAT + 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.update({"layer1.0.conv1.bits": t["layer1.0.conv1.bits"][:, :2].clone()}),
+            r"does not fit .*bits is",
+        ),
+        (lambda t: t.update({"linear.bias": t["linear.bias"].half()}), "linear.bias is .*float16"),
+        (lambda t: t.pop("bn1.gain"), "bn1.gain is missing"),
+        (lambda t: t.update({"more": torch.zeros(1)}), "more is .*expected nothing"),
+    ],
+)
+def test_tensors_that_do_not_fit(saved, change, message):
+    with pytest.raises(UsageError, match=message):
+        load(reworked(saved, change))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model": "resnet99_1w1a"}, "unknown model"),
+        ({"model": "resnet20_32w32a", "stage": 1}, "does not fit"),
+        ({"num_classes": 10**9}, "does not fit"),
+        ({"num_classes": "ten"}, "damaged"),
+        ({"freq": -1.0}, "freq is a positive number"),
+        ({"colour": "red"}, "damaged"),
+    ],
+)
+def test_facts_that_are_wrong(saved, facts, message):
+    with pytest.raises(UsageError, match=message):
+        load(reworked(saved, lambda tensors: None, **facts))
+
+
+def test_files_of_others(tmp_path):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(UsageError, match="cannot read"):
+        load(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match="damaged, or no packed network"):
+        load(path)
+    save_file({"x": torch.zeros(1)}, path, {"kind": "other", "biper": '{"format": 1}', "sha256": ""})
+    with pytest.raises(UsageError, match="it is a 'other'"):
+        load(path)
+
+
+def test_a_network_without_metadata_is_not_saved(tmp_path):
+    layer = torch.nn.Sequential(biper.BinaryConv2d(3, 4, 3, stage=2))
+    with pytest.raises(UsageError, match="no metadata"):
+        save(pack(layer), tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
