@@ -107,11 +107,11 @@ def ways(made: dict[str, nn.Module], images: Tensor, compilers: bool, folder: Pa
 @torch.inference_mode()
 def agreement(made: dict[str, nn.Module], images: Tensor) -> str:
     """A line that says that packing changed no prediction. Raises UsageError if it changed one."""
-    ours, theirs = made["packed"](images), made["training network"](images)
+    theirs, ours = made["training network"](images), made["packed"](images)
     if changed := int((ours.argmax(1) != theirs.argmax(1)).sum()):
         raise UsageError(f"the packed network predicts another class for {changed} of {len(images)} images")
-    worst = f"their logits differ by {float((ours - theirs).abs().max()):.1g} at most"
-    return f"Packed and training network predict the same, of {len(images)} images; {worst}."
+    count, worst = len(images), float((ours - theirs).abs().max() / theirs.abs().max())
+    return f"Packed and training network predict the same for {count} images; logits differ by {worst:.1g}, relatively."
 
 
 def figure(value: float) -> str:
@@ -238,7 +238,7 @@ def main() -> None:
     for batch in results if args.layers else ():
         text = layer_table(made["training network"], replace(case, batch=batch).images(), args.rounds)
         print(f"\n## Layers, batch {batch}, threads: {max(args.threads)}\n\n{text}", flush=True)
-    print(f"\n## Memory, batch {case.batch}, threads: {max(args.threads)}\n\n{sizes(made)}")
+    print(f"\n## Size and memory, batch {case.batch}, threads: {max(args.threads)}\n\n{sizes(made)}")
     for name, network in made.items() if args.memory else ():
         print(f"Peak memory, {name}: {peak_memory_alone(network):,.0f} MiB", flush=True)
     if args.plot:

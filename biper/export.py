@@ -1,6 +1,8 @@
 """Pack a checkpoint, compare the result with it, and say what it came to."""
 
 import logging
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +23,7 @@ from biper.resolve import evaluation
 
 log = logging.getLogger("biper")
 COMPARED, RANDOM = 256, 16  # images
+ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
 
 
@@ -64,6 +67,7 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
         target.unlink()
         raise Different(f"{target} does not hold what was written: it is removed; is the disk in order?")
     _log_sizes(network, checkpoint, target)
+    _log_speed(network, packed)
     if onnx:
         export_onnx(packed, onnx, network.metadata.shown_size)
         log.info("%s: %s bytes, with weights -1 and +1 as floats", onnx, f"{onnx.stat().st_size:,}")
@@ -112,6 +116,24 @@ def compared(network: torch.nn.Module, packed: PackedNetwork, batches: Iterator[
 def _same(one: PackedNetwork, other: PackedNetwork) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@torch.inference_mode()
+def _log_speed(network: Network, packed: PackedNetwork) -> None:
+    """Both networks in turn, a few times; for figures to quote there is benchmarks/inference.py."""
+    size = network.metadata.shown_size
+    threads = torch.get_num_threads()
+    for count in (1, 64):
+        images = torch.randn(count, 3, size, size)
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            for model, times in zip((network, packed), seconds, strict=True):
+                start = time.perf_counter()
+                model(images)
+                times.append(time.perf_counter() - start)
+        floats, bits = (1000 * statistics.median(times[1:]) for times in seconds)
+        text = "%d image(s), %d threads: %.2f ms, in float32 %.2f ms: %.1f times as fast (%s)"
+        log.info(text, count, threads, bits, floats, floats / bits, packed.describe())
 
 
 def _log_sizes(network: Network, checkpoint: Path, target: Path) -> None:

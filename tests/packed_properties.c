@@ -3,10 +3,9 @@
  * Arguments: how many cases, the first one's seed; `1 SEED` repeats a case that was printed. Buffers are as long as
  * program.py makes them and no longer, so that AddressSanitizer sees each byte too far; all of them begin as noise. */
 #include "../biper/native/packed.c"
-
 #include <stdio.h>
 
-#define WORK 300000 /* products of a case, at most */
+#define WORK 500000 /* products of a case, at most */
 /* Numbers of the tensors; the first ones are the values too. */
 enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, MASKS, TERMS, KINDS, TENSORS };
 
@@ -21,7 +20,6 @@ typedef struct {
 static uint64_t noise;
 static void *owned[32];
 static int owners;
-
 static int64_t between(int64_t low, int64_t high) {
     noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
     return low + (int64_t)((noise >> 8) % (uint64_t)(high - low + 1));
@@ -38,11 +36,11 @@ static void *room(int64_t bytes) {
     return result;
 }
 
-/* odd: whether to mix in zeros, infinities and what is no number; none of the others is 0. */
-static float *numbers(int64_t count, int odd) {
+/* From `low` to 2, never 0; odd: zeros, infinities and what is no number among them. */
+static float *numbers(int64_t count, int64_t low, int odd) {
     float *result = room(4 * count), odds[] = {0, -0.0f, INFINITY, -INFINITY, NAN};
     for (int64_t i = 0; i < count; i++)
-        result[i] = odd && chance(50) ? odds[between(0, 4)] : (between(0, 1 << 22) - (1 << 21) + 0.5f) / (1 << 20);
+        result[i] = odd && chance(50) ? odds[between(0, 4)] : (between(low * (1 << 20), 1 << 21) + 0.5f) / (1 << 20);
     return result;
 }
 
@@ -54,12 +52,12 @@ static int64_t some(int64_t limit) {
 
 static void draw_conv(Case *k, Conv *c, Head *h) {
     static const int64_t kernels[] = {1, 2, 3, 5};
+    c->groups = chance(2) ? 1 : between(2, 4), h->channels = c->groups * some(130 / c->groups);
+    c->kernel_h = kernels[between(0, 3)], c->kernel_w = kernels[between(0, 3)];
     do {
-        c->groups = chance(2) ? 1 : between(2, 4), c->pool = chance(3);
-        h->channels = c->groups * some(130 / c->groups), k->channels = c->groups * some(66 / c->groups);
-        h->height = between(1, 9), c->kernel_h = kernels[between(0, 3)];
-        h->width = between(1, 9), c->kernel_w = kernels[between(0, 3)];
-        c->stride_h = between(1, 3), c->stride_w = between(1, 3), c->pad_h = between(0, 2), c->pad_w = between(0, 2);
+        k->channels = c->groups * some(66 / c->groups), c->pool = chance(3);
+        h->height = between(1, 9), c->stride_h = between(1, 3), c->pad_h = between(0, 2);
+        h->width = between(1, 9), c->stride_w = between(1, 3), c->pad_w = between(0, 2);
         c->conv_height = fits(c->kernel_h, c->stride_h, h->height + 2 * c->pad_h);
         k->columns = fits(c->kernel_w, c->stride_w, h->width + 2 * c->pad_w);
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
@@ -87,16 +85,16 @@ static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
 
 /* A kind for each set of a window's rows, and of its columns, that lie in the image. */
 static void draw_tables(Case *k, Conv *c, const Head *h) {
-    int64_t channels = h->channels / c->groups, size = c->kernel_h * c->kernel_w * channels;
+    int64_t channels = h->channels / c->groups, taps = c->kernel_h * c->kernel_w;
     int64_t count = 1 << (c->kernel_h + c->kernel_w), places = c->conv_height + k->columns;
     uint64_t *masks = k->tensors[MASKS] = memset(room(count * c->words * 8), 0, count * c->words * 8);
     int32_t *terms = k->tensors[TERMS] = memset(room(count * 4), 0, count * 4);
     int32_t *kinds = k->tensors[KINDS] = memset(room(places * 4), 0, places * 4), *right = kinds + c->conv_height;
-    for (int64_t i = 0; i < count * size; i++) {
-        int64_t kind = i / size, tap = i % size / channels, n = i % channels;
-        int64_t bit = kind * c->words * 64 + tap * up(channels, 8) + n;
-        int in = kind >> c->kernel_w >> tap / c->kernel_w & kind >> tap % c->kernel_w & 1;
-        terms[kind] += in, masks[bit / 64] |= (uint64_t)in << bit % 64;
+    for (int64_t i = 0; i < count * taps; i++) {
+        int64_t kind = i / taps, tap = i % taps, bit = 64 * kind * c->words + tap * up(channels, 8);
+        if (!(kind >> c->kernel_w >> tap / c->kernel_w & kind >> tap % c->kernel_w & 1)) continue;
+        terms[kind] += channels;
+        for (int64_t end = bit + channels; bit < end; bit++) masks[bit / 64] |= 1ull << bit % 64;
     }
     for (int64_t y = 0; y < c->conv_height; y++)
         for (int64_t tap = 0; tap < c->kernel_h; tap++)
@@ -104,7 +102,7 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     for (int64_t x = 0; x < k->columns; x++)
         for (int64_t tap = 0; tap < c->kernel_w; tap++)
             right[x] |= within(x * c->stride_w - c->pad_w + tap, h->width) << tap;
-    c->inside = size == c->words * 64 ? count - 1 : -1;
+    c->inside = taps * channels == c->words * 64 ? count - 1 : -1;
 }
 
 /* The activations' bits with the slack of Program.conv around them, or their place in scratch, at one end of it. */
@@ -136,19 +134,20 @@ static void draw(Case *k) {
     h->out_bits = bits && chance(2) ? BITS_OUT : -1, h->out = h->out_bits < 0 || chance(2) ? REALS : -1;
     h->skip = more && (conv || ((Tail *)c)->kernel == 1) && chance(2) ? ADDED : -1;
     h->gain = more && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
-    int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels;
+    int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels, extreme = chance(5);
     k->bytes[IN] = 4 * pixels, k->bytes[ADDED] = k->bytes[REALS] = 4 * results;
     k->bytes[BITS_OUT] = k->places * (up(k->channels, 8) / 8);
-    k->tensors[IN] = numbers(k->images * pixels, 1);
-    if (h->skip >= 0) k->tensors[ADDED] = numbers(k->images * results, 1);
-    if (h->gain >= 0) k->tensors[GAIN] = numbers(k->channels, 0), k->tensors[SHIFT] = numbers(k->channels, 0);
+    k->tensors[IN] = numbers(k->images * pixels, extreme ? 0 : -2, !extreme);
+    if (h->skip >= 0) k->tensors[ADDED] = numbers(k->images * results, -2, 1);
+    if (h->gain >= 0) k->tensors[GAIN] = numbers(k->channels, -2, 0), k->tensors[SHIFT] = numbers(k->channels, -2, 0);
     for (int i = 0; i < 2; i++) {
         k->expected[i] = room(k->images * k->bytes[REALS + i]);
         if ((i ? h->out_bits : h->out) >= 0) k->tensors[REALS + i] = room(k->images * k->bytes[REALS + i]);
     }
     if (!conv) return;
-    k->tensors[WEIGHTS] = room(c->groups * up(k->channels / c->groups, LANES) * c->words * 8);
-    k->tensors[ALPHA] = numbers(k->channels, 0);
+    int64_t weights = c->groups * up(k->channels / c->groups, LANES) * c->words * 8;
+    k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
+    k->tensors[ALPHA] = numbers(k->channels, -2, 0);
     draw_tables(k, c, h);
     draw_signs(k, c, h);
 }
@@ -158,13 +157,13 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
     int64_t channels = c->head.channels / c->groups, each = c->out_channels / c->groups, g = o / each, total = 0;
     int64_t lane = o % each % LANES, block = g * up(each, LANES) + o % each - lane;
     const uint64_t *w = (uint64_t *)k->tensors[WEIGHTS] + block * c->words + lane;
-    for (int64_t i = 0; i < c->kernel_h * c->kernel_w * channels; i++) {
-        int64_t tap = i / channels, n = i % channels, bit = tap * up(channels, 8) + n;
+    for (int64_t tap = 0; tap < c->kernel_h * c->kernel_w; tap++) {
         int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w;
         int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
         if (!within(row, c->head.height) || !within(column, c->head.width)) continue;
-        uint64_t one = in[(row * c->head.width + column) * c->head.channels + g * channels + n] >= 0;
-        total += (w[bit / 64 * LANES] >> bit % 64 & 1) == one ? 1 : -1;
+        const float *pixel = in + (row * c->head.width + column) * c->head.channels + g * channels;
+        for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
+            total += (w[bit / 64 * LANES] >> bit % 64 & 1) == (uint64_t)(pixel[n] >= 0) ? 1 : -1;
     }
     return total * ((float *)k->tensors[ALPHA])[o];
 }

@@ -120,6 +120,6 @@ def test_inference_says_what_it_cannot_do(monkeypatch):
     case = Case("resnet20_1w1a", "cifar10", 2, 16, CPU)
     made = inference.networks(case)
     other = made | {"packed": made["twin"]}
-    assert "of 16 images" in inference.agreement(made, case.images())
+    assert "for 16 images" in inference.agreement(made, case.images())
     with pytest.raises(UsageError, match="predicts another class"):
         inference.agreement(other, case.images())

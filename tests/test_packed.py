@@ -166,6 +166,11 @@ def test_what_cannot_be_packed(name, stage, message):
         pack(biper.create_model(name, stage=stage))
 
 
+def test_images_of_a_wrong_size_are_refused_in_one_line():
+    with pytest.raises(UsageError, match=r"^vgg_small takes 32x32 images, not 16x16"):
+        pack(network("vgg_small_1w1a"))(torch.randn(2, 3, 16, 16))
+
+
 @torch.no_grad()
 def test_binary_weights_alone_can_be_packed():
     model, x = network("resnet20_1w32a"), torch.randn(2, 3, 16, 16)

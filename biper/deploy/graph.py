@@ -1,10 +1,10 @@
 """A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from biper.deploy.layers import FoldedNorm, PackedConv2d
 from biper.deploy.lowering import Segment
@@ -20,13 +20,30 @@ class PackedTracer(Tracer):
         return isinstance(m, PackedConv2d | FoldedNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
+class Shapes(fx.Interpreter):
+    """Notes the shape of every node's tensor. (torch's own pass for it loads a second's worth of modules.)"""
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+        """The node's value."""
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else ()
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """What a module gives; of a packed convolution its shape alone."""
+        module = self.fetch_attr(target)
+        if not isinstance(module, PackedConv2d):
+            return super().call_module(target, args, kwargs)
+        return torch.zeros(len(args[0]), module.out_channels, *module.output_sides(args[0].shape[2:]))
+
+
 class Segmented:
     """A packed network's forward pass for images of one size. Raises ValueError for a graph that cannot be cut."""
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
         self.modules = dict(network.named_modules())
         graph = PackedTracer().trace(network)
-        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+        Shapes(fx.GraphModule(network, graph)).run(example)
         if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
             raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")
         for node in list(graph.nodes):

@@ -1,10 +1,12 @@
 """The layers of a packed network. They hold what inference needs and cannot be trained."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.deploy.bits import bits_shape, pack_bits, unpack_bits
+from biper.deploy.bits import bits_shape, output_size, pack_bits, unpack_bits
 from biper.deploy.operators import binary_conv2d
 from biper.errors import UsageError
 from biper.kernels import folded
@@ -60,6 +62,11 @@ class PackedConv2d(nn.Module):
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
         out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations)
         return out
+
+    def output_sides(self, sides: Sequence[int]) -> list[int]:
+        """Height and width of the output for an input's."""
+        geometry = zip(self.kernel_size, self.stride, self.padding, sides, strict=True)
+        return [output_size(*axis) for axis in geometry]
 
     def extra_repr(self) -> str:
         """What print(model) shows."""

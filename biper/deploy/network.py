@@ -75,8 +75,8 @@ class PackedNetwork(nn.Module):
         try:
             with torch.no_grad():
                 return Segmented(self.network, example)
-        except UsageError:
-            raise
+        except UsageError:  # of the network itself, about the images: layer by layer it says it again
+            return None
         except Exception as error:  # whatever a network of somebody's own may do
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("this packed network runs layer by layer, which is slower: %s", line)

@@ -30,7 +30,8 @@ Steps = dict[fx.Node, Step]
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's tensor, batch included; () if it is none."""
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+    shape: tuple[int, ...] = node.meta.get("shape", ())
+    return shape
 
 
 def known(node: fx.Node, module: nn.Module | None) -> Step | None:
