@@ -76,7 +76,7 @@ static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
         a->window = window, a->front = between(0, 40), a->out_channels = a->front + h->channels + between(0, 40);
         h->out_height = (h->height + cut) / window, h->out_width = (h->width + cut) / window;
     } else {
-        t->kernel = window, t->stride = between(1, window), t->pad = between(0, window / 2);
+        t->kernel = window, t->stride = window > 1 ? between(1, 3) : 1, t->pad = between(0, window / 2);
         h->out_height = fits(window, t->stride, h->height + 2 * t->pad);
         h->out_width = fits(window, t->stride, h->width + 2 * t->pad);
     }
@@ -132,7 +132,7 @@ static void draw(Case *k) {
     int bits = conv ? c->groups == 1 || k->channels / c->groups % 8 == 0 : more;
     h->clamp = more && !chance(4);
     h->out_bits = bits && chance(2) ? BITS_OUT : -1, h->out = h->out_bits < 0 || chance(2) ? REALS : -1;
-    h->skip = more && (conv || ((Tail *)c)->kernel == 1) && chance(2) ? ADDED : -1;
+    h->skip = more && (conv || ((Tail *)c)->kernel * ((Tail *)c)->stride == 1) && chance(2) ? ADDED : -1;
     h->gain = more && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
     int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels, extreme = chance(5);
     k->bytes[IN] = 4 * pixels, k->bytes[ADDED] = k->bytes[REALS] = 4 * results;

@@ -101,6 +101,8 @@ def test_changes_of_a_packed_network_count():
     torch.testing.assert_close(packed(x), other(x), rtol=0, atol=1e-4)
     assert seen
     assert packed.double()(x.double()).dtype == torch.float64
+    with pytest.raises(RuntimeError):  # and not wrong figures: its parameters are double now
+        packed(x)
 
 
 @torch.no_grad()
@@ -124,10 +126,11 @@ class Own(nn.Module):
         self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, stage=2)
         self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, stage=2)
         self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, stage=2)
+        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, stage=2), nn.BatchNorm2d(30)
 
     def forward(self, x):
         x = F.max_pool2d(F.hardtanh(self.norm0(self.stem(x))), 3, 2, 1)
-        x = F.hardtanh(self.norm1(self.conv1(x)))
+        x = F.hardtanh(self.norm1(self.conv1(x)) + self.norm4(self.conv4(x)))  # two branches that end in one sum
         y = F.max_pool2d(self.conv2(x), 2)
         y = self.norm2(y) + F.avg_pool2d(x, 2)
         y = torch.relu(y) - 0.5

@@ -1,6 +1,5 @@
 """A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +49,6 @@ class Segmented:
             if isinstance(self._module(node), nn.Identity):
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
-        self.batch = len(example)
         self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)))}
         self.graph, self.owner = fx.Graph(), nn.Module()
         self.new: dict[fx.Node, fx.Node] = {}
@@ -62,16 +60,28 @@ class Segmented:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def _rebuild(self, waiting: list[fx.Node]) -> None:
-        """Torch's layers as early as they can run, and all that can run between two of them as one segment."""
+        """Torch's layers as early as they can run, and what runs between two of them as one segment."""
         done: set[fx.Node] = set()
         last = waiting.pop()  # the output
         while waiting:
-            for node in _ready(waiting, done, lambda n: n not in self.steps):
+            for node in self._ready(waiting, done, ours=False):
                 self._copy(node)
-            segment = _ready(waiting, done, lambda n: n in self.steps)
-            if segment:
+            if segment := self._ready(waiting, done, ours=True):
                 self._cut(segment)
         self._copy(last)
+
+    def _ready(self, waiting: list[fx.Node], done: set[fx.Node], ours: bool) -> list[fx.Node]:
+        """Take those that can run now, one behind the other, out of the waiting nodes; ours until one of torch's can."""
+        taken = []
+        for node in list(waiting):
+            if (node in self.steps) == ours and done.issuperset(node.all_input_nodes):
+                waiting.remove(node)
+                done.add(node)
+                taken.append(node)
+                torchs = [user for user in node.users if user not in self.steps and user in waiting]
+                if ours and any(done.issuperset(user.all_input_nodes) for user in torchs):
+                    break
+        return taken
 
     def _copy(self, node: fx.Node) -> None:
         module = self._module(node)
@@ -113,14 +123,3 @@ class Segmented:
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
     return values[number]
-
-
-def _ready(waiting: list[fx.Node], done: set[fx.Node], chosen: Callable[[fx.Node], bool]) -> list[fx.Node]:
-    """Take all those chosen that can run now, one behind the other, out of the waiting nodes."""
-    taken = []
-    for node in list(waiting):
-        if chosen(node) and done.issuperset(node.all_input_nodes):
-            waiting.remove(node)
-            done.add(node)
-            taken.append(node)
-    return taken

@@ -57,10 +57,10 @@ def fused() -> bool:
     return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
 
 
-def run(code: Tensor, tensors: Sequence[Tensor | None], images: int, path: str) -> None:
+def run(code: Tensor, tensors: Sequence[Tensor], images: int, path: str) -> None:
     """Run a program (program.py) on its tensors, in place. Raises MemoryError."""
     library = compiled()
     assert library is not None
-    addresses = (ctypes.c_void_p * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
+    addresses = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
     if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
         raise MemoryError("no memory for a packed network's activations: give a smaller batch")

@@ -37,17 +37,18 @@ class Chain:
 
 def chains(nodes: Sequence[fx.Node], steps: Steps) -> list[Chain]:
     """The segment's nodes as instructions, in an order in which they can run."""
-    members, taken, found = set(nodes), set[fx.Node](), []
+    free, found = set(nodes), []
     for node in nodes:
-        if node not in taken:
-            chain = _chain(node, steps, members)
-            taken.update(chain.nodes)
+        if node in free:
+            chain = _chain(node, steps, free)
+            free.difference_update(chain.nodes)
             found.append(chain)
     place = {node: i for i, node in enumerate(nodes)}
     return sorted(found, key=lambda chain: place[chain.last])
 
 
-def _chain(start: fx.Node, steps: Steps, members: set[fx.Node]) -> Chain:
+def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
+    """The node and what of the free ones follows it alone."""
     source = start.args[0]
     assert isinstance(source, fx.Node)
     chain, order = Chain(source, []), ["norm", "add", "hardtanh", "maximum"]
@@ -61,7 +62,7 @@ def _chain(start: fx.Node, steps: Steps, members: set[fx.Node]) -> Chain:
         order = order[order.index(name) + 1 :]
         _take(chain, node, steps[node], name)
         users = list(node.users)
-        node = users[0] if len(users) == 1 and users[0] in members else None
+        node = users[0] if len(users) == 1 and users[0] in free else None
     return chain
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ CONV, TAIL, AVERAGE = 1, 2, 3  # instructions
 NOWHERE = -1
 LINE = 64  # bytes: alignment
 COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
+UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
 Source = Callable[[], Tensor]  # gives a parameter when the program runs
 
@@ -198,9 +200,19 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self.numbers = program.code()
         self.sources = program.sources
+        self.checked: tuple[Tensor, ...] = ()  # parameters that were found to be as the instructions read them
 
     def __call__(self, path: str, images: int, *given: Tensor) -> None:
-        """Run on the given tensors, inputs and outputs, in the order in which they were declared."""
-        rest = iter(given)
-        tensors = [next(rest) if source is None else source() for source in self.sources]
-        kernels.run(self.numbers, tensors, images, path)
+        """Run on the given tensors, inputs and outputs, in the order in which they were declared.
+
+        Raises RuntimeError for parameters that are not on the CPU, dense and float32.
+        """
+        parameters = tuple(source() for source in self.sources if source is not None)
+        if any(a is not b for a, b in zip_longest(parameters, self.checked)):
+            for tensor in parameters:
+                if tensor.device.type != "cpu" or tensor.dtype in UNREADABLE or not tensor.is_contiguous():
+                    text = f"{tensor.dtype} on {tensor.device}"
+                    raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")
+            self.checked = parameters
+        rest, own = iter(given), iter(parameters)
+        kernels.run(self.numbers, [next(rest if source is None else own) for source in self.sources], images, path)
