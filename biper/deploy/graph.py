@@ -71,7 +71,7 @@ class Segmented:
         self._copy(last)
 
     def _ready(self, waiting: list[fx.Node], done: set[fx.Node], ours: bool) -> list[fx.Node]:
-        """Take those that can run now, one behind the other, out of the waiting nodes; ours until one of torch's can."""
+        """Take those that can run now, one behind the other; of ours until one of torch's can."""
         taken = []
         for node in list(waiting):
             if (node in self.steps) == ours and done.issuperset(node.all_input_nodes):
