@@ -76,7 +76,7 @@ static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
         a->window = window, a->front = between(0, 40), a->out_channels = a->front + h->channels + between(0, 40);
         h->out_height = (h->height + cut) / window, h->out_width = (h->width + cut) / window;
     } else {
-        t->kernel = window, t->stride = window > 1 ? between(1, 3) : 1, t->pad = between(0, window / 2);
+        t->kernel = window, t->stride = between(1, 3), t->pad = between(0, window / 2);
         h->out_height = fits(window, t->stride, h->height + 2 * t->pad);
         h->out_width = fits(window, t->stride, h->width + 2 * t->pad);
     }

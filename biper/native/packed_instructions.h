@@ -288,7 +288,7 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     int64_t first, last, width = h->out_width;
     After a = after(r, h, h->channels, h->channels % LANES == 0);
     own(r, h->out_height, &first, &last);
-    if (t->kernel > 1) {
+    if (t->kernel > 1 || t->stride > 1) {
         a.has &= ~(NORM | CLAMP); /* they are done before the maximum */
         for (int64_t place = first * width; place < last * width; place++)
             for (int64_t channel = 0; channel < h->channels; channel += LANES) {
