@@ -16,10 +16,8 @@ TARGET INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m,
             high[p] = _mm512_add_epi64(high[p], _mm512_popcnt_epi64(d1));
         }
     }
-    for (int p = 0; p < TILE; p++) {
-        __m512i both = _mm512_castsi256_si512(_mm512_cvtepi64_epi32(low[p]));
-        out[p] = (ints)_mm512_inserti64x4(both, _mm512_cvtepi64_epi32(high[p]), 1);
-    }
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    for (int p = 0; p < TILE; p++) out[p] = (ints)_mm512_permutex2var_epi32(low[p], even, high[p]);
 }
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
@@ -189,9 +187,11 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
     const float *alpha = tensor(r, c->alpha);
     int64_t pixels = c->head.out_height * c->head.out_width, size = c->pool ? 1 : TILE, patch = r->gather_words;
     int64_t channels = c->out_channels / c->groups, blocks = (channels + LANES - 1) / LANES, words = c->words;
+    int64_t row_bits = c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8);
     Pixel next = pixel_at(c, size * first);
     for (int64_t tile = first; tile < last; tile++) {
         int64_t place = size * tile, count = least(size, pixels - place), y[TILE], x[TILE], masked = 0;
+        int64_t top = c->kernel_h, bottom = 0; /* the rows of the kernel that meet the image at all */
         const uint64_t *m[TILE];
         int32_t t[TILE];
         for (int p = 0; p < TILE; p++) {
@@ -201,8 +201,12 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
             m[p] = masks + kind * words;
             t[p] = terms[kind];
             masked |= kind != c->inside;
+            top = least(top, most(0, c->pad_h - y[p] * c->stride_h));
+            bottom = most(bottom, least(c->kernel_h, c->head.height + c->pad_h - y[p] * c->stride_h));
             if (c->pool ? p == TILE - 1 : p < count - 1 || count == TILE) advance(&next); /* else the last one again */
         }
+        int64_t begin = top * row_bits / 64, end = (bottom * row_bits + 63) / 64;
+        for (int p = 0; p < TILE; p++) m[p] += begin;
         for (int64_t g = 0; g < c->groups; g++) {
             for (int p = 0; p < TILE; p++) {
                 uint8_t *to = (uint8_t *)(r->gathered + p * patch);
@@ -213,13 +217,13 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
             }
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
                 int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
-                const uint64_t *w = weights + (g * blocks + b) * words * LANES;
+                const uint64_t *w = weights + ((g * blocks + b) * words + begin) * LANES, *seen = r->gathered + begin;
                 ints counts[TILE];
                 lanes results[TILE];
                 if (masked)
-                    NAME(mismatches)(r->gathered, m, w, words, patch, 1, counts);
+                    NAME(mismatches)(seen, m, w, end - begin, patch, 1, counts);
                 else
-                    NAME(mismatches)(r->gathered, m, w, words, patch, 0, counts);
+                    NAME(mismatches)(seen, m, w, end - begin, patch, 0, counts);
                 NAME(sums)(c, counts, t, load(alpha + channel, valid), results);
                 if (count == TILE) /* unrolled */
                     for (int p = 0; p < TILE; p++) NAME(finish)(a, has, results[p], place + p, channel, valid);
