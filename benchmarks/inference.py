@@ -31,9 +31,7 @@ from biper.layers import BinaryConv2d
 from biper.models import create_model
 from biper.runtime import flush_denormals, keep_memory
 
-WARM_UP = 2  # rounds
 SECONDS = 0.05  # that a way runs in a round, at least
-PAUSE = 0.005  # seconds, in which threads that wait for more of the way before go to sleep
 LAST = torch.channels_last
 
 
@@ -65,18 +63,23 @@ def forward(model: Callable[[Tensor], Tensor], images: Tensor, half: bool = Fals
     return step
 
 
+def repeated(step: Step, seconds: float) -> float:
+    """Seconds a call, of as many calls as fill these seconds."""
+    calls, elapsed, start = 0, 0.0, time.perf_counter()
+    while elapsed < seconds:
+        step()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+    return elapsed / calls
+
+
 def timed(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     """The median seconds of each way, taken in turn so that a slow moment of the machine strikes all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(WARM_UP + rounds):
+    for _ in range(rounds):
         for name, step in steps.items():
-            time.sleep(PAUSE)
-            calls, elapsed, start = 0, 0.0, time.perf_counter()
-            while elapsed < SECONDS:
-                step()
-                calls, elapsed = calls + 1, time.perf_counter() - start
-            seconds[name].append(elapsed / calls)
-    return {name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
+            repeated(step, SECONDS / 2)  # caches, and cores that threads of the way before have left
+            seconds[name].append(repeated(step, SECONDS))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def networks(case: Case) -> dict[str, nn.Module]:
@@ -126,9 +129,8 @@ def row(*cells: object) -> str:
 
 def table(batch: int, seconds: dict[str, float]) -> str:
     """A line for every way, as Markdown."""
-    lines = [row("", "ms", "images/s", "times the twin"), row(*["---"] * 4)]
     rates = ((name, figure(1000 * s), figure(batch / s), f"{seconds['twin'] / s:.2f}") for name, s in seconds.items())
-    return "\n".join([*lines, *(row(*cells) for cells in rates)])
+    return "\n".join(row(*cells) for cells in [("", "ms", "images/s", "times the twin"), ["---"] * 4, *rates])
 
 
 def shape(layer: BinaryConv2d, x: Tensor) -> str:
@@ -161,14 +163,13 @@ def layer_table(network: nn.Module, images: Tensor, rounds: int) -> str:
         all_layers, all_work = all_layers + count, all_work + count * work
         all_seconds = {name: all_seconds[name] + count * seconds[name] for name in names}
     add("all", all_layers, all_work, all_seconds)
-    lines.append("\nT/s: 10^12 multiply-adds a second. Packed starts from real activations: it packs their signs too.")
-    return "\n".join(lines)
+    note = "\nT/s: 10^12 multiply-adds a second. Packed starts from real activations: it packs their signs too."
+    return "\n".join([*lines, note])
 
 
 def sizes(made: dict[str, nn.Module]) -> str:
     """A line: MiB of the packed network and of the float32 one."""
-    packed, theirs = made["packed"], made["training network"]
-    groups = (packed.buffers(), packed.parameters(), theirs.state_dict().values())
+    groups = (made["packed"].buffers(), made["packed"].parameters(), made["training network"].state_dict().values())
     buffers, real, whole = (sum(tensor.nbytes for tensor in group) / 2**20 for group in groups)
     ours = f"{figure(buffers)} MiB packed and {figure(real)} MiB that stay real"
     return f"Size: {ours}; in float32 {figure(whole)} MiB, {whole / (buffers + real):.1f} times as much."
@@ -193,8 +194,8 @@ def plot(path: Path, title: str, results: dict[int, dict[str, float]]) -> None:
     for axis, (batch, seconds) in zip(axes[0], results.items(), strict=True):
         rates = [batch / value for value in seconds.values()]
         colors = ["tab:red", "tab:gray"] + ["tab:blue"] * (len(rates) - 2)
-        bars = axis.barh(list(seconds), rates, color=colors)
-        axis.bar_label(bars, [f"{figure(r)} ({figure(1000 * batch / r)} ms)" for r in rates], padding=3)
+        labels = [f"{figure(r)} ({figure(1000 * batch / r)} ms)" for r in rates]
+        axis.bar_label(axis.barh(list(seconds), rates, color=colors), labels, padding=3)
         axis.set(title=f"batch {batch}", xlabel="images/s", xlim=(0, 1.35 * max(rates)))
     axes[0, 0].invert_yaxis()
     picture.suptitle(title)
@@ -223,8 +224,7 @@ def main() -> None:
     case = Case(args.model, args.family, 2, max(args.batches), torch.device("cpu"), args.image_size)
     if args.only:
         torch.set_num_threads(max(args.threads))
-        load = partial(torch.load, args.only, weights_only=False)
-        print(peak_memory(lambda: forward(load(), case.images()), case))
+        print(peak_memory(lambda: forward(torch.load(args.only, weights_only=False), case.images()), case))
         return
     if args.plot and (args.plot.suffix.lower() != ".png" or not args.plot.parent.is_dir()):
         raise UsageError(f"cannot write {args.plot}: it is no .png, or its folder is not there")
