@@ -116,6 +116,36 @@ def test_what_it_holds():
     assert isinstance(model.layer1[0].conv1, biper.BinaryConv2d)  # the given one is left alone
 
 
+@torch.no_grad()
+def test_a_layer_alone_and_layers_of_ones_own():
+    class Named(biper.BinaryConv2d):
+        pass
+
+    class Changed(biper.BinaryConv2d):
+        def forward(self, a):
+            return super().forward(a) + 1
+
+    x = torch.randn(2, 8, 6, 6)
+    for layer in (
+        biper.BinaryConv2d(8, 16, 3, stage=2),
+        nn.Sequential(Named(8, 4, 1, stage=2), Changed(4, 8, 1, stage=2)),
+    ):
+        packed = pack(layer.eval())
+        assert any(isinstance(m, PackedConv2d) for m in packed.modules())
+        assert torch.equal(packed(x), layer(x))
+
+
+@torch.no_grad()
+def test_under_autocast_and_in_training_mode():
+    torch.manual_seed(0)
+    own, x = Own().eval(), torch.randn(4, 3, 24, 20)
+    packed = pack(own)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed(x).isfinite().all()
+    assert torch.equal(packed.train()(x), packed.eval()(x))
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
 class Own(nn.Module):
     """A network of somebody's own: groups that end within a byte, pooling, a mean, channels that are added."""
 

@@ -180,7 +180,8 @@ class Segment(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401
         """One tensor, or as many as there are outputs."""
         images = len(inputs[0])
-        dense = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+        # float: under autocast torch's layers between segments may give another type
+        dense = [x.float().contiguous(memory_format=torch.channels_last) for x in inputs]
         outputs = [torch.empty((images, *shape), memory_format=torch.channels_last) for shape in self.shapes]
         self.compiled(kernels.chosen(), images, *dense, *outputs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class PackedNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.eval()
+        self.eval().requires_grad_(False)
         metadata = getattr(network, "metadata", None)
         self.metadata: Metadata | None = metadata
         self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
@@ -65,7 +65,12 @@ class PackedNetwork(nn.Module):
         return logits
 
     def _runs_compiled(self, images: Tensor) -> bool:
-        if torch.compiler.is_compiling() or images.device.type != "cpu" or images.dtype != torch.float32:
+        if (
+            self.training
+            or torch.compiler.is_compiling()
+            or images.device.type != "cpu"
+            or images.dtype != torch.float32
+        ):
             return False
         if images.dim() != 4 or not len(images) or (images.requires_grad and torch.is_grad_enabled()):
             return False
@@ -101,11 +106,17 @@ def unfilled(network: nn.Module) -> PackedNetwork:
 def replaced(
     network: nn.Module, conv: Callable[[BinaryConv2d], nn.Module], norm: Callable[[Norms], nn.Module]
 ) -> nn.Module:
-    """The network itself, with conv(layer) in the place of its binary layers and norm(layer) of its batch norms."""
+    """The network itself, with conv(layer) in the place of its binary layers and norm(layer) of its batch norms.
+
+    Those whose forward pass is somebody's own stay as they are.
+    """
+    if type(network).forward is BinaryConv2d.forward:
+        assert isinstance(network, BinaryConv2d)
+        return conv(network)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is BinaryConv2d:
+            if isinstance(child, BinaryConv2d) and type(child).forward is BinaryConv2d.forward:
                 setattr(module, name, conv(child))
-            elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and child.running_mean is not None:
-                setattr(module, name, norm(child))
+            elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) and child.running_mean is not None:
+                setattr(module, name, norm(cast(Norms, child)))
     return network
