@@ -16,7 +16,7 @@ from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.data import build_loaders
 from biper.deploy import file
 from biper.deploy.network import PackedNetwork, pack
-from biper.deploy.onnx import export_onnx
+from biper.deploy.onnx import export_onnx, require_exporter
 from biper.errors import UsageError
 from biper.models import Network
 from biper.resolve import evaluation
@@ -48,6 +48,8 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     """
     for path in (target, *([onnx] if onnx else [])):
         _require_free(path, checkpoint)
+    if onnx:
+        require_exporter()
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})

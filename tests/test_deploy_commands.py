@@ -1,6 +1,7 @@
 """export.py, predict.py, summary.py, and eval.sh on packed files, end to end."""
 
 import re
+import sys
 
 import numpy as np
 import onnx
@@ -150,6 +151,13 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
     for message, argv in cases.items():
         assert message in refused(*argv, entry=export_main)
     assert best.read_bytes() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages(trained, refused, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    best, target = trained / "stage2/model_best.pth.tar", tmp_path / "net.safetensors"
+    assert "biper[onnx]" in refused(best, "-o", target, "--onnx", tmp_path / "net.onnx", entry=export_main)
     assert not list(tmp_path.iterdir())
 
 

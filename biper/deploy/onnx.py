@@ -66,16 +66,21 @@ def floating(packed: PackedNetwork) -> nn.Module:
     return network.eval()
 
 
-def export_onnx(packed: PackedNetwork, path: Path, image_size: int) -> None:
-    """Write an ONNX file with an input `images` (N, 3, S, S) and an output `logits` (N, classes), for any N.
-
-    Raises UsageError where the exporter's packages are not installed, or the network cannot be exported.
-    """
+def require_exporter() -> None:
+    """Raise UsageError where torch's exporter lacks its packages."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(f"--onnx needs the package {error.name}: pip install 'biper[onnx]'") from error
+
+
+def export_onnx(packed: PackedNetwork, path: Path, image_size: int) -> None:
+    """Write an ONNX file with an input `images` (N, 3, S, S) and an output `logits` (N, classes), for any N.
+
+    Raises UsageError where the exporter's packages are not installed, or the network cannot be exported.
+    """
+    require_exporter()
     example = torch.zeros(2, 3, image_size, image_size)
     batch = {0: torch.export.Dim("batch", min=1)}
     loud = logging.getLogger("torch.onnx")
