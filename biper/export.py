@@ -1,9 +1,10 @@
 """Pack a checkpoint, compare the result with it, and say what it came to."""
 
 import logging
+import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.checkpoint import read_checkpoint
+from biper.config import Config
 from biper.data import build_loaders
 from biper.deploy import file
 from biper.deploy.network import PackedNetwork, pack
@@ -23,6 +25,7 @@ from biper.resolve import evaluation
 
 log = logging.getLogger("biper")
 COMPARED, RANDOM = 256, 16  # images
+BATCH = 16  # as many as a packed network takes at a time, so that torch's convolutions do the same in both
 ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
 
@@ -46,16 +49,19 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
     file) if the packed network's predictions are not the checkpoint's.
     """
-    for path in (target, *([onnx] if onnx else [])):
-        _require_free(path, checkpoint)
+    for path, ours in ((target, file.is_packed), (onnx, _is_onnx)):
+        if path:
+            _require_free(path, ours)
     if onnx:
         require_exporter()
+        if onnx.absolute() == target.absolute():
+            raise UsageError(f"-o and --onnx are the same file {target}: give two names")
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})
     assert not isinstance(network, PackedNetwork)
     packed = pack(network)
-    images, source = _images(network, config)
+    images, source = _images(network, config, "data_path" in given)
     agreement = compared(network, packed, images)
     log.info(
         "%s, stage %d: on %d %s the predictions of %d are equal, logits differ by at most %.1e",
@@ -82,22 +88,30 @@ def top1_of(contents: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float | Tensor) else None
 
 
-def _require_free(path: Path, checkpoint: Path) -> None:
+def _is_onnx(path: Path) -> bool:
+    return path.suffix == ".onnx"
+
+
+def _require_free(path: Path, ours: Callable[[Path], bool]) -> None:
     """Raise UsageError before work is done for a file that cannot be written, or would take the place of another."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"{path} cannot be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
-    if path.exists() and (path.name in (BEST, LATEST) or path.samefile(checkpoint)):
-        raise UsageError(f"{path} is a checkpoint: give another name for the packed file")
+    if path.exists() and not (path.is_file() and ours(path)):
+        raise UsageError(f"{path} exists and is another kind of file: give another name")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: its folder is read-only")
 
 
-def _images(network: Network, config: Any) -> tuple[Iterator[Tensor], str]:  # noqa: ANN401
+def _images(network: Network, config: Config, required: bool) -> tuple[Iterator[Tensor], str]:
     """Batches of normalized images to compare on, and what they are: test images where they are at hand."""
     m = network.metadata
     try:
-        config = replace(config, batch_size_test=64, use_dali=False, workers=0)
+        config = replace(config, batch_size_test=BATCH, use_dali=False, workers=0)
         loaders = build_loaders(config, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
-        return islice((images for images, _ in loaders.test.epoch()), COMPARED // 64), "test images"
+        return islice((images for images, _ in loaders.test.epoch()), COMPARED // BATCH), "test images"
     except UsageError as error:
+        if required:
+            raise
         log.info("compared on random images, because: %s", error)
     generator = torch.Generator().manual_seed(0)
     return iter([torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator)]), "random images"

@@ -4,11 +4,12 @@ What stands between two convolutions, `hardtanh(norm(alpha * sums) + skip)` and 
 one unit. The rewritten graph computes with the network's own parameters and buffers, and keeps none of its own.
 """
 
+import inspect
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -144,8 +145,18 @@ def mutates(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node, which calls that module if any, writes into what it is given."""
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    name = getattr(node.target, "__name__", "")
+    try:
+        given: Mapping[str, Any] = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    except (TypeError, ValueError):  # a function of C
+        given = node.kwargs
     in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    return node.target in in_place or bool(node.kwargs.get("inplace") or getattr(module, "inplace", False))
+    underscored = name.endswith("_") and not name.endswith("__")
+    return node.target in in_place or underscored or bool(given.get("inplace")) or given.get("out") is not None
 
 
 def _untouched(module: nn.Module) -> bool:

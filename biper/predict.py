@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from biper.config import DATASETS
 from biper.data.sets import find_set, shown
 from biper.deploy.network import PackedNetwork
 from biper.errors import UsageError
@@ -31,13 +32,15 @@ def predict(network: Network | PackedNetwork, images: Sequence[Path]) -> list[li
     m = network.metadata
     if m is None or not m.mean:
         raise UsageError("this network does not say how its images are normalized: it was not trained, or not by biper")
+    if m.dataset not in DATASETS:
+        raise UsageError(f"the data set {m.dataset!r} of this network is not known: its images cannot be shown alike")
     data = find_set(m.dataset, m.family)
     pixels = [torch.from_numpy(shown(image, data, m.shown_size).copy()) for image in images]
-    mean, std = torch.tensor(m.mean), torch.tensor(m.std)
+    mean, std = torch.tensor(m.mean) * 255, torch.tensor(m.std) * 255  # as the loaders have them
     names = m.class_names or m.classes or tuple(map(str, range(m.num_classes)))
     guesses = []
     for image in pixels:  # (S, S, 3) uint8
-        x = ((image.float() / 255 - mean) / std).permute(2, 0, 1)[None]
+        x = ((image.float() - mean) / std).permute(2, 0, 1)[None]
         best = network(x)[0].softmax(0).topk(min(TOP, m.num_classes))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         guesses.append([Guess(names[label], probability) for label, probability in pairs])

@@ -10,6 +10,7 @@ from biper.data import has_dali
 from biper.deploy.file import is_packed, read
 from biper.deploy.network import PackedNetwork
 from biper.errors import UsageError
+from biper.metadata import Metadata
 from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
 
@@ -104,20 +105,28 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     path = Path(given["evaluate"])
     packed = read(path)
     network, m = packed.network, packed.metadata
-    for name, value in (given | ({"family": family} if family else {})).items():
-        known = getattr(m, name, None)
-        if known not in (None, "") and value != known:
-            raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")
-    if not m.dataset and "dataset" not in given:
+    _require_agreement(m, given | ({"family": family} if family else {}), path)
+    known_data = m.dataset in DATASETS  # a published config.txt may name another
+    if not known_data and "dataset" not in given:
         raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
-    settings: Given = {"dataset": m.dataset} if m.dataset else {}
+    settings: Given = {"dataset": m.dataset} if known_data else {}
     if m.image_size and not m.dataset.startswith("cifar"):  # whose images have one size
         settings["image_size"] = m.image_size
     return network, make_config(m.family, m.stage, settings | given | {"model": m.model, "freq": m.freq})
 
 
+def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
+    """Raise UsageError if what the user gave contradicts a packed file."""
+    for name, value in given.items():
+        known = getattr(m, name, None) if name != "dataset" or m.dataset in DATASETS else None
+        if known not in (None, "") and value != known:
+            raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")
+
+
 def load_network(path: Path, given: Given) -> Network | PackedNetwork:
     """The network of a checkpoint or of a packed file, in eval mode. given: freq and model of a published one."""
     if is_packed(path):
-        return read(path).network
+        packed = read(path)
+        _require_agreement(packed.metadata, given, path)
+        return packed.network
     return build_network(read_checkpoint(path), path, freq=given.get("freq"), model=given.get("model"))

@@ -50,7 +50,7 @@ def described(network: str, given: dict[str, Any]) -> str:
     """
     m = _identity(network, given)
     model = create_model(m.model, m.family, m.num_classes, m.freq, m.stage)
-    size = given.get("image_size") or m.shown_size
+    size = given.get("image_size", m.shown_size)
     if size < 8:
         raise UsageError(f"--image_size {size} is too small: at least 8")
     title = f"{m.model} ({m.family}), {m.num_classes} classes, images of {size}x{size}"

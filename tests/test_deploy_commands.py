@@ -79,7 +79,7 @@ def test_predictions_of_images(trained, exported, command, tmp_path):
         files.append(tmp_path / f"{i}.png")
         Image.fromarray(images.pixels[i].numpy()).save(files[-1])
     m = biper.load_checkpoint(trained / "stage2/model_best.pth.tar")
-    x = ((images.pixels[:3] / 255 - 0.305) / 0.376).permute(0, 3, 1, 2)
+    x = ((images.pixels[:3] - 0.305 * 255) / (0.376 * 255)).permute(0, 3, 1, 2)
     expected = m(x).softmax(1).topk(5)
     for network in (exported, trained / "stage2/model_best.pth.tar"):
         code, out, err = command(network, *files, entry=predict_main)
@@ -145,7 +145,9 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
         "it is a folder": [best, "-o", tmp_path],
-        "is a checkpoint": [best, "-o", best],
+        "another kind of file": [best, "-o", best],
+        "exists and is another": [best, "-o", target, "--onnx", best],
+        "the same file": [best, "-o", target, "--onnx", target],
         "required: -o": [best],
     }
     for message, argv in cases.items():
@@ -174,7 +176,8 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
     assert "packed network" in refused(exported, entry=quantization_error_main)
     assert "no file and no model" in refused("resnet99", entry=summary_main)
     assert "takes 32x32 images" in refused("vgg_small_1w1a", "--image_size", "64", entry=summary_main)
-    assert "too small" in refused("resnet20_1w1a", "--image_size", "2", entry=summary_main)
+    assert "too small" in refused("resnet20_1w1a", "--image_size", "0", entry=summary_main)
+    assert "contradicts" in refused(exported, text, "--freq", "3", entry=predict_main)
     assert "which says it" in refused(exported, "--family", "imagenet", entry=summary_main)
 
 

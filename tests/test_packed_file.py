@@ -17,9 +17,7 @@ from biper.errors import UsageError
 
 def packed_network(name="resnet20_1w1a", family="cifar10", classes=10):
     model = biper.create_model(name, family, classes, 20.0, 2).eval()
-    model.metadata = replace(
-        model.metadata, dataset="cifar10", class_names=("cat", "dog"), mean=(0.5,) * 3, image_size=32
-    )
+    model.metadata = replace(model.metadata, dataset="cifar10", mean=(0.5,) * 3, image_size=32)
     return pack(model)
 
 
@@ -124,6 +122,12 @@ def test_tensors_that_do_not_fit(saved, change, message):
         ({"num_classes": "ten"}, "damaged"),
         ({"freq": -1.0}, "freq is a positive number"),
         ({"colour": "red"}, "damaged"),
+        ({"class_names": ["cat"]}, "contradict"),
+        ({"mean": "abc"}, "damaged"),
+        ({"mean": [0.5]}, "contradict"),
+        ({"std": [0.0, 0.0, 0.0]}, "contradict"),
+        ({"image_size": "x"}, "contradict"),
+        ({"dataset": 3}, "other types"),
     ],
 )
 def test_facts_that_are_wrong(saved, facts, message):
@@ -141,6 +145,14 @@ def test_files_of_others(tmp_path):
     save_file({"x": torch.zeros(1)}, path, {"kind": "other", "biper": '{"format": 1}', "sha256": ""})
     with pytest.raises(UsageError, match="it is a 'other'"):
         load(path)
+
+
+def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path):
+    network = packed_network()
+    network.network.linear = torch.nn.Linear(64, 5)
+    with pytest.raises(UsageError, match=r"this network does not fit resnet20_1w1a: linear\.weight"):
+        save(network, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_without_metadata_is_not_saved(tmp_path):

@@ -63,6 +63,8 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read."""
     try:
         with Image.open(file) as opened:
+            if opened.mode.startswith("I;16"):  # which convert() would cut off at 255
+                return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
             image: Image.Image = opened.convert("RGB")
             return image
     except Exception as error:  # decoders fail in their own ways

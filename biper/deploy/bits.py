@@ -55,7 +55,8 @@ def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, size: Pair)
     """
     rows, columns = (_cuts(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, size, strict=True))
     row_kinds, column_kinds = sorted(set(rows)), sorted(set(columns))
-    inside = torch.zeros(len(row_kinds), len(column_kinds), *kernel, channels)
+    shape = len(row_kinds), len(column_kinds), *kernel, channels
+    inside = torch.zeros(shape, dtype=torch.int32, device="cpu")
     for i, (top, bottom) in enumerate(row_kinds):
         for j, (left, right) in enumerate(column_kinds):
             inside[i, j, top:bottom, left:right] = 1
@@ -63,7 +64,8 @@ def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, size: Pair)
     packed = pack_bits(inside.permute(0, 3, 1, 2), 1)  # (blocks, words, 16)
     masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous()
     kinds = [row_kinds.index(row) * len(column_kinds) for row in rows] + [column_kinds.index(c) for c in columns]
-    return masks, inside.flatten(1).sum(1).int(), torch.tensor(kinds, dtype=torch.int32)
+    terms = inside.flatten(1).sum(1, dtype=torch.int32)
+    return masks, terms, torch.tensor(kinds, dtype=torch.int32, device="cpu")
 
 
 def _cuts(kernel: int, stride: int, padding: int, size: int) -> list[Pair]:

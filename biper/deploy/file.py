@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ def save(packed: PackedNetwork, path: str | os.PathLike[str], top1: float | None
     """
     if packed.metadata is None:
         raise UsageError("this network has no metadata: only networks of create_model or a checkpoint can be saved")
+    _require_fit(_skeleton(packed.metadata), packed.network.state_dict(), "this network")
     facts = {"format": FORMAT, **asdict(packed.metadata), "top1": top1}
     header = {"kind": KIND, "biper": json.dumps(facts), "sha256": UNSUMMED}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in packed.network.state_dict().items()}
@@ -81,10 +83,8 @@ def read(path: Path) -> Packed:
             name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
         }
         metadata = Metadata(**typed)
-        with torch.device("meta"):
-            m = metadata
-            network = unfilled(create_model(m.model, m.family, m.num_classes, m.freq, m.stage))
-        network.metadata = metadata
+        _require_sound(metadata)
+        network = _skeleton(metadata)
         tensors = read_tensors(contents)
     except UsageError as error:
         raise UsageError(f"{path} cannot be rebuilt: {error}") from error
@@ -109,13 +109,33 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no packed network: it is a {kind!r}")
     if newer:
         raise UsageError(f"{path} is of a newer format than {FORMAT}: update biper to read it")
-    blank = contents.replace(str(summed).encode(), UNSUMMED.encode(), 1)
+    blank = contents.replace(str(summed).encode(errors="replace"), UNSUMMED.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != summed:
         raise UsageError(f"{path} is damaged: its contents do not have the checksum that it states")
     return facts
 
 
-def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _skeleton(m: Metadata) -> PackedNetwork:
+    """A packed network of that kind, in shape alone. Raises UsageError if there is none."""
+    with torch.device("meta"):
+        network = unfilled(create_model(m.model, m.family, m.num_classes, m.freq, m.stage))
+    network.metadata = m
+    return network
+
+
+def _require_sound(m: Metadata) -> None:
+    """Raise TypeError or ValueError for metadata that no saved network has."""
+    texts = (m.model, m.family, m.dataset, *m.classes, *m.class_names)
+    numbers = (m.freq, *m.mean, *m.std)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+        raise TypeError("its metadata are of other types")
+    lengths = ({len(m.classes), len(m.class_names)} - {0, m.num_classes}) | ({len(m.mean), len(m.std)} - {0, 3})
+    size = m.image_size is None or (isinstance(m.image_size, int) and m.image_size > 0)
+    if lengths or not size or not all(math.isfinite(n) for n in numbers) or not all(s > 0 for s in m.std):
+        raise ValueError("its metadata contradict themselves")
+
+
+def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise UsageError unless names, shapes and types are those of the network."""
     expected = {name: (tuple(t.shape), t.dtype) for name, t in network.network.state_dict().items()}
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}

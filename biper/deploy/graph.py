@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from biper.deploy.layers import FoldedNorm, PackedConv2d
-from biper.deploy.lowering import Segment
+from biper.deploy.lowering import FLOATS, Segment
 from biper.deploy.steps import Steps, known, shape_of
 from biper.fusion import Forward, Tracer, mutates
 
@@ -33,7 +33,8 @@ class Shapes(fx.Interpreter):
         module = self.fetch_attr(target)
         if not isinstance(module, PackedConv2d):
             return super().call_module(target, args, kwargs)
-        return torch.zeros(len(args[0]), module.out_channels, *module.output_sides(args[0].shape[2:]))
+        shape = len(args[0]), module.out_channels, *module.output_sides(args[0].shape)
+        return torch.empty(shape, **FLOATS).zero_()
 
 
 class Segmented:
@@ -45,6 +46,9 @@ class Segmented:
         Shapes(fx.GraphModule(network, graph)).run(example)
         if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
             raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")
+        batches = {shape_of(n)[:1] for n in graph.nodes if len(shape_of(n)) == 4 or n.op == "output"}
+        if batches != {(len(example),)} or any(_couples(module) for module in self.modules.values()):
+            raise ValueError("it does not treat images one by one")
         for node in list(graph.nodes):
             if isinstance(self._module(node), nn.Identity):
                 node.replace_all_uses_with(node.args[0])
@@ -93,6 +97,8 @@ class Segmented:
             self.new[node] = self.graph.call_module(self._own(module), (x,))
             return
         self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+        if (node.op, node.target) == ("call_method", "view"):
+            self.new[node].target = "reshape"  # segments give channels-last, which cannot be viewed otherwise
         if module is not None:
             self.new[node].target = self._own(module)
 
@@ -101,7 +107,7 @@ class Segmented:
 
         The difference would be of the last digit, but a sign makes much of it.
         """
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
         other = x.contiguous(memory_format=torch.channels_last)
         return torch.channels_last if torch.equal(conv(x), conv(other)) else torch.contiguous_format
 
@@ -119,6 +125,11 @@ class Segmented:
         for number, node in enumerate(segment.order):
             several = len(segment.order) > 1
             self.new[node] = self.graph.call_function(_item, (call, number)) if several else call
+
+
+def _couples(module: nn.Module) -> bool:
+    """Whether a layer looks at the whole batch, in evaluation too."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:

@@ -17,6 +17,7 @@ log = logging.getLogger("biper")
 PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
 CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
 TORCH = "torch"
+LAYOUT = 1  # of the programs that program.py writes and native/packed.c reads
 
 
 @cache
@@ -24,7 +25,9 @@ def compiled() -> ctypes.CDLL | None:
     """The compiled instructions; None, and a line that says so once, where the installation found no compiler."""
     try:
         library = built("packed")
-    except CompilerMissing as error:
+        if library.biper_layout() != LAYOUT:
+            raise CompilerMissing("they are of another version of biper; install it again")
+    except (CompilerMissing, AttributeError) as error:
         log.warning("packed networks run through plain torch operations, which is slower: %s", error)
         return None
     library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
@@ -52,8 +55,8 @@ def chosen() -> str:
 @cache
 def fused() -> bool:
     """Whether torch's batch norm rounds `x*gain + shift` once on this machine, and not the product too."""
-    x = torch.tensor([[1 + 2.0**-12]])
-    ones = torch.ones(1)
+    x = torch.tensor([[1 + 2.0**-12]], dtype=torch.float32, device="cpu")
+    ones = torch.ones_like(x[0])
     return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
 
 

@@ -59,14 +59,20 @@ class PackedConv2d(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        self.output_sides(a.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
         out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations)
         return out
 
-    def output_sides(self, sides: Sequence[int]) -> list[int]:
-        """Height and width of the output for an input's."""
-        geometry = zip(self.kernel_size, self.stride, self.padding, sides, strict=True)
-        return [output_size(*axis) for axis in geometry]
+    def output_sides(self, shape: Sequence[int]) -> list[int]:
+        """Height and width of the output for an input (N, C_in, H, W). Raises ValueError if it is none."""
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            raise ValueError(f"expected (N, {self.in_channels}, H, W), got {tuple(shape)}")
+        geometry = zip(self.kernel_size, self.stride, self.padding, shape[2:], strict=True)
+        sides = [output_size(*axis) for axis in geometry]
+        if min(sides) < 1:
+            raise ValueError(f"an image of {tuple(shape[2:])} is smaller than the kernel {self.kernel_size}")
+        return sides
 
     def extra_repr(self) -> str:
         """What print(model) shows."""

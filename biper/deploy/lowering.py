@@ -13,6 +13,9 @@ from biper.deploy.layers import FoldedNorm, PackedConv2d
 from biper.deploy.program import After, Compiled, Geometry, Norm, Program, Shape, Value
 from biper.deploy.steps import Step, Steps, Window, shape_of
 
+# whatever torch's defaults are: the instructions write these
+FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "memory_format": torch.channels_last}
+
 
 @dataclass
 class Chain:
@@ -182,6 +185,6 @@ class Segment(nn.Module):
         images = len(inputs[0])
         # float: under autocast torch's layers between segments may give another type
         dense = [x.float().contiguous(memory_format=torch.channels_last) for x in inputs]
-        outputs = [torch.empty((images, *shape), memory_format=torch.channels_last) for shape in self.shapes]
+        outputs = [torch.empty((images, *shape), **FLOATS) for shape in self.shapes]
         self.compiled(kernels.chosen(), images, *dense, *outputs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

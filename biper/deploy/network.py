@@ -24,7 +24,8 @@ class PackedNetwork(nn.Module):
     """A network with packed layers, for inference: images (N, 3, H, W) to logits (N, classes).
 
     `network` is the module tree, which torch can run, export and compile as any other. On the CPU its forward pass runs
-    as segments of compiled instructions, with the same bits as a result, unless it is watched by hooks.
+    as segments of compiled instructions, which round alike, unless it is watched by hooks; large batches go in parts.
+    Its layers may be given other values or moved; another layer in the place of one is not seen once it has run.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -46,7 +47,7 @@ class PackedNetwork(nn.Module):
         few = min(len(images), 2)  # torch convolves a single image in its own way
         key = (images.shape[1:], few)
         if key not in self._forwards:
-            self._forwards[key] = self._segmented(torch.zeros(few, *images.shape[1:]))
+            self._forwards[key] = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
         segmented = self._forwards[key]
         if segmented is None:
             return self._layer_by_layer(images)
@@ -68,6 +69,7 @@ class PackedNetwork(nn.Module):
         if (
             self.training
             or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
             or images.device.type != "cpu"
             or images.dtype != torch.float32
         ):
@@ -110,13 +112,25 @@ def replaced(
 
     Those whose forward pass is somebody's own stay as they are.
     """
-    if type(network).forward is BinaryConv2d.forward:
-        assert isinstance(network, BinaryConv2d)
-        return conv(network)
+    made: dict[nn.Module, nn.Module] = {}
+
+    def new(module: nn.Module) -> nn.Module:
+        if module not in made:
+            made[module] = module
+            if isinstance(module, BinaryConv2d) and _plain(module):
+                made[module] = conv(module)
+            elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None:
+                made[module] = norm(cast(Norms, module))
+        return made[module]
+
     for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, BinaryConv2d) and type(child).forward is BinaryConv2d.forward:
-                setattr(module, name, conv(child))
-            elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) and child.running_mean is not None:
-                setattr(module, name, norm(cast(Norms, child)))
-    return network
+        for name, child in module._modules.items():  # a layer that is used twice too
+            if child is not None:
+                module._modules[name] = new(child)
+    return new(network)
+
+
+def _plain(layer: BinaryConv2d) -> bool:
+    """Whether it computes as BinaryConv2d does."""
+    kind = type(layer)
+    return (kind.forward, kind.effective_weight) == (BinaryConv2d.forward, BinaryConv2d.effective_weight)

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from biper.binarize import binary_sign
 from biper.deploy import kernels
-from biper.deploy.bits import output_size, unpack_bits
+from biper.deploy.bits import bits_shape, output_size, unpack_bits
 from biper.deploy.program import After, Compiled, Geometry, Program, Value
 
 CHANNELS_LAST = torch.channels_last
 
 
-def _layout(binary_activations: bool) -> torch.memory_format:
-    """Of the output: as the kernels write it; as usual where real values are summed up, in the order of training."""
-    return CHANNELS_LAST if binary_activations else torch.contiguous_format
+def _layout(x: Tensor) -> torch.memory_format:
+    """Of the output: that of the input, as torch's own convolutions have it."""
+    last = x.is_contiguous(memory_format=CHANNELS_LAST) and not x.is_contiguous()
+    return CHANNELS_LAST if last else torch.contiguous_format
 
 
 @torch.library.custom_op("biper::binary_conv2d", mutates_args=())
@@ -38,7 +39,7 @@ def binary_conv2d(
     (height, width), out_channels = kernel, len(alpha)
     w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
     sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, groups=groups)
-    return (sums * alpha.to(x.dtype)).contiguous(memory_format=_layout(binary_activations))
+    return (sums * alpha.to(x.dtype)).contiguous(memory_format=_layout(x))
 
 
 @binary_conv2d.register_fake
@@ -53,9 +54,7 @@ def _(
     binary_activations: bool,
 ) -> Tensor:
     sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
-    return torch.empty(
-        (x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=_layout(binary_activations)
-    )
+    return torch.empty((x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
 
 @binary_conv2d.register_kernel("cpu")
@@ -76,11 +75,13 @@ def _on_the_cpu(
     _, channels, height, width = x.shape
     size, steps, border = ((a, b) for a, b in (kernel, stride, padding))
     geometry = Geometry((channels, height, width), len(alpha), size, steps, border, groups)
-    out = torch.empty((len(x), *geometry.result), memory_format=CHANNELS_LAST)
+    if bits.shape != bits_shape(len(alpha), channels // groups, size, groups):
+        raise ValueError(f"bits of shape {tuple(bits.shape)} are not those of {geometry}")
+    out = torch.empty((len(x), *geometry.result), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
     if out.numel():
-        x = x.contiguous(memory_format=CHANNELS_LAST)
-        _single(geometry)(path, len(x), x, bits.contiguous(), alpha.contiguous(), out)
-    return out
+        dense = x.contiguous(memory_format=CHANNELS_LAST)
+        _single(geometry)(path, len(x), dense, bits.contiguous(), alpha.contiguous(), out)
+    return out.contiguous(memory_format=_layout(x))
 
 
 @lru_cache(maxsize=256)

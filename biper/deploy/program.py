@@ -156,7 +156,7 @@ class Program:
         rows = [[NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows]
         flat = [n for row in rows for n in row + [0] * (WIDTH - len(row))]
         header = [len(rows), len(values), scratch, aligned(8 * self.patch) // 8]
-        return torch.tensor(header + table + flat, dtype=torch.int64)
+        return torch.tensor(header + table + flat, dtype=torch.int64, device="cpu")
 
 
 def _inside(masks: Tensor) -> int:

@@ -204,6 +204,9 @@ static void gather_group(const Conv *c, const uint8_t *bits, int64_t g, int64_t 
 #undef PATH
 #endif
 
+/* The version of the layout of programs: kernels.py asks for the one that program.py writes. */
+int biper_layout(void) { return 1; }
+
 /* Whether this processor can take a path. */
 int biper_supports(int path) {
     switch (path) {

@@ -1,0 +1,131 @@
+"""Packing networks of somebody's own, and what torch may be told around them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import biper
+from benchmarks.variants import randomized
+from biper.deploy import PackedConv2d, kernels, pack
+
+WAYS = kernels.available()
+
+
+@torch.no_grad()
+def test_whatever_torchs_defaults_are():
+    model = randomized(biper.create_model("resnet20_1w1a", stage=2)).eval()
+    x = torch.randn(3, 3, 12, 12)
+    expected, packed = model(x), pack(model)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(packed(x), expected)
+        with torch.device("meta"):
+            assert torch.equal(pack(model)(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@torch.no_grad()
+def test_wrong_channels_and_sizes_are_refused():
+    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 16, 3, stage=2)))
+    for shape in ((2, 4, 6, 6), (2, 16, 6, 6), (2, 8, 2, 2), (8, 6, 6)):
+        with pytest.raises((ValueError, RuntimeError), match=r"expected|smaller"):
+            packed(torch.randn(shape))
+
+
+class Coupled(nn.Module):
+    """Looks at its batch as a whole, views its activations, and uses one layer twice, once in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = biper.BinaryConv2d(8, 8, 3, padding=1, stage=2)
+
+    def forward(self, x):
+        y = self.a(x)
+        x = F.relu(x - x.mean(0), True)
+        return self.b(y + x).view(x.size(0), -1)
+
+
+@torch.no_grad()
+def test_batches_that_belong_together():
+    own, x = Coupled().eval(), torch.randn(40, 8, 6, 6)
+    packed = pack(own)
+    assert isinstance(packed.network.b, PackedConv2d)
+    assert torch.equal(packed(x), own(x))
+    twice = nn.Sequential(nn.BatchNorm2d(8, track_running_stats=False), own.a).eval()
+    torch.testing.assert_close(pack(twice)(x), twice(x))
+
+
+@torch.no_grad()
+def test_a_layer_alone_and_layers_of_ones_own():
+    class Named(biper.BinaryConv2d):
+        pass
+
+    class Changed(biper.BinaryConv2d):
+        def forward(self, a):
+            return super().forward(a) + 1
+
+    x = torch.randn(2, 8, 6, 6)
+    for layer in (
+        biper.BinaryConv2d(8, 16, 3, stage=2),
+        nn.Sequential(Named(8, 4, 1, stage=2), Changed(4, 8, 1, stage=2)),
+    ):
+        packed = pack(layer.eval())
+        assert any(isinstance(m, PackedConv2d) for m in packed.modules())
+        assert torch.equal(packed(x), layer(x))
+
+
+@torch.no_grad()
+def test_under_autocast_and_in_training_mode():
+    torch.manual_seed(0)
+    own, x = Own().eval(), torch.randn(4, 3, 24, 20)
+    packed = pack(own)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed(x).isfinite().all()
+    torch.testing.assert_close(packed.train()(x), packed.eval()(x), rtol=1e-5, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+class Own(nn.Module):
+    """A network of somebody's own: groups that end within a byte, pooling, a mean, channels that are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 18, 3, padding=1)
+        self.norm0, self.norm1, self.norm2 = nn.BatchNorm2d(18), nn.BatchNorm2d(30), nn.BatchNorm2d(30)
+        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, stage=2)
+        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, stage=2)
+        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, stage=2)
+        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, stage=2), nn.BatchNorm2d(30)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.hardtanh(self.norm0(self.stem(x))), 3, 2, 1)
+        x = F.hardtanh(self.norm1(self.conv1(x)) + self.norm4(self.conv4(x)))  # two branches that end in one sum
+        y = F.max_pool2d(self.conv2(x), 2)
+        y = self.norm2(y) + F.avg_pool2d(x, 2)
+        y = torch.relu(y) - 0.5
+        return self.conv3(F.pad(y, (0, 0, 0, 0, 4, 6))).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_networks_of_ones_own(way, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    torch.manual_seed(0)
+    own, x = Own().eval(), torch.randn(4, 3, 24, 20)
+    packed = pack(own)
+    torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
+    assert packed.metadata is None
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_traced_runs_layer_by_layer(caplog):
+    class Choosing(Own):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    torch.manual_seed(0)
+    own, x = Choosing().eval(), torch.randn(4, 3, 24, 20)
+    torch.testing.assert_close(pack(own)(x), own(x), rtol=1e-5, atol=1e-4)
+    assert WAYS == (kernels.TORCH,) or "layer by layer" in caplog.text
