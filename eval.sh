@@ -2,7 +2,7 @@
 # Evaluate: bash eval.sh FILE [flags]. The file, a checkpoint or a packed network, knows its network and data set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
-[ $# -gt 0 ] || fail "usage: bash eval.sh FILE [flags], FILE a checkpoint or a packed network"
+[ $# -gt 0 ] || fail "usage: bash eval.sh CHECKPOINT [flags]; a packed network in its place does too"
 use_environment
 [[ $1 != --help && $1 != -h ]] || exec "$python" -m biper --help
 exec "$python" -u -m biper --evaluate "$@"
