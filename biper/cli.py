@@ -1,16 +1,17 @@
-"""The commands: from argv to a training run, an evaluation or a table; errors become one line and an exit code."""
+"""The commands: from argv to a training run, an evaluation or a table."""
 
 import logging
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biper.errors import TrainingDiverged, UsageError
+from biper.errors import UsageError
+from biper.exits import run
 from biper.options import (
+    STUDIES,
+    ablation_parser,
     build_parser,
     checkpoints_parser,
     download_parser,
@@ -18,15 +19,13 @@ from biper.options import (
     predict_parser,
     prepare_parser,
     read_options,
+    reproduce_parser,
     summary_parser,
 )
 
 if TYPE_CHECKING:
     from biper.distributed import Processes
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
-WORKERS = ("DataLoader worker", "shared memory")  # of torch's loader
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # of another process
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
     2: "BiPer, stage 2: start from stage 1 and make the weights binary.",
@@ -36,78 +35,56 @@ DESCRIPTIONS = {
 
 def main(family: str | None = None, stage: int | None = None, argv: Sequence[str] | None = None) -> None:
     """Train a stage of a family, or evaluate with -e. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
-    _run(lambda: _train_or_evaluate(family, stage, argv))
+    run(lambda: _train_or_evaluate(family, stage, argv))
 
 
 def quantization_error_main(argv: Sequence[str] | None = None) -> None:
     """compute_QE.py: the quantization error of checkpoints as tables, CSV and picture."""
-    _run(lambda: _quantization_error(argv))
+    run(lambda: _quantization_error(argv))
 
 
 def download_main(argv: Sequence[str] | None = None) -> None:
     """cifar10/dataset/download.py: fetch a data set, or unpack an archive of it."""
-    _run(lambda: _download(argv))
+    run(lambda: _download(argv))
 
 
 def prepare_main(argv: Sequence[str] | None = None) -> None:
     """imagenet/dataset/prepare.py: ImageNet's archives to class folders."""
-    _run(lambda: _prepare(argv))
+    run(lambda: _prepare(argv))
 
 
 def export_main(argv: Sequence[str] | None = None) -> None:
     """export.py: a checkpoint to a packed file, and to ONNX."""
-    _run(lambda: _export(argv))
+    run(lambda: _export(argv))
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
     """predict.py: the likeliest classes of images."""
-    _run(lambda: _predict(argv))
+    run(lambda: _predict(argv))
 
 
 def summary_main(argv: Sequence[str] | None = None) -> None:
     """summary.py: parameters, bytes and operations of a network."""
-    _run(lambda: _summary(argv))
+    run(lambda: _summary(argv))
 
 
-def _run(command: Callable[[], None]) -> None:
-    try:
-        command()
-    except KeyboardInterrupt as error:
-        sys.exit(128 + (signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT))
-    except BrokenPipeError:  # `| head` has seen enough; what Python still flushes at exit goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except (UsageError, TrainingDiverged, OSError, MemoryError, RuntimeError) as error:
-        code, text = 2, str(error)
-        if isinstance(error, TrainingDiverged):
-            code = 1
-        elif isinstance(error, RuntimeError):
-            if any(words in text for words in OUT_OF_MEMORY):
-                text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
-            elif any(words in text for words in WORKERS):
-                text = (
-                    f"a process that reads images ended: give fewer --workers, or a smaller -b ({text.splitlines()[0]})"
-                )
-            elif any(words in text for words in LOST):
-                code, text = 1, f"another process ended: {text.splitlines()[0]}"
-            else:
-                raise
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}", file=sys.stderr)
-        sys.exit(code)
+def reproduce_main(argv: Sequence[str] | None = None) -> None:
+    """reproduce.py: a recipe over seeds, with its tables, pictures and model cards."""
+    run(lambda: _reproduce(argv))
+
+
+def ablation_main(argv: Sequence[str] | None = None) -> None:
+    """ablation.py: variants of a recipe over seeds."""
+    run(lambda: _ablation(argv))
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
     parser = build_parser(Path(sys.argv[0]).name if family else "eval.sh", DESCRIPTIONS[stage], family or "cifar10")
     given = read_options(parser, argv, stage)
-    from biper.distributed import launched_processes, restartable  # torch loads here, after --help and a wrong flag
-    from biper.record import log_to_console
-    from biper.runtime import flush_denormals, keep_memory, signals_interrupt
+    from biper.distributed import restartable  # torch loads here, after --help and a wrong flag
+    from biper.runtime import signals_interrupt
 
-    flush_denormals()
-    keep_memory()
-    processes = launched_processes()
-    log_to_console(logging.INFO if processes.main else logging.WARNING)
+    processes = _prepare_process()
     with signals_interrupt():
         if given.get("evaluate"):
             _evaluate(family, stage, given, processes)
@@ -115,6 +92,19 @@ def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str
             raise UsageError("give the checkpoint to evaluate: -e FILE")
         else:
             _train(family, stage, given | ({"resume": True} if restartable() else {}), processes)
+
+
+def _prepare_process() -> "Processes":
+    """Make this process ready to compute and to log, before its first tensor, and find its place among others."""
+    from biper.distributed import launched_processes
+    from biper.record import log_to_console
+    from biper.runtime import flush_denormals, keep_memory
+
+    flush_denormals()
+    keep_memory()
+    processes = launched_processes()
+    log_to_console(logging.INFO if processes.main else logging.WARNING)
+    return processes
 
 
 def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes") -> None:
@@ -217,3 +207,35 @@ def _summary(argv: Sequence[str] | None) -> None:
     from biper.summary import described
 
     print(described(given.pop("network"), given))
+
+
+def _reproduce(argv: Sequence[str] | None) -> None:
+    given = vars(reproduce_parser().parse_args(argv))
+    from biper.experiments.experiment import planned
+    from biper.experiments.reproduce import reproduce
+
+    experiment = planned("reproduce.py", given)
+    _experiment(lambda: reproduce(experiment))
+
+
+def _ablation(argv: Sequence[str] | None) -> None:
+    given = vars(ablation_parser().parse_args(argv))
+    from biper.experiments.ablation import ablate
+    from biper.experiments.experiment import planned
+
+    experiment = planned("ablation.py", given)
+    _experiment(lambda: ablate(experiment, given.get("studies", STUDIES)))
+
+
+def _experiment(conduct: Callable[[], None]) -> None:
+    """Conduct an experiment in this process alone; one that is interrupted says how it goes on."""
+    from biper.runtime import signals_interrupt
+
+    if _prepare_process().size > 1:
+        raise UsageError("an experiment runs in one process: train by torchrun with main.py, or give --gpus 0,1")
+    try:
+        with signals_interrupt():
+            conduct()
+    except KeyboardInterrupt as error:
+        print(f"stopped by {error}; what is saved stays: the same command goes on from there", file=sys.stderr)
+        raise

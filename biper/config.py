@@ -10,6 +10,7 @@ from biper.errors import UsageError
 from biper.schedule import LR_TYPES
 
 DATASETS = ("cifar10", "cifar100", "digits", "imagenet", "tinyimagenet", "folder")
+REGULARIZERS = ("sin2", "cos2")
 GROUPS = ("run", "network", "data", "training", "hardware")
 
 
@@ -54,6 +55,7 @@ class Config:
     model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
     freq: float = setting(30.0, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0)
     load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
+    from_scratch: bool = setting(False, "network", "stage 2: start from fresh weights instead, for comparison")
 
     dataset: str = setting("cifar10", "data", "data set", choices=DATASETS)
     data_path: str = setting(
@@ -80,10 +82,17 @@ class Config:
     weight_decay: float = setting(5e-4, "training", "weight decay", low=0)
     lr_type: str = setting("cos", "training", "learning-rate schedule", choices=LR_TYPES)
     lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
-    warm_up: bool = setting(False, "training", "raise lr linearly over the first 5 epochs")
+    warm_up: bool = setting(False, "training", "raise lr linearly over the first epochs")
+    warm_up_epochs: int = setting(5, "training", "how many those are", low=1)
     tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
     tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
     regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")
+    regularizer_form: str = setting(
+        "sin2",
+        "training",
+        "of sin(freq*w): sin2, as published, pulls it to 0; cos2, for comparison, to -1 and +1",
+        choices=REGULARIZERS,
+    )
 
     device: str = setting(
         "auto", "hardware", "auto, cpu, cuda, cuda:N; auto is --gpus, or the CPU without a GPU", runtime=True

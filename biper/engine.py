@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from biper.data.order import Loader
 from biper.distributed import total
 from biper.errors import TrainingDiverged
-from biper.loss import periodic_regularizer
+from biper.loss import Regularizer, periodic_regularizer
 from biper.runtime import DelayedRead
 
 
@@ -99,7 +99,7 @@ def train_one_epoch(
     epoch: int,
     tau: float,
     watcher: Watcher,
-    regularizer: Callable[[nn.Module, float], Tensor] = periodic_regularizer,
+    regularizer: Regularizer = periodic_regularizer,
     totals: Totals | None = None,
     first_step: int = 0,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,

@@ -11,6 +11,7 @@ import yaml
 from biper.config import FAMILY_DEFAULTS, GROUPS, SETTINGS, Config, convert, expand_tau
 from biper.errors import UsageError
 
+STUDIES = ("frequency", "two_stages", "warm_start", "regularizer", "learning_rate")
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
 
 
@@ -59,6 +60,42 @@ def predict_parser() -> Parser:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     _add_published(parser)
     return parser
+
+
+def reproduce_parser() -> Parser:
+    """The parser of reproduce.py."""
+    text = "Both stages of a recipe for every seed, evaluated and packed, as a table, pictures and model cards."
+    parser = Parser(prog="reproduce.py", description=text)
+    _add_experiment(parser)
+    parser.add_argument(
+        "--epochs_scale", type=float, metavar="X", help="shorten both stages and their schedules to X of their epochs"
+    )
+    return parser
+
+
+def ablation_parser() -> Parser:
+    """The parser of ablation.py."""
+    text = "Variants of a recipe over seeds: what frequency, stages, warm start, regularizer and learning rate do."
+    parser = Parser(prog="ablation.py", description=text)
+    _add_experiment(parser)
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, help="default: all of them")
+    parser.add_argument(
+        "--epochs", type=int, nargs=2, metavar=("N1", "N2"), help="of stage 1 and stage 2, schedules in proportion"
+    )
+    return parser
+
+
+def _add_experiment(parser: Parser) -> None:
+    """What experiments have in common: the recipe, its seeds, and every setting of data and hardware."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="with sections stage1 and stage2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
+    parser.add_argument("--results_dir", type=Path, metavar="DIR", help="default results/<recipe>_<data>_<epochs>")
+    parser.add_argument("--data_name", metavar="TEXT", help="what tables and cards call the data")
+    for group in ("data", "hardware"):
+        arguments = parser.add_argument_group(group)
+        for name, f in SETTINGS.items():
+            if f.metadata["group"] == group:
+                _add_flag(arguments, name, f, None)
 
 
 def summary_parser() -> Parser:
@@ -152,4 +189,7 @@ def read_options(parser: Parser, argv: Sequence[str] | None, stage: int | None) 
     flags = vars(parser.parse_args(argv))
     file = flags.pop("config", None)
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in expand_tau(flags).items()}
-    return (read_yaml(Path(file), stage or 2) if file else {}) | flags
+    recipe = read_yaml(Path(file), stage or 2) if file else {}
+    if flags.get("from_scratch"):
+        recipe.pop("load_ckpt_stage1", None)  # flags win over the recipe
+    return recipe | flags

@@ -44,6 +44,11 @@ class QuantizationError:
         return sum(layer.l1 for layer in self.layers)
 
     @property
+    def squared(self) -> float:
+        """Sum over the layers of the squared error with the best scale."""
+        return sum(layer.squared for layer in self.layers)
+
+    @property
     def b(self) -> float:
         """Sum over the layers of mean(|w|)."""
         return sum(layer.mean_abs for layer in self.layers)

@@ -29,7 +29,12 @@ def training_config(family: str, stage: int, given: Given) -> Config:
         raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
     if stage == 1 and given.get("load_ckpt_stage1"):
         raise UsageError("--load_ckpt_stage1 is for stage 2 (main_stage2.py): stage 1 starts fresh")
+    fresh = bool(given.get("from_scratch"))
+    if fresh and stage == 1:
+        raise UsageError("--from_scratch is for stage 2 (main_stage2.py): stage 1 always starts fresh")
     start = stage == 2 and bool(given.get("load_ckpt_stage1"))
+    if fresh and start:
+        raise UsageError("--from_scratch starts without stage 1: leave --load_ckpt_stage1 out")
     if given.get("resume"):
         # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
         named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
@@ -40,7 +45,7 @@ def training_config(family: str, stage: int, given: Given) -> Config:
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
             return _resumed(make_config(family, stage, stored | given), stored)
-    if stage == 2:
+    if stage == 2 and not fresh:
         if not start:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
         return make_config(family, stage, inherit_stage1(family, given) | given)

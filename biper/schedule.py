@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-WARM_UP_EPOCHS = 5
 LR_TYPES = ("cos", "step", "linear")
 
 
@@ -15,16 +14,17 @@ def lr_at(
     lr_type: str = "cos",
     lr_decay_step: Sequence[int] = (),
     warm_up: bool = False,
+    warm_up_epochs: int = 5,
 ) -> float:
     """The learning rate of an epoch.
 
-    Warm-up is lr*(epoch+1)/5 for epochs 0 to 4. 'cos' then falls along half a cosine to 0 at `epochs`, 'linear' along
-    a straight line; both start at the last epoch of the warm-up, where they equal lr. 'step' multiplies by 0.1 at each
-    epoch of lr_decay_step. Raises ValueError for another lr_type.
+    Warm-up is lr*(epoch+1)/warm_up_epochs for the first warm_up_epochs. 'cos' then falls along half a cosine to 0 at
+    `epochs`, 'linear' along a straight line; both start at the last epoch of the warm-up, where they equal lr. 'step'
+    multiplies by 0.1 at each epoch of lr_decay_step. Raises ValueError for another lr_type.
     """
-    if warm_up and epoch < WARM_UP_EPOCHS:
-        return lr * (epoch + 1) / WARM_UP_EPOCHS
-    start = WARM_UP_EPOCHS - 1 if warm_up else 0
+    if warm_up and epoch < warm_up_epochs:
+        return lr * (epoch + 1) / warm_up_epochs
+    start = warm_up_epochs - 1 if warm_up else 0
     if lr_type == "step":
         return lr * 0.1 ** sum(epoch >= step for step in lr_decay_step)
     fraction = (epoch - start) / (epochs - start)

@@ -26,6 +26,7 @@ from biper.data import Loader, Loaders, Shard, build_loaders, require_same_class
 from biper.distributed import Processes, average_buffers, decided, replicated, require_equal, total
 from biper.engine import Metrics, Totals, check_finite, evaluate, train_one_epoch
 from biper.errors import UsageError
+from biper.loss import opposite
 from biper.models import Network, create_model
 from biper.optim import build_optimizer, load_optimizer
 from biper.quantization import quantization_error
@@ -38,9 +39,12 @@ History = list[dict[str, Any]]  # a row an epoch
 
 
 def initial_network(config: Config, num_classes: int) -> Network:
-    """Stage 1: a fresh network. Stage 2: stage 1's network with the square wave switched on (warm start)."""
-    if config.stage == 1:
-        return create_model(config.model, config.family, num_classes, config.freq, stage=1)
+    """Stage 1: a fresh network. Stage 2: stage 1's network with the square wave switched on (warm start).
+
+    With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
+    """
+    if config.stage == 1 or config.from_scratch:
+        return create_model(config.model, config.family, num_classes, config.freq, config.stage)
     path = Path(config.load_ckpt_stage1)
     start = load_checkpoint(path, config.freq, model=config.model, family=config.family, stage=1)
     return rebuild(replace(start.metadata, stage=2), start.state_dict(), path)
@@ -157,7 +161,15 @@ class Stage:
     def run_epoch(self) -> None:
         """Train what is left of an epoch, evaluate it, and enter it in the history. Saves within the epoch if due."""
         c, epoch = self.config, self.epoch
-        lr = lr_at(epoch, lr=c.lr, epochs=c.epochs, lr_type=c.lr_type, lr_decay_step=c.lr_decay_step, warm_up=c.warm_up)
+        lr = lr_at(
+            epoch,
+            lr=c.lr,
+            epochs=c.epochs,
+            lr_type=c.lr_type,
+            lr_decay_step=c.lr_decay_step,
+            warm_up=c.warm_up,
+            warm_up_epochs=c.warm_up_epochs,
+        )
         tau = tau_at(epoch, epochs=c.epochs, tau_min=c.tau_min, tau_max=c.tau_max) if c.regularizer else 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -184,7 +196,7 @@ class Stage:
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
 
     def _train(self, loader: Loader, epoch: int, tau: float, totals: Totals) -> Metrics:
-        c = self.config
+        c, regularizer = self.config, self.fast.regularizer
         with Progress(f"epoch {epoch + 1}/{c.epochs}", len(loader), c.print_freq, self.step) as progress:
             return train_one_epoch(
                 self.model,
@@ -193,7 +205,7 @@ class Stage:
                 epoch=epoch,
                 tau=tau,
                 watcher=progress,
-                regularizer=self.fast.regularizer,
+                regularizer=opposite(regularizer) if c.regularizer_form == "cos2" else regularizer,
                 totals=totals,
                 first_step=self.step,
                 after_step=self._save_if_due,

@@ -102,7 +102,7 @@ def announce(stage: Stage) -> None:
     if c.use_dali and stage.loaders.in_memory:
         log.info("--use_dali has no effect: the images are held in memory")
     if c.stage == 2:
-        log.info("starting from stage 1: %s", c.load_ckpt_stage1)
+        log.info("starting from %s", "fresh weights" if c.from_scratch else f"stage 1: {c.load_ckpt_stage1}")
     if c.resume:
         place = f"going on after {stage.epoch} of {c.epochs} epochs" + (
             f" and {stage.step} steps" if stage.step else ""

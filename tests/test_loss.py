@@ -3,7 +3,7 @@ import torch
 
 from biper import create_model
 from biper.layers import binary_layers
-from biper.loss import periodic_regularizer
+from biper.loss import opposite, periodic_regularizer
 
 
 def test_regularizer_is_the_sum_of_mean_squared_sines():
@@ -24,3 +24,17 @@ def test_regularizer_pulls_the_effective_weight_towards_zero():
 
 def test_no_binarized_layers():
     assert periodic_regularizer(create_model("resnet20_32w32a"), 1.0).item() == 0
+
+
+def test_the_opposite_is_the_sum_of_mean_squared_cosines_and_pulls_the_other_way():
+    model = create_model("resnet20_1w1a", freq=7.0)
+    layer = next(binary_layers(model))[1]
+    loss = opposite(periodic_regularizer)(model, 0.5)
+    other = sum(torch.cos(7.0 * layer.weight).square().mean() for _, layer in binary_layers(model))
+    assert loss.item() == pytest.approx(0.5 * other.item(), rel=1e-5)
+    loss.backward()
+    pulled = layer.weight.grad.clone()
+    layer.weight.grad = None
+    periodic_regularizer(model, 0.5).backward()
+    assert torch.equal(pulled, -layer.weight.grad)
+    assert opposite(periodic_regularizer)(create_model("resnet20_32w32a"), 1.0).item() == 0

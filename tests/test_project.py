@@ -53,9 +53,9 @@ def test_environment_yml_equals_pyproject():
 
 
 def test_imports_run_one_way():
-    layers = "errors binarize native kernels layers metadata loss units fusion acceleration schedule optim models"
+    layers = "errors exits binarize native kernels layers metadata loss units fusion acceleration schedule optim models"
     data = "distributed runtime config data published checkpoint quantization plots engine record options results"
-    commands = "deploy stage evaluate resolve export predict summary train cli"
+    commands = "deploy stage evaluate resolve export predict summary train experiments cli"
     order = [*layers.split(), *data.split(), *commands.split()]
     for path in (ROOT / "biper").rglob("*.py"):
         parts = path.relative_to(ROOT / "biper").with_suffix("").parts

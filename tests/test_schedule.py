@@ -43,3 +43,9 @@ def test_tau():
     middle = 0.85 + 0.14 * (math.exp(0.5) - 1) / (math.e - 1)
     assert values == pytest.approx([0.85, middle, 0.99])
     assert tau_at(7, epochs=10, tau_min=0.037, tau_max=0.037) == pytest.approx(0.037)
+
+
+def test_warm_up_of_another_length():
+    rates = [lr_at(e, lr=1.0, epochs=12, warm_up=True, warm_up_epochs=2) for e in range(3)]
+    assert rates == pytest.approx([0.5, 1.0, 0.5 * (1 + math.cos(math.pi / 11))])
+    assert lr_at(0, lr=1.0, epochs=9, warm_up=True, warm_up_epochs=1) == lr_at(0, lr=1.0, epochs=9)

@@ -1,0 +1,1 @@
+"""Experiments: a recipe over seeds with its tables, pictures and model cards, and ablations of it."""

@@ -1,0 +1,66 @@
+"""The model card of a trained network: what it is, how it was made, what it reaches, and what it is not."""
+
+from collections.abc import Mapping
+
+import yaml
+
+from biper.config import SETTINGS
+from biper.experiments.experiment import Experiment, in_words
+from biper.experiments.release import MODEL, PACKED, Result
+from biper.experiments.runs import Run
+from biper.experiments.tables import markdown
+from biper.results import read_settings
+
+EVALUATED = f"bash eval.sh {MODEL}\nbash eval.sh {PACKED}"
+LIMITS = """- The best epoch was chosen on the test images, as in the published code, so its top-1 is a
+  little optimistic. The last epoch's was not chosen.
+- It knows the {classes} classes of its data and nothing else: it gives any image one of them.
+- Its accuracy is that on images of this kind and size ({size}x{size}); on others it was not measured."""
+
+
+def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) -> str:
+    """The card in Markdown, of one seed's result and the runs of both stages."""
+    recipe, r = experiment.recipe, result
+    seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
+    rows = [
+        ["data", experiment.data],
+        ["epochs", f"{in_words(recipe.epochs)} (stage 1, real weights + stage 2, binary weights)"],
+        ["seed", str(r.seed)],
+        ["**top-1**, binary network, best epoch", f"**{r.float_top1:.2f} %**"],
+        ["top-1 of the packed file", f"{r.packed_top1:.2f} %"],
+        ["top-1 of the last epoch", f"{r.stage2_last_top1:.2f} %"],
+        ["top-1 of stage 1, best epoch", f"{r.stage1_top1:.2f} %"],
+        ["quantization error, as published", f"{r.qe:.3f}"],
+        ["size", f"{r.float_bytes:,} bytes in float32, {r.packed_bytes:,} packed"],
+        [
+            "training time",
+            f"{seconds / 60:.1f} minutes ({r.stage1_seconds:.1f} s and {r.stage2_seconds:.1f} s an epoch)",
+        ],
+        ["machine", r.machine],
+        ["versions", r.versions_text()],
+    ]
+    parts = [
+        f"# {recipe.model}",
+        f"A binary network of BiPer: weights and activations of one bit. {experiment.short}".rstrip(),
+        markdown(["", ""], rows),
+        f"Trained by\n```bash\n{experiment.command}\n```",
+        f"Evaluated by (with `--data_path FOLDER` where the data are a folder of images)\n```bash\n{EVALUATED}\n```",
+        "`metrics.csv` has every epoch of both stages. Their settings, the defaults included:",
+        f"```yaml\n{_settings(runs)}```",
+        "Limits:\n\n" + LIMITS.format(classes=r.classes, size=r.image_size),
+    ]
+    return "\n\n".join(parts)
+
+
+def _settings(runs: Mapping[int, Run]) -> str:
+    """What decides what the stages computed, as YAML that --config reads, without paths."""
+    sections = {}
+    for stage, run in runs.items():
+        stored = read_settings(run.folder, stage)
+        kept = {name: list(v) if isinstance(v, tuple) else v for name, v in stored.items() if _decides(name)}
+        sections[f"stage{stage}"] = kept
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def _decides(name: str) -> bool:
+    return not SETTINGS[name].metadata["runtime"] and name != "load_ckpt_stage1"

@@ -1,0 +1,122 @@
+"""An experiment: a recipe, seeds and a folder, and what it says of itself beside what the paper trained."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from biper.config import SETTINGS
+from biper.data.sets import REPOSITORY
+from biper.errors import UsageError
+from biper.experiments.recipe import Recipe, Settings, read_recipe, shortened
+from biper.published import EPOCHS, TOP1
+
+FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "scikit-learn's digits",
+    "imagenet": "ImageNet",
+    "tinyimagenet": "Tiny ImageNet",
+    "folder": "a folder of images",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is to be done, and how it is called.
+
+    recipe: as it is run; full_epochs: those of its file; settings: the user's, of data and hardware; data: what the
+    data are called in tables; command: what does it all, with FOLDER for the place of the data.
+    """
+
+    recipe: Recipe
+    full_epochs: tuple[int, int]
+    seeds: tuple[int, ...]
+    folder: Path
+    settings: Settings
+    data: str
+    command: str
+
+    @property
+    def published_top1(self) -> float | None:
+        """The paper's top-1 in percent, where it trained this model on this data set."""
+        return TOP1.get((self.recipe.dataset, self.recipe.model))
+
+    @property
+    def published_epochs(self) -> str:
+        """The epochs of the paper's two stages."""
+        return in_words(EPOCHS[self.recipe.family])
+
+    @property
+    def short(self) -> str:
+        """One sentence on how short it is; empty if it trains as long as the paper."""
+        if sum(self.recipe.epochs) < sum(self.full_epochs):
+            return f"**A short run**: the recipe has {in_words(self.full_epochs)} epochs."
+        if sum(self.recipe.epochs) < sum(EPOCHS[self.recipe.family]):
+            return f"**A short run**: the paper trains {self.published_epochs} epochs."
+        return ""
+
+    def preface(self) -> str:
+        """Recipe, data and command."""
+        what = f"`{self.recipe.model}` on {self.data}, {in_words(self.recipe.epochs)} epochs. {self.short}".rstrip()
+        return f"{what}\n\n```bash\n{self.command}\n```"
+
+
+def in_words(epochs: tuple[int, int]) -> str:
+    """The epochs of both stages."""
+    return f"{epochs[0]} + {epochs[1]}"
+
+
+def planned(script: str, given: Mapping[str, Any]) -> Experiment:
+    """The experiment that the flags of reproduce.py or ablation.py describe. Raises UsageError if they are unfit."""
+    settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
+    seeds = tuple(given["seeds"])
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give numbers from 0 up, each once")
+    full = read_recipe(given["recipe"], settings)
+    if full.model.endswith("_32w32a"):
+        raise UsageError(f"{given['recipe']}: {full.model} has no weights to binarize, so it has no stage 2")
+    recipe = shortened(full, _epochs(full.epochs, given))
+    label = f"{recipe.name}_{recipe.dataset}_{recipe.epochs[0]}+{recipe.epochs[1]}"
+    folder = Path("results") / (label if script == "reproduce.py" else f"ablation_{label}")
+    return Experiment(
+        recipe=recipe,
+        full_epochs=full.epochs,
+        seeds=seeds,
+        folder=given.get("results_dir", folder),
+        settings=settings,
+        data=given.get("data_name", NAMES[recipe.dataset]),
+        command=_command(script, given),
+    )
+
+
+def _epochs(full: tuple[int, int], given: Mapping[str, Any]) -> tuple[int, int]:
+    scale = given.get("epochs_scale", 1.0)
+    if not 0 < scale <= 1:
+        raise UsageError(f"--epochs_scale {scale}: above 0, at most 1")
+    one, two = given.get("epochs", (max(1, round(scale * epochs)) for epochs in full))
+    if min(one, two) < 1:
+        raise UsageError(f"--epochs {one} {two}: at least 1 each")
+    return one, two
+
+
+def _command(script: str, given: Mapping[str, Any]) -> str:
+    """The command line, without where results and data lie on this machine."""
+    words = ["python", script, _shown_path(given["recipe"])]
+    for name, value in given.items():
+        if name in ("recipe", "results_dir"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+            continue
+        values = value if isinstance(value, list) else ["FOLDER" if name == "data_path" else value]
+        words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
+
+
+def _shown_path(path: Path) -> str:
+    """A recipe of this repository as from its folder, another by its name."""
+    ours = path.resolve().is_relative_to(REPOSITORY)
+    return str(path.resolve().relative_to(REPOSITORY)) if ours else path.name

@@ -1,0 +1,119 @@
+"""What of a finished seed is given away: a checkpoint without its optimizer, a packed file, and the facts."""
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from biper.checkpoint import read_checkpoint, save_checkpoint
+from biper.deploy.network import PackedNetwork
+from biper.evaluate import evaluate_checkpoint
+from biper.experiments.recipe import Settings
+from biper.experiments.runs import Run
+from biper.experiments.tables import write_text
+from biper.export import export
+from biper.quantization import quantization_error
+from biper.resolve import evaluation
+from biper.runtime import describe_devices, select_devices
+
+log = logging.getLogger("biper")
+MODEL, PACKED, FACTS = "model.pth.tar", "packed.safetensors", "result.json"
+FOR_TRAINING = ("optimizer", "lr_scheduler", "random_state", "partial", "step")
+PATHS = ("data_path", "load_ckpt_stage1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The facts of a seed. top-1 in percent on the test images; the packed file's and the float one's are evaluated."""
+
+    seed: int
+    stage1_top1: float  # the best epoch's
+    stage2_top1: float
+    stage1_last_top1: float
+    stage2_last_top1: float
+    float_top1: float
+    packed_top1: float
+    qe: float  # of stage 2's best epoch, as published
+    squared_error: float  # with each layer's best scale, summed likewise
+    float_bytes: int  # of the parameters and statistics
+    packed_bytes: int  # of the file
+    stage1_seconds: float  # an epoch, median
+    stage2_seconds: float
+    classes: int
+    image_size: int
+    machine: str
+    versions: dict[str, str]
+
+    def versions_text(self) -> str:
+        """The versions that it was trained with, in words."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
+
+def release(runs: Mapping[int, Run], folder: Path, data: Settings) -> Result:
+    """Write model.pth.tar, packed.safetensors and result.json of both stages' runs, unless they are there already.
+
+    data: the settings of data and hardware for the evaluation of both files.
+    """
+    if (folder / FACTS).exists():
+        return Result(**json.loads((folder / FACTS).read_text()))
+    folder.mkdir(exist_ok=True)
+    contents = read_checkpoint(runs[2].checkpoint)
+    save_checkpoint(without_training_state(contents), folder / MODEL)
+    given = {name: value for name, value in data.items() if name == "data_path"}
+    export(runs[2].checkpoint, folder / PACKED, None, given)
+    result = _measured(runs, folder, data, contents["versions"])
+    write_text(json.dumps(asdict(result), indent=2), folder / FACTS)
+    return result
+
+
+def without_training_state(contents: Settings) -> dict[str, Any]:
+    """A checkpoint's contents without what only training needs, and without paths of the machine that trained it."""
+    kept = {name: value for name, value in contents.items() if name not in FOR_TRAINING}
+    kept["settings"] = {**contents["settings"], **dict.fromkeys(PATHS, "")}
+    return kept
+
+
+def _measured(runs: Mapping[int, Run], folder: Path, data: Settings, versions: dict[str, str]) -> Result:
+    found = {}
+    for name in (MODEL, PACKED):
+        network, config = evaluation(None, 2, {**data, "evaluate": str(folder / name)})
+        found[name] = evaluate_checkpoint(network, config).top1
+        if name == MODEL:
+            assert not isinstance(network, PackedNetwork)
+            error, m = quantization_error(network), network.metadata
+            floats = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return Result(
+        seed=runs[2].config.seed,
+        stage1_top1=runs[1].best["test_top1"],
+        stage2_top1=runs[2].best["test_top1"],
+        stage1_last_top1=runs[1].history[-1]["test_top1"],
+        stage2_last_top1=runs[2].history[-1]["test_top1"],
+        float_top1=found[MODEL],
+        packed_top1=found[PACKED],
+        qe=error.qe,
+        squared_error=error.squared,
+        float_bytes=floats,
+        packed_bytes=(folder / PACKED).stat().st_size,
+        stage1_seconds=runs[1].seconds_per_epoch(),
+        stage2_seconds=runs[2].seconds_per_epoch(),
+        classes=m.num_classes,
+        image_size=m.shown_size,
+        machine=machine(runs[2]),
+        versions=versions,
+    )
+
+
+def machine(run: Run) -> str:
+    """What this machine computes with, in words."""
+    c = run.config
+    devices = select_devices(c.device, c.gpus, c.type)
+    if devices[0].type == "cuda":
+        return describe_devices(devices)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, no GPU"

@@ -1,0 +1,90 @@
+"""The questions of an ablation, and the variants of a recipe that answer them on equal terms."""
+
+from dataclasses import dataclass
+
+from biper.config import make_config
+from biper.experiments.recipe import Recipe, Settings
+
+FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train: the settings of its stages by number, each with the folder of its runs (shared by variants)."""
+
+    title: str
+    stages: dict[int, tuple[str, Settings]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the variants that answer it; the others' differences are from the one called `base`."""
+
+    name: str
+    question: str
+    base: str
+    variants: tuple[Variant, ...]
+
+
+def studies(recipe: Recipe) -> dict[str, Study]:
+    """Every study of a recipe, by name."""
+    freq = make_config(recipe.family, 1, recipe.stage1).freq
+    base = Variant(f"freq {freq:g}", _both(recipe, f"freq_{freq:g}"))
+    found = (_frequency(recipe, freq), *_starts(recipe, base), _regularizer(recipe, base), _learning_rate(recipe, base))
+    return {study.name: study for study in found}
+
+
+def _both(recipe: Recipe, key: str, *changes: Settings) -> dict[int, tuple[str, Settings]]:
+    """Both stages, with the same changes."""
+    one, two = dict(recipe.stage1), dict(recipe.stage2)
+    for change in changes:
+        one, two = {**one, **change}, {**two, **change}
+    return {1: (key, one), 2: (key, two)}
+
+
+def _frequency(recipe: Recipe, own: float) -> Study:
+    variants = []
+    for freq in sorted({*FREQUENCIES, own}):
+        key = f"freq_{freq:g}"
+        one = {**recipe.stage1, "freq": freq}
+        variants.append(Variant(f"freq {freq:g}", {1: (key, one), 2: (key, recipe.stage2)}))
+    question = "How does the frequency decide accuracy and quantization error?"
+    return Study("frequency", question, f"freq {own:g}", tuple(variants))
+
+
+def _starts(recipe: Recipe, base: Variant) -> tuple[Study, Study]:
+    """Binary weights from the start, with stage 1's settings for as many epochs; a stage 2 that starts fresh."""
+    fresh = {"from_scratch": True, "model": recipe.model, "freq": make_config(recipe.family, 1, recipe.stage1).freq}
+    whole = {**recipe.stage1, **fresh, "epochs": sum(recipe.epochs)}
+    start = Variant("binary from the start", {2: ("binary_from_start", whole)})
+    cold = Variant("fresh start", {2: ("fresh_start", {**recipe.stage2, **fresh})})
+    warm, two = Variant("warm start", base.stages), Variant("two stages", base.stages)
+    one = "Are two stages better than binary weights from the start, in as many epochs?"
+    other = "Does stage 2 need the weights of stage 1, or would fresh ones do in its epochs?"
+    return (
+        Study("two_stages", one, "two stages", (two, start)),
+        Study("warm_start", other, "warm start", (warm, cold)),
+    )
+
+
+def _regularizer(recipe: Recipe, base: Variant) -> Study:
+    off = _both(recipe, "regularizer_off", {"regularizer": False})
+    opposite = _both(recipe, "regularizer_cos2", {"regularizer_form": "cos2"})
+    variants = (Variant("sin², published", base.stages), Variant("off", off), Variant("cos², opposite", opposite))
+    question = "What does the periodic regularizer do, and would its opposite, which pulls to -1 and +1, do better?"
+    return Study("regularizer", question, "sin², published", variants)
+
+
+def _learning_rate(recipe: Recipe, base: Variant) -> Study:
+    """Stage 2 is varied from the same stage 1."""
+    one, two = (make_config(recipe.family, s, settings).lr for s, settings in ((1, recipe.stage1), (2, recipe.stage2)))
+    variants = [Variant(f"{one:g}, {two:g}", base.stages)]
+    for factor in (0.5, 2.0):
+        key = f"stage1_lr_{factor * one:g}"
+        stages = {1: (key, {**recipe.stage1, "lr": factor * one}), 2: (key, recipe.stage2)}
+        variants.append(Variant(f"{factor * one:g}, {two:g}", stages))
+    for factor in (0.2, 5.0):
+        stages = {1: base.stages[1], 2: (f"stage2_lr_{factor * two:g}", {**recipe.stage2, "lr": factor * two})}
+        variants.append(Variant(f"{one:g}, {factor * two:g}", stages))
+    question = "Are the learning rates of stage 1 and of stage 2 the best ones?"
+    return Study("learning_rate", question, variants[0].title, tuple(variants))
