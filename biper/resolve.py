@@ -15,6 +15,9 @@ from biper.models import Network, list_models
 from biper.results import read_settings, run_folder, settings_of
 
 Given = dict[str, Any]  # the settings that the user gave, by name
+FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
+NAMED = tuple(name for name in DATASETS if name != FOLDER)
+OF_FOLDERS = ("dataset", "data_path", "image_size")
 
 
 def training_config(family: str, stage: int, given: Given) -> Config:
@@ -93,8 +96,10 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
     saved = settings_of(contents)
+    if m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
+        saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS}
     for name in ("dataset", "image_size"):
-        if saved and name in given and given[name] != getattr(m, name):
+        if name in saved and name in given and given[name] != getattr(m, name):
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
@@ -114,16 +119,16 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     known_data = m.dataset in DATASETS  # a published config.txt may name another
     if not known_data and "dataset" not in given:
         raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
-    settings: Given = {"dataset": m.dataset} if known_data else {}
-    if m.image_size and not m.dataset.startswith("cifar"):  # whose images have one size
-        settings["image_size"] = m.image_size
-    return network, make_config(m.family, m.stage, settings | given | {"model": m.model, "freq": m.freq})
+    settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
+    if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
+        settings.setdefault("image_size", m.image_size)
+    return network, make_config(m.family, m.stage, settings | {"model": m.model, "freq": m.freq})
 
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
     """Raise UsageError if what the user gave contradicts a packed file."""
     for name, value in given.items():
-        known = getattr(m, name, None) if name != "dataset" or m.dataset in DATASETS else None
+        known = getattr(m, name, None) if name != "dataset" or m.dataset in NAMED else None
         if known not in (None, "") and value != known:
             raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")
 

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import biper
 from biper import stage as stage_module
 from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.deploy import pack, save
 from biper.engine import Metrics
 
 
@@ -192,3 +193,19 @@ def test_full_precision_twin(tmp_path, command):
     flags = [*TINY, "-a", "resnet20_32w32a", "--epochs", 1]
     assert command(*flags, "--results_dir", tmp_path)[0] == 0
     assert float(rows(tmp_path)[0]["qe"]) == 0
+
+
+def test_a_network_of_a_folder_is_evaluated_on_a_named_copy_of_its_data(trained, command, refused, tmp_path):
+    """A folder may hold another copy of a data set that has a name, such as CIFAR-10."""
+    contents = read_checkpoint(trained / "stage2" / BEST)
+    contents["metadata"] |= {"dataset": "folder"}
+    contents["settings"] |= {"dataset": "folder", "data_path": "/nowhere"}
+    path, packed = tmp_path / "folder.pth.tar", tmp_path / "folder.safetensors"
+    torch.save(contents, path)
+    save(pack(biper.load_checkpoint(path)), packed)
+    named = ["--dataset", "digits", "--image_size", 8]
+    for file in (path, packed):
+        code, out, err = command("-e", file, *named, family=None, stage=None)
+        assert code == 0, err
+        assert f"top-1 {contents['history'][-1]['test_top1']:.2f} %" in out
+        assert "no data at" in refused("-e", path, family=None, stage=None)
