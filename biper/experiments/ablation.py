@@ -43,6 +43,7 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     What is in the folder already is not trained again, and an interrupted run goes on.
     """
     recipe, folder = experiment.recipe, experiment.folder
+    experiment.announce()
     chosen = [studies(recipe)[name] for name in names]
     found: dict[str, dict[str, dict[int, Outcome]]] = {s.name: {v.title: {} for v in s.variants} for s in chosen}
     for seed in experiment.seeds:

@@ -1,5 +1,6 @@
 """An experiment: a recipe, seeds and a folder, and what it says of itself beside what the paper trained."""
 
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from biper.errors import UsageError
 from biper.experiments.recipe import Recipe, Settings, read_recipe, shortened
 from biper.published import EPOCHS, TOP1
 
+log = logging.getLogger("biper")
 FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
 NAMES = {
     "cifar10": "CIFAR-10",
@@ -57,6 +59,12 @@ class Experiment:
         if sum(self.recipe.epochs) < sum(EPOCHS[self.recipe.family]):
             return f"**A short run**: the paper trains {self.published_epochs} epochs."
         return ""
+
+    def announce(self) -> None:
+        """Say in the log what is about to be done."""
+        seeds = ", ".join(map(str, self.seeds))
+        text = "%s on %s: %s epochs, seeds %s, results in %s"
+        log.info(text, self.recipe.model, self.data, in_words(self.recipe.epochs), seeds, self.folder)
 
     def preface(self) -> str:
         """Recipe, data and command."""

@@ -59,7 +59,7 @@ def release(runs: Mapping[int, Run], folder: Path, data: Settings) -> Result:
 
     data: the settings of data and hardware for the evaluation of both files.
     """
-    if (folder / FACTS).exists():
+    if all((folder / name).exists() for name in (MODEL, PACKED, FACTS)):
         return Result(**json.loads((folder / FACTS).read_text()))
     folder.mkdir(exist_ok=True)
     contents = read_checkpoint(runs[2].checkpoint)

@@ -36,6 +36,7 @@ def reproduce(experiment: Experiment) -> None:
     What is in the folder already is not done again, and an interrupted run goes on.
     """
     recipe, folder = experiment.recipe, experiment.folder
+    experiment.announce()
     runs: dict[int, Mapping[int, Run]] = {}
     results = []
     for seed in experiment.seeds:

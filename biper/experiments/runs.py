@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -45,10 +46,11 @@ class Run:
         return best_row(self.history)
 
     def seconds_per_epoch(self) -> float:
-        """The median over its epochs, as logged: one that was interrupted or slowed down does not count for more."""
-        lines = (self.folder / LOG_FILE).read_text(errors="replace").splitlines()
+        """The median over its epochs, as logged: one that was slowed down does not count. NaN without a log."""
+        file = self.folder / LOG_FILE
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
         found = {match[1]: float(match[2]) for match in map(SECONDS.search, lines) if match}
-        return statistics.median(found.values())
+        return statistics.median(found.values()) if found else math.nan
 
 
 def run(family: str, stage: int, settings: Settings, folder: Path) -> Run:

@@ -1,0 +1,148 @@
+"""The results that are committed: every number in a table is that of the metrics.csv or result.json beside it."""
+
+import csv
+import json
+import os
+import re
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from biper.checkpoint import read_checkpoint
+from biper.deploy.file import read
+
+REPRODUCED = sorted(path.parent for path in ROOT.glob("docs/results/*/results.csv"))
+ABLATIONS = sorted(path.parent for path in ROOT.glob("docs/results/ablation_*/metrics.csv"))
+MODELS = sorted(path.parent for path in ROOT.glob("pretrained_models/*/result.json"))
+REAL = os.environ.get("BIPER_TEST_CIFAR10")
+RUNS = {  # of the variants of a study, where the folder of their runs is not named like them
+    "two stages": "freq_20",
+    "warm start": "freq_20",
+    "sin², published": "freq_20",
+    "off": "regularizer_off",
+    "cos², opposite": "regularizer_cos2",
+    "binary from the start": "binary_from_start",
+    "fresh start": "fresh_start",
+}
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def tables(text):
+    """The lines of the tables in a Markdown text that hold a number with a decimal point."""
+    return [line for line in text.splitlines() if line.startswith("|") and re.search(r"\d\.\d", line)]
+
+
+def best(metrics, **labels):
+    return max(float(row["test_top1"]) for row in metrics if all(row[k] == v for k, v in labels.items()))
+
+
+def require_equal(row, values, digits=2):
+    """A row of a CSV table is made of these values, one a seed."""
+    found = [float(row[name]) for name in row if name.startswith("seed_")]
+    assert found == pytest.approx(values, rel=1e-9)
+    assert float(row["mean"]) == pytest.approx(statistics.fmean(values), rel=1e-9)
+    assert int(row["n"]) == len(values)
+    if len(values) > 1:
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-12)
+    else:
+        assert row["std"] == ""
+    return f"{statistics.fmean(values):,.{digits}f}"
+
+
+def test_there_are_results():
+    assert REPRODUCED
+    assert ABLATIONS
+    assert MODELS
+
+
+@pytest.mark.parametrize("folder", REPRODUCED, ids=lambda p: p.name)
+def test_tables_of_recipes(folder):
+    metrics, text = rows(folder / "metrics.csv"), (folder / "results.md").read_text()
+    table = {row["quantity"]: row for row in rows(folder / "results.csv")}
+    seeds = list(dict.fromkeys(row["seed"] for row in metrics))
+    for stage in "12":
+        own = [[r for r in metrics if (r["seed"], r["stage"]) == (seed, stage)] for seed in seeds]
+        shown = require_equal(table[f"stage{stage}_top1"], [best(history) for history in own])
+        assert re.search(rf"stage {stage}, .*best top-1.* \| {shown} \|", text)
+        require_equal(table[f"stage{stage}_last_top1"], [float(history[-1]["test_top1"]) for history in own])
+    bests = [max((r for r in metrics if (r["seed"], r["stage"]) == (s, "2")), key=_top1) for s in seeds]
+    require_equal(table["qe"], [float(row["qe"]) for row in bests], 3)
+    require_equal(table["float_top1"], [float(row["test_top1"]) for row in bests])
+    require_equal(table["packed_top1"], [float(row["test_top1"]) for row in bests])
+
+
+def _top1(row):
+    return float(row["test_top1"])
+
+
+@pytest.mark.parametrize("folder", ABLATIONS, ids=lambda p: p.name)
+def test_tables_of_ablations(folder):
+    metrics, layers = rows(folder / "metrics.csv"), rows(folder / "layers.csv")
+    seeds = list(dict.fromkeys(row["seed"] for row in metrics))
+    studies = [path for path in folder.glob("*.csv") if path.stem not in ("metrics", "layers", "learning_rate")]
+    assert studies
+    for path in studies:
+        text = path.with_suffix(".md").read_text()
+        for row in rows(path):
+            run = RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
+            if row["quantity"].startswith("top-1"):
+                values = [best(metrics, run=run, seed=seed, stage=row["stage"]) for seed in seeds]
+                shown = require_equal(row, values)
+            elif row["quantity"] in ("QE", "squared error"):
+                column = "l1" if row["quantity"] == "QE" else "squared"
+                of_run = [r for r in layers if (r["run"], r["stage"]) == (run, row["stage"])]
+                values = [sum(float(r[column]) for r in of_run if r["seed"] == seed) for seed in seeds]
+                shown = require_equal(row, values, 3)
+            assert re.search(rf"^\| {re.escape(row['variant'])} \|.* {re.escape(shown)}", text, re.MULTILINE)
+
+
+def test_documents_show_what_the_results_say():
+    """Every row of a table with results is one of those that reproduce.py and ablation.py wrote, or of a model card."""
+    written = {line for path in ROOT.glob("docs/results/*/*.md") for line in tables(path.read_text())}
+    written |= {line for folder in MODELS for line in tables((folder / "README.md").read_text())}
+    shown = (ROOT / "docs" / "results.md").read_text().split("\n## Earlier checks")[0]
+    assert len(tables(shown)) > 20
+    for line in tables(shown):
+        assert line in written, line
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda p: p.name)
+def test_model_cards(folder):
+    facts, card = json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
+    metrics = rows(folder / "metrics.csv")
+    top1 = best(metrics, stage="2")
+    assert facts["float_top1"] == facts["packed_top1"] == pytest.approx(top1)
+    assert f"**{top1:.2f} %**" in card
+    assert read(folder / "packed.safetensors").top1 == pytest.approx(top1)
+    contents = read_checkpoint(folder / "model.pth.tar")
+    assert contents["history"][-1]["test_top1"] == pytest.approx(top1)
+    assert "optimizer" not in contents
+    assert facts["packed_bytes"] == (folder / "packed.safetensors").stat().st_size
+    readme = (ROOT / "README.md").read_text()
+    assert f"{top1:.2f}" in readme
+    assert f"{top1:.2f}" in (ROOT / "pretrained_models" / "README.md").read_text()
+
+
+@pytest.mark.skipif(not REAL, reason="BIPER_TEST_CIFAR10 is not set")
+@pytest.mark.parametrize("name", ["model.pth.tar", "packed.safetensors"])
+@pytest.mark.parametrize("folder", MODELS, ids=lambda p: p.name)
+def test_eval_gives_the_number_on_the_card(folder, name, shell):
+    top1 = json.loads((folder / "result.json").read_text())["float_top1"]
+    result = shell("bash", ROOT / "eval.sh", folder / name, "--data_path", REAL)
+    assert result.returncode == 0, result.stderr
+    assert f"top-1 {top1:.2f} %" in result.stdout
+
+
+def test_the_repository_is_small():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 2_000_000} == {}
+    assert sum(size for name, size in sizes.items() if Path(name).parts[0] == "pretrained_models") < 8_000_000
