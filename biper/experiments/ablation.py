@@ -40,7 +40,8 @@ difference is that of the last top-1 from `{base}`, seed by seed. ± is the stan
 def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     """Train what is missing, seed by seed, and write the tables and pictures of the named studies into its folder.
 
-    What is in the folder already is not trained again, and an interrupted run goes on.
+    They are written as soon as there is something new to tell. What is in the folder already is not trained again, and
+    an interrupted run goes on.
     """
     recipe, folder = experiment.recipe, experiment.folder
     experiment.announce()
@@ -51,9 +52,8 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
             for variant in study.variants:
                 log.info("== %s: %s, seed %d", study.name, variant.title, seed)
                 found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
-    for study in chosen:
-        write_study(study, found[study.name], folder, experiment.preface())
-    write_logs(found, folder)
+            write_study(study, found[study.name], folder, experiment.preface())
+            write_logs(found, folder)
 
 
 def trained(family: str, variant: Variant, seed: int, folder: Path) -> Outcome:

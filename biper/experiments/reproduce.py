@@ -33,20 +33,26 @@ QUANTITIES = {  # of Result, with what they are called and the digits that are s
 def reproduce(experiment: Experiment) -> None:
     """Train, evaluate and pack every seed, and write the table, its CSV and the pictures into the experiment's folder.
 
-    What is in the folder already is not done again, and an interrupted run goes on.
+    They tell of the seeds that are done. What is there already is not done again, and an interrupted run goes on.
     """
-    recipe, folder = experiment.recipe, experiment.folder
+    recipe = experiment.recipe
     experiment.announce()
     runs: dict[int, Mapping[int, Run]] = {}
     results = []
     for seed in experiment.seeds:
         log.info("== %s, seed %d", recipe.model, seed)
-        home = folder / f"seed{seed}"
+        home = experiment.folder / f"seed{seed}"
         folders = {stage: home / f"stage{stage}" for stage in (1, 2)}
         runs[seed] = run_stages(recipe.family, {1: recipe.stage1, 2: recipe.stage2}, seed, folders)
         results.append(release(runs[seed], home / RELEASE, experiment.settings))
         write_metrics([({}, run) for run in runs[seed].values()], home / RELEASE / "metrics.csv")
         write_text(model_card(experiment, results[-1], runs[seed]), home / RELEASE / "README.md")
+        write_report(experiment, runs, results)
+
+
+def write_report(experiment: Experiment, runs: Mapping[int, Mapping[int, Run]], results: Sequence[Result]) -> None:
+    """Logs, pictures and tables of the seeds that are done; the quantization error is drawn of the first one's."""
+    folder = experiment.folder
     labelled = [({"seed": seed}, run) for seed, stages in runs.items() for run in stages.values()]
     write_metrics(labelled, folder / "metrics.csv")
     draw_learning_curves(runs, folder / "learning_curves.png")
