@@ -93,6 +93,7 @@ def draw_lines(axes: "Axes", lines: Lines, **labels: object) -> None:
             for line in seeds:
                 axes.plot(*line, color=mean.get_color(), linewidth=0.6, alpha=0.5)
     axes.set(**labels)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend(fontsize=8)

@@ -256,7 +256,7 @@ def test_the_ablation_tables_are_made_of_the_logs(ablated):
         assert len(own) == 18
         assert float(table[title, "2", "QE"]["seed_3"]) == pytest.approx(sum(float(r["l1"]) for r in own))
     gaps = [b - a for a, b in zip(means["warm start"], means["fresh start"], strict=True)]
-    shown = f"{statistics.fmean(gaps):.2f} ± {statistics.stdev(gaps):.2f}"
+    shown = f"{'+' if statistics.fmean(gaps) > 0 else ''}{statistics.fmean(gaps):.2f} ± {statistics.stdev(gaps):.2f}"
     assert f"| {shown} |" in (ablated / "two" / "warm_start.md").read_text()
 
 

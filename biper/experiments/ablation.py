@@ -34,7 +34,7 @@ QUANTITIES: Mapping[str, tuple[int, Callable[[Run, QuantizationError], float]]] 
 }
 EXPLAINED = """top-1 is that of the best epoch on the test images; QE the published quantization error, summed over the
 layers; squared error that with each layer's best scale, summed likewise; freq·std(w) the mean over the layers. The
-difference is that of the last top-1 from `{base}`, seed by seed. ± is the standard deviation over the seeds."""
+difference is that of stage 2's top-1 from `{base}`, seed by seed. ± is the standard deviation over the seeds."""
 
 
 def ablate(experiment: Experiment, names: Sequence[str]) -> None:
@@ -99,9 +99,11 @@ def _table(study: Study, found: Mapping[str, Mapping[tuple[int, str], Sample]]) 
     base = found[study.base][last].values
     rows = []
     for title, measured in found.items():
-        gaps = Sample(tuple(a - b for a, b in zip(measured[last].values, base, strict=True)))
+        gap = Sample(tuple(a - b for a, b in zip(measured[last].values, base, strict=True)))
         cells = [str(measured.get(column, "-")) for column in columns]
-        rows.append([title, *cells[:2], "" if title == study.base else f"{gaps}", *cells[2:]])
+        rows.append(
+            [title, *cells[:2], "" if title == study.base else f"{'+' if gap.mean > 0 else ''}{gap}", *cells[2:]]
+        )
     heads = [f"stage {stage}: {name}" for stage, name in columns]
     return markdown(["", *heads[:2], "difference", *heads[2:]], rows)
 
@@ -134,7 +136,14 @@ def _draw_frequency(outcomes: Outcomes, path: Path) -> None:
         draw_lines(left, accuracy, xlabel="freq", ylabel="top-1 (%)", title="accuracy")
         errors = [line for name in ("QE", "squared error") for stage in (1, 2) for line in over_freq(stage, name)]
         draw_lines(middle, errors, xlabel="freq", ylabel="sum over the layers", title="quantization error")
-        draw_lines(right, layers, xlabel="layer", ylabel="freq·std(w)", title="spread of the weights after stage 1")
+        draw_lines(
+            right,
+            layers,
+            xlabel="layer",
+            ylabel="freq·std(w)",
+            title="spread of the weights after stage 1",
+            yscale="log",
+        )
 
 
 def _draw_variants(outcomes: Outcomes, path: Path) -> None:
