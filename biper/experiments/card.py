@@ -11,7 +11,6 @@ from biper.experiments.runs import Run
 from biper.experiments.tables import markdown
 from biper.results import read_settings
 
-EVALUATED = f"bash eval.sh {MODEL}\nbash eval.sh {PACKED}"
 LIMITS = """- The best epoch was chosen on the test images, as in the published code, so its top-1 is a
   little optimistic. The last epoch's was not chosen.
 - It knows the {classes} classes of its data and nothing else: it gives any image one of them.
@@ -21,6 +20,8 @@ LIMITS = """- The best epoch was chosen on the test images, as in the published 
 def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) -> str:
     """The card in Markdown, of one seed's result and the runs of both stages."""
     recipe, r = experiment.recipe, result
+    images = " --data_path FOLDER" if recipe.dataset == "folder" else ""
+    evaluated = "\n".join(f"bash eval.sh HERE/{name}{images}" for name in (MODEL, PACKED))
     seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
     rows = [
         ["data", experiment.data],
@@ -40,11 +41,11 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         ["versions", r.versions_text()],
     ]
     parts = [
-        f"# {recipe.model}",
+        f"# {recipe.model} on {experiment.data}",
         f"A binary network of BiPer: weights and activations of one bit. {experiment.short}".rstrip(),
         markdown(["", ""], rows),
         f"Trained by\n```bash\n{experiment.command}\n```",
-        f"Evaluated by (with `--data_path FOLDER` where the data are a folder of images)\n```bash\n{EVALUATED}\n```",
+        f"Evaluated, where HERE is this folder, by\n```bash\n{evaluated}\n```",
         "`metrics.csv` has every epoch of both stages. Their settings, the defaults included:",
         f"```yaml\n{_settings(runs)}```",
         "Limits:\n\n" + LIMITS.format(classes=r.classes, size=r.image_size),
