@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biper.errors import UsageError
-from biper.exits import run
+from biper.exits import run_command
 from biper.options import (
     STUDIES,
     ablation_parser,
@@ -35,47 +35,47 @@ DESCRIPTIONS = {
 
 def main(family: str | None = None, stage: int | None = None, argv: Sequence[str] | None = None) -> None:
     """Train a stage of a family, or evaluate with -e. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
-    run(lambda: _train_or_evaluate(family, stage, argv))
+    run_command(lambda: _train_or_evaluate(family, stage, argv))
 
 
 def quantization_error_main(argv: Sequence[str] | None = None) -> None:
     """compute_QE.py: the quantization error of checkpoints as tables, CSV and picture."""
-    run(lambda: _quantization_error(argv))
+    run_command(lambda: _quantization_error(argv))
 
 
 def download_main(argv: Sequence[str] | None = None) -> None:
     """cifar10/dataset/download.py: fetch a data set, or unpack an archive of it."""
-    run(lambda: _download(argv))
+    run_command(lambda: _download(argv))
 
 
 def prepare_main(argv: Sequence[str] | None = None) -> None:
     """imagenet/dataset/prepare.py: ImageNet's archives to class folders."""
-    run(lambda: _prepare(argv))
+    run_command(lambda: _prepare(argv))
 
 
 def export_main(argv: Sequence[str] | None = None) -> None:
     """export.py: a checkpoint to a packed file, and to ONNX."""
-    run(lambda: _export(argv))
+    run_command(lambda: _export(argv))
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
     """predict.py: the likeliest classes of images."""
-    run(lambda: _predict(argv))
+    run_command(lambda: _predict(argv))
 
 
 def summary_main(argv: Sequence[str] | None = None) -> None:
     """summary.py: parameters, bytes and operations of a network."""
-    run(lambda: _summary(argv))
+    run_command(lambda: _summary(argv))
 
 
 def reproduce_main(argv: Sequence[str] | None = None) -> None:
     """reproduce.py: a recipe over seeds, with its tables, pictures and model cards."""
-    run(lambda: _reproduce(argv))
+    run_command(lambda: _reproduce(argv))
 
 
 def ablation_main(argv: Sequence[str] | None = None) -> None:
     """ablation.py: variants of a recipe over seeds."""
-    run(lambda: _ablation(argv))
+    run_command(lambda: _ablation(argv))
 
 
 def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
@@ -179,15 +179,11 @@ def _prepare(argv: Sequence[str] | None) -> None:
 
 def _export(argv: Sequence[str] | None) -> None:
     given = vars(export_parser().parse_args(argv))
-    from biper.export import Different, export
+    from biper.export import export
     from biper.record import log_to_console
 
     log_to_console(logging.INFO)
-    try:
-        export(given.pop("checkpoint"), given.pop("output"), given.pop("onnx", None), given)
-    except Different as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    export(given.pop("checkpoint"), given.pop("output"), given.pop("onnx", None), given)
 
 
 def _predict(argv: Sequence[str] | None) -> None:
@@ -214,7 +210,7 @@ def _reproduce(argv: Sequence[str] | None) -> None:
     from biper.experiments.experiment import planned
     from biper.experiments.reproduce import reproduce
 
-    experiment = planned("reproduce.py", given)
+    experiment = planned("reproduce", given)
     _experiment(lambda: reproduce(experiment))
 
 
@@ -223,7 +219,7 @@ def _ablation(argv: Sequence[str] | None) -> None:
     from biper.experiments.ablation import ablate
     from biper.experiments.experiment import planned
 
-    experiment = planned("ablation.py", given)
+    experiment = planned("ablation", given)
     _experiment(lambda: ablate(experiment, given.get("studies", STUDIES)))
 
 

@@ -83,7 +83,7 @@ class Config:
     lr_type: str = setting("cos", "training", "learning-rate schedule", choices=LR_TYPES)
     lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
     warm_up: bool = setting(False, "training", "raise lr linearly over the first epochs")
-    warm_up_epochs: int = setting(5, "training", "how many those are", low=1)
+    warm_up_epochs: int = setting(5, "training", "epochs over which --warm_up raises lr", low=1)
     tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
     tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
     regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")

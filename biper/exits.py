@@ -5,15 +5,15 @@ import signal
 import sys
 from collections.abc import Callable
 
-from biper.errors import TrainingDiverged, UsageError
+from biper.errors import Different, TrainingDiverged, UsageError
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
 WORKERS = ("DataLoader worker", "shared memory")  # of torch's loader
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # of another process
 
 
-def run(command: Callable[[], None]) -> None:
-    """Run a command. Exits with 1 (diverged, another process ended), 2 (bad input) or 128 + signal if it fails."""
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
     try:
         command()
     except KeyboardInterrupt as error:
@@ -23,7 +23,7 @@ def run(command: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (UsageError, TrainingDiverged, OSError, MemoryError, RuntimeError) as error:
         code, text = 2, str(error)
-        if isinstance(error, TrainingDiverged):
+        if isinstance(error, TrainingDiverged | Different):
             code = 1
         elif isinstance(error, RuntimeError):
             if any(words in text for words in OUT_OF_MEMORY):

@@ -19,7 +19,7 @@ from biper.data import build_loaders
 from biper.deploy import file
 from biper.deploy.network import PackedNetwork, pack
 from biper.deploy.onnx import export_onnx, require_exporter
-from biper.errors import UsageError
+from biper.errors import Different, UsageError
 from biper.models import Network
 from biper.resolve import evaluation
 
@@ -28,10 +28,6 @@ COMPARED, RANDOM = 256, 16  # images
 BATCH = 16  # as many as a packed network takes at a time, so that torch's convolutions do the same in both
 ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
-
-
-class Different(RuntimeError):
-    """A packed network does not compute what the checkpoint does."""
 
 
 @dataclass(frozen=True)

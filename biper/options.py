@@ -66,10 +66,7 @@ def reproduce_parser() -> Parser:
     """The parser of reproduce.py."""
     text = "Both stages of a recipe for every seed, evaluated and packed, as a table, pictures and model cards."
     parser = Parser(prog="reproduce.py", description=text)
-    _add_experiment(parser)
-    parser.add_argument(
-        "--epochs_scale", type=float, metavar="X", help="shorten both stages and their schedules to X of their epochs"
-    )
+    _add_experiment(parser, "results/<recipe>_<data>_<epochs>")
     return parser
 
 
@@ -77,19 +74,20 @@ def ablation_parser() -> Parser:
     """The parser of ablation.py."""
     text = "Variants of a recipe over seeds: what frequency, stages, warm start, regularizer and learning rate do."
     parser = Parser(prog="ablation.py", description=text)
-    _add_experiment(parser)
+    _add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, help="default: all of them")
-    parser.add_argument(
-        "--epochs", type=int, nargs=2, metavar=("N1", "N2"), help="of stage 1 and stage 2, schedules in proportion"
-    )
     return parser
 
 
-def _add_experiment(parser: Parser) -> None:
+def _add_experiment(parser: Parser, folder: str) -> None:
     """What experiments have in common: the recipe, its seeds, and every setting of data and hardware."""
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="with sections stage1 and stage2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
-    parser.add_argument("--results_dir", type=Path, metavar="DIR", help="default results/<recipe>_<data>_<epochs>")
+    parser.add_argument("--results_dir", type=Path, metavar="DIR", help=f"default {folder}")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs_scale", type=float, metavar="X", help="shorten both stages to X of their epochs")
+    length.add_argument("--epochs", type=int, nargs=2, metavar=("N1", "N2"), help="of stage 1 and of stage 2")
+    parser.add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help="of the model; by default after the data")
     parser.add_argument("--data_name", metavar="TEXT", help="what tables and cards call the data")
     for group in ("data", "hardware"):
         arguments = parser.add_argument_group(group)

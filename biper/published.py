@@ -9,14 +9,14 @@ from torch import Tensor
 from biper.errors import UsageError
 from biper.metadata import Metadata
 
-TOP1 = {  # of stage 2 in percent, by data set and model [BiPer, results]
+TOP1 = {  # of stage 2 in percent, by family, which is the data set's name too, and model [BiPer, results]
     ("cifar10", "resnet18_1w1a"): 93.75,
     ("cifar10", "resnet20_1w1a"): 87.50,
     ("cifar10", "vgg_small_1w1a"): 92.46,
     ("imagenet", "resnet18_1w1a"): 61.40,
     ("imagenet", "resnet34_1w1a"): 65.73,
 }
-EPOCHS = {"cifar10": (600, 300), "imagenet": (200, 100)}  # of both stages, by family
+EPOCHS = {"cifar10": (600, 300), "imagenet": (200, 100)}  # of both stages of ResNet-18's recipes, by family
 
 
 def weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

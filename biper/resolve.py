@@ -38,6 +38,10 @@ def training_config(family: str, stage: int, given: Given) -> Config:
     start = stage == 2 and bool(given.get("load_ckpt_stage1"))
     if fresh and start:
         raise UsageError("--from_scratch starts without stage 1: leave --load_ckpt_stage1 out")
+    if fresh and not {"model", "freq"} <= set(given):
+        raise UsageError("--from_scratch needs --model and --freq, which stage 2 otherwise takes from stage 1")
+    if fresh and given["model"].endswith("_32w32a"):
+        raise UsageError(f"{given['model']} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
     if given.get("resume"):
         # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
         named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
@@ -96,8 +100,9 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
     saved = settings_of(contents)
-    if m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
-        saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS}
+    if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
+        size = {} if given["dataset"].startswith("cifar") else {"image_size": m.image_size}
+        saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS} | size
     for name in ("dataset", "image_size"):
         if name in saved and name in given and given[name] != getattr(m, name):
             raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")

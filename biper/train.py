@@ -50,9 +50,9 @@ def _run(stage: Stage) -> None:
         announce(stage)
         write_settings(stage.config, stage.folder)
         if stage.history:  # a run that was killed between two of its files gets the missing one
-            recorder.metrics(stage.history)
             if stage.is_best() and not stage.step:
                 publish_best(stage.folder)
+            recorder.metrics(stage.history)  # last, as after every epoch: where they are whole, all is
         run_epochs(stage, recorder)
         best = best_row(stage.history)
         numbers = f"top-1 {best['test_top1']:.2f} %, top-5 {best['test_top5']:.2f} %"

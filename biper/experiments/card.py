@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import yaml
 
-from biper.config import SETTINGS
-from biper.experiments.experiment import Experiment, in_words
+from biper.experiments.experiment import Experiment, epochs_text
+from biper.experiments.recipe import decides
 from biper.experiments.release import MODEL, PACKED, Result
 from biper.experiments.runs import Run
 from biper.experiments.tables import markdown
@@ -20,12 +20,13 @@ LIMITS = """- The best epoch was chosen on the test images, as in the published 
 def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) -> str:
     """The card in Markdown, of one seed's result and the runs of both stages."""
     recipe, r = experiment.recipe, result
+    bits = "weights and activations" if recipe.model.endswith("_1w1a") else "weights"
     images = " --data_path FOLDER" if recipe.dataset == "folder" else ""
     evaluated = "\n".join(f"bash eval.sh HERE/{name}{images}" for name in (MODEL, PACKED))
     seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
     rows = [
         ["data", experiment.data],
-        ["epochs", f"{in_words(recipe.epochs)} (stage 1, real weights + stage 2, binary weights)"],
+        ["epochs", f"{epochs_text(recipe.epochs)} (stage 1, real weights + stage 2, binary weights)"],
         ["seed", str(r.seed)],
         ["**top-1**, binary network, best epoch", f"**{r.float_top1:.2f} %**"],
         ["top-1 of the packed file", f"{r.packed_top1:.2f} %"],
@@ -35,18 +36,18 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         ["size", f"{r.float_bytes:,} bytes in float32, {r.packed_bytes:,} packed"],
         [
             "training time",
-            f"{seconds / 60:.1f} minutes ({r.stage1_seconds:.1f} s and {r.stage2_seconds:.1f} s an epoch)",
+            f"about {seconds / 60:.1f} minutes ({r.stage1_seconds:.1f} s and {r.stage2_seconds:.1f} s an epoch)",
         ],
         ["machine", r.machine],
         ["versions", r.versions_text()],
     ]
     parts = [
         f"# {recipe.model} on {experiment.data}",
-        f"A binary network of BiPer: weights and activations of one bit. {experiment.short}".rstrip(),
+        f"A binary network of BiPer: {bits} of one bit. {experiment.short}".rstrip(),
         markdown(["", ""], rows),
         f"Trained by\n```bash\n{experiment.command}\n```",
         f"Evaluated, where HERE is this folder, by\n```bash\n{evaluated}\n```",
-        "`metrics.csv` has every epoch of both stages. Their settings, the defaults included:",
+        "`metrics.csv` has every epoch of both stages. Their settings as a recipe, the defaults included:",
         f"```yaml\n{_settings(runs)}```",
         "Limits:\n\n" + LIMITS.format(classes=r.classes, size=r.image_size),
     ]
@@ -54,14 +55,10 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
 
 
 def _settings(runs: Mapping[int, Run]) -> str:
-    """What decides what the stages computed, as YAML that --config reads, without paths."""
+    """What decides what the stages computed, as a recipe: YAML that --config and reproduce.py read."""
     sections = {}
     for stage, run in runs.items():
         stored = read_settings(run.folder, stage)
-        kept = {name: list(v) if isinstance(v, tuple) else v for name, v in stored.items() if _decides(name)}
+        kept = {name: list(v) if isinstance(v, tuple) else v for name, v in stored.items() if decides(name)}
         sections[f"stage{stage}"] = kept
     return yaml.safe_dump(sections, sort_keys=False)
-
-
-def _decides(name: str) -> bool:
-    return not SETTINGS[name].metadata["runtime"] and name != "load_ckpt_stage1"

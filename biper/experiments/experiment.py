@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biper.config import SETTINGS
+from biper.config import SETTINGS, make_config
 from biper.data.sets import REPOSITORY
 from biper.errors import UsageError
-from biper.experiments.recipe import Recipe, Settings, read_recipe, shortened
+from biper.experiments.recipe import Recipe, read_recipe, with_epochs
 from biper.published import EPOCHS, TOP1
 
 log = logging.getLogger("biper")
@@ -29,74 +29,81 @@ NAMES = {
 class Experiment:
     """What is to be done, and how it is called.
 
-    recipe: as it is run; full_epochs: those of its file; settings: the user's, of data and hardware; data: what the
-    data are called in tables; command: what does it all, with FOLDER for the place of the data.
+    recipe: as it is run; full_epochs: those of its file; data: what the data are called in tables; command: what does
+    it all, with FOLDER for the place of the data.
     """
 
     recipe: Recipe
     full_epochs: tuple[int, int]
     seeds: tuple[int, ...]
     folder: Path
-    settings: Settings
     data: str
     command: str
 
     @property
     def published_top1(self) -> float | None:
-        """The paper's top-1 in percent, where it trained this model on this data set."""
-        return TOP1.get((self.recipe.dataset, self.recipe.model))
+        """The paper's top-1 in percent, where it trained this model on these data, at their size."""
+        r = self.recipe
+        same = r.dataset == r.family and r.stage1.get("image_size") is None
+        return TOP1.get((r.family, r.model)) if same else None
 
     @property
     def published_epochs(self) -> str:
-        """The epochs of the paper's two stages."""
-        return in_words(EPOCHS[self.recipe.family])
+        """The epochs of the paper's recipe for this family."""
+        return epochs_text(EPOCHS[self.recipe.family])
 
     @property
     def short(self) -> str:
         """One sentence on how short it is; empty if it trains as long as the paper."""
-        if sum(self.recipe.epochs) < sum(self.full_epochs):
-            return f"**A short run**: the recipe has {in_words(self.full_epochs)} epochs."
-        if sum(self.recipe.epochs) < sum(EPOCHS[self.recipe.family]):
-            return f"**A short run**: the paper trains {self.published_epochs} epochs."
+        if _shorter(self.recipe.epochs, self.full_epochs):
+            return f"**A short run**: the recipe has {epochs_text(self.full_epochs)} epochs."
+        if _shorter(self.recipe.epochs, EPOCHS[self.recipe.family]):
+            return f"**A short run**: the paper's recipe has {self.published_epochs} epochs."
         return ""
 
     def announce(self) -> None:
         """Say in the log what is about to be done."""
         seeds = ", ".join(map(str, self.seeds))
         text = "%s on %s: %s epochs, seeds %s, results in %s"
-        log.info(text, self.recipe.model, self.data, in_words(self.recipe.epochs), seeds, self.folder)
+        log.info(text, self.recipe.model, self.data, epochs_text(self.recipe.epochs), seeds, self.folder)
 
     def preface(self) -> str:
         """Recipe, data and command."""
-        what = f"`{self.recipe.model}` on {self.data}, {in_words(self.recipe.epochs)} epochs. {self.short}".rstrip()
+        what = f"`{self.recipe.model}` on {self.data}, {epochs_text(self.recipe.epochs)} epochs. {self.short}".rstrip()
         return f"{what}\n\n```bash\n{self.command}\n```"
 
 
-def in_words(epochs: tuple[int, int]) -> str:
+def epochs_text(epochs: tuple[int, int]) -> str:
     """The epochs of both stages."""
     return f"{epochs[0]} + {epochs[1]}"
 
 
-def planned(script: str, given: Mapping[str, Any]) -> Experiment:
-    """The experiment that the flags of reproduce.py or ablation.py describe. Raises UsageError if they are unfit."""
+def _shorter(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return any(a < b for a, b in zip(one, other, strict=True))
+
+
+def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
+    """The experiment that the flags of reproduce.py or ablation.py, its kind, describe.
+
+    Raises UsageError if they are unfit.
+    """
     settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
+    full = read_recipe(given["recipe"], settings, given.get("family"))
     seeds = tuple(given["seeds"])
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give numbers from 0 up, each once")
-    full = read_recipe(given["recipe"], settings)
-    if full.model.endswith("_32w32a"):
-        raise UsageError(f"{given['recipe']}: {full.model} has no weights to binarize, so it has no stage 2")
-    recipe = shortened(full, _epochs(full.epochs, given))
-    label = f"{recipe.name}_{recipe.dataset}_{recipe.epochs[0]}+{recipe.epochs[1]}"
-    folder = Path("results") / (label if script == "reproduce.py" else f"ablation_{label}")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
+    for seed in seeds:
+        make_config(full.family, 1, {**full.stage1, "seed": seed})
+    recipe = with_epochs(full, _epochs(full.epochs, given))
+    place = Path(settings.get("data_path", "")).name if recipe.dataset == "folder" else ""
+    label = "_".join(filter(None, [recipe.name, recipe.dataset, place, epochs_text(recipe.epochs).replace(" ", "")]))
     return Experiment(
         recipe=recipe,
         full_epochs=full.epochs,
         seeds=seeds,
-        folder=given.get("results_dir", folder),
-        settings=settings,
+        folder=given.get("results_dir", Path("results") / (label if kind == "reproduce" else f"{kind}_{label}")),
         data=given.get("data_name", NAMES[recipe.dataset]),
-        command=_command(script, given),
+        command=_command(f"{kind}.py", given),
     )
 
 

@@ -1,20 +1,24 @@
-"""A recipe: the settings of both stages in one YAML file, as they are or shortened."""
+"""A recipe: the settings of both stages in one YAML file, as they are or with other numbers of epochs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from biper.config import make_config
+from biper.config import SETTINGS, make_config
+from biper.errors import UsageError
+from biper.models import list_models
 from biper.options import read_yaml
 
 Settings = Mapping[str, Any]  # by name; defaults are not among them
 IMAGENET = ("imagenet", "tinyimagenet")
+OF_ONE_RUN = ("results_dir", "save", "resume", "evaluate", "seed", "load_ckpt_stage1", "start_epoch", "from_scratch")
+OF_BOTH = ("model", "freq", "dataset")  # which stage 2 takes from stage 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of both stages, without where stage 2 starts from."""
+    """The settings of both stages, without where they lie and where stage 2 starts from."""
 
     name: str
     family: str
@@ -27,6 +31,11 @@ class Recipe:
         return make_config(self.family, 1, self.stage1).model
 
     @property
+    def freq(self) -> float:
+        """The frequency of both stages."""
+        return make_config(self.family, 1, self.stage1).freq
+
+    @property
     def dataset(self) -> str:
         """The data set that both stages train on."""
         return make_config(self.family, 1, self.stage1).dataset
@@ -37,36 +46,61 @@ class Recipe:
         return make_config(self.family, 1, self.stage1).epochs, make_config(self.family, 2, self.stage2).epochs
 
 
-def read_recipe(path: Path, given: Settings) -> Recipe:
+def read_recipe(path: Path, given: Settings, family: str | None = None) -> Recipe:
     """The recipe in a YAML file with sections stage1 and stage2; `given` settings win in both of its stages.
 
-    Raises UsageError if the file or a setting is unfit.
+    What belongs to a single run, such as its seed and its folder, is left out. Raises UsageError if the file or a
+    setting is unfit, before anything is trained.
     """
-    one, two = (read_yaml(path, stage) | dict(given) for stage in (1, 2))
-    two.pop("load_ckpt_stage1", None)
-    two.setdefault("dataset", one.get("dataset", "cifar10"))
-    family = "imagenet" if read_yaml(path, 1).get("dataset") in IMAGENET else "cifar10"
+    one, two = (_section(path, stage) for stage in (1, 2))
+    for name in OF_BOTH:
+        value = two.pop(name, None)
+        if value is not None and one.setdefault(name, value) != value:
+            raise UsageError(f"{path}: {name} {value} in stage2 is not stage 1's {one[name]}, which stage 2 takes over")
+    family = family or ("imagenet" if one.get("dataset") in IMAGENET else "cifar10")
+    one, two = one | dict(given), two | dict(given)
+    two.setdefault("dataset", make_config(family, 1, one).dataset)
+    make_config(family, 2, two)
     recipe = Recipe(path.stem, family, one, two)
-    assert recipe.epochs  # unfit settings are refused here, before any training
+    if recipe.model not in list_models(family):
+        raise UsageError(f"{path}: unknown model {recipe.model!r}; choose from {', '.join(list_models(family))}")
+    if recipe.model.endswith("_32w32a"):
+        raise UsageError(f"{path}: {recipe.model} has no weights to binarize, so it has no stage 2")
     return recipe
 
 
-def shortened(recipe: Recipe, epochs: tuple[int, int]) -> Recipe:
-    """The recipe with other numbers of epochs, the schedule of each stage shortened in proportion."""
-    one, two = (
-        _shortened(recipe.family, stage, settings, count)
-        for stage, (settings, count) in enumerate(zip((recipe.stage1, recipe.stage2), epochs, strict=True), 1)
+def _section(path: Path, stage: int) -> dict[str, Any]:
+    section = read_yaml(path, stage)
+    if section.get("from_scratch"):
+        raise UsageError(f"{path}: a recipe's stage 2 starts from stage 1, not from_scratch")
+    return {name: value for name, value in section.items() if name not in OF_ONE_RUN}
+
+
+def with_epochs(recipe: Recipe, epochs: tuple[int, int]) -> Recipe:
+    """The recipe with other numbers of epochs, the schedule of each stage in proportion."""
+    one, two = epochs
+    return replace(
+        recipe,
+        stage1=lasting(recipe.family, 1, recipe.stage1, one),
+        stage2=lasting(recipe.family, 2, recipe.stage2, two),
     )
-    return replace(recipe, stage1=one, stage2=two)
 
 
-def _shortened(family: str, stage: int, settings: Settings, epochs: int) -> Settings:
+def lasting(family: str, stage: int, settings: Settings, epochs: int) -> Settings:
+    """A stage's settings with another number of epochs, warm-up and steps of the learning rate in proportion."""
     c = make_config(family, stage, settings)
+    if epochs == c.epochs:
+        return settings
     scale = epochs / c.epochs
     changed: dict[str, Any] = {"epochs": epochs}
     if c.lr_decay_step:
-        changed["lr_decay_step"] = tuple(max(1, round(scale * step)) for step in c.lr_decay_step)
-    if c.warm_up and epochs != c.epochs:
+        changed["lr_decay_step"] = tuple(round(scale * step) for step in c.lr_decay_step)
+    if c.warm_up:
         warm_up_epochs = round(scale * c.warm_up_epochs)
         changed |= {"warm_up_epochs": warm_up_epochs} if warm_up_epochs > 1 else {"warm_up": False}  # 1 raises nothing
     return {**settings, **changed}
+
+
+def decides(name: str) -> bool:
+    """Whether a setting belongs in a recipe: it decides what is computed, and is no path of a machine."""
+    return name not in OF_ONE_RUN and not SETTINGS[name].metadata["runtime"]

@@ -1,5 +1,6 @@
 """What of a finished seed is given away: a checkpoint without its optimizer, a packed file, and the facts."""
 
+import hashlib
 import json
 import logging
 import platform
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from biper.checkpoint import read_checkpoint, save_checkpoint
+from biper.config import SETTINGS
 from biper.deploy.network import PackedNetwork
 from biper.evaluate import evaluate_checkpoint
 from biper.experiments.recipe import Settings
@@ -48,27 +50,37 @@ class Result:
     image_size: int
     machine: str
     versions: dict[str, str]
+    made_of: str  # SHA-256 of stage 2's best checkpoint
 
     def versions_text(self) -> str:
         """The versions that it was trained with, in words."""
         return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
 
-def release(runs: Mapping[int, Run], folder: Path, data: Settings) -> Result:
-    """Write model.pth.tar, packed.safetensors and result.json of both stages' runs, unless they are there already.
-
-    data: the settings of data and hardware for the evaluation of both files.
-    """
-    if all((folder / name).exists() for name in (MODEL, PACKED, FACTS)):
-        return Result(**json.loads((folder / FACTS).read_text()))
+def release(runs: Mapping[int, Run], folder: Path) -> Result:
+    """Write model.pth.tar, packed.safetensors and result.json of both stages' runs, unless they are there already."""
+    digest = hashlib.sha256(runs[2].checkpoint.read_bytes()).hexdigest()
+    made = _read_result(folder)
+    if made and made.made_of == digest:
+        return made
     folder.mkdir(exist_ok=True)
     contents = read_checkpoint(runs[2].checkpoint)
     save_checkpoint(without_training_state(contents), folder / MODEL)
-    given = {name: value for name, value in data.items() if name == "data_path"}
-    export(runs[2].checkpoint, folder / PACKED, None, given)
-    result = _measured(runs, folder, data, contents["versions"])
+    c = runs[2].config
+    export(runs[2].checkpoint, folder / PACKED, None, {"data_path": c.data_path} if c.data_path else {})
+    result = _measured(runs, folder, contents["versions"], digest)
     write_text(json.dumps(asdict(result), indent=2), folder / FACTS)
     return result
+
+
+def _read_result(folder: Path) -> Result | None:
+    """What was released before; None if it is not whole."""
+    if not all((folder / name).exists() for name in (MODEL, PACKED, FACTS)):
+        return None
+    try:
+        return Result(**json.loads((folder / FACTS).read_text()))
+    except (ValueError, TypeError):  # damaged, or of another version
+        return None
 
 
 def without_training_state(contents: Settings) -> dict[str, Any]:
@@ -78,10 +90,14 @@ def without_training_state(contents: Settings) -> dict[str, Any]:
     return kept
 
 
-def _measured(runs: Mapping[int, Run], folder: Path, data: Settings, versions: dict[str, str]) -> Result:
+def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], digest: str) -> Result:
+    c = runs[2].config
+    used = {name: getattr(c, name) for name, f in SETTINGS.items() if f.metadata["group"] in ("data", "hardware")}
+    used = {name: value for name, value in used.items() if value not in ("", None)}
     found = {}
     for name in (MODEL, PACKED):
-        network, config = evaluation(None, 2, {**data, "evaluate": str(folder / name)})
+        given = used | {"batch_size_test": c.batch_size_test, "evaluate": str(folder / name)}
+        network, config = evaluation(None, 2, given)
         found[name] = evaluate_checkpoint(network, config).top1
         if name == MODEL:
             assert not isinstance(network, PackedNetwork)
@@ -91,8 +107,8 @@ def _measured(runs: Mapping[int, Run], folder: Path, data: Settings, versions: d
         seed=runs[2].config.seed,
         stage1_top1=runs[1].best["test_top1"],
         stage2_top1=runs[2].best["test_top1"],
-        stage1_last_top1=runs[1].history[-1]["test_top1"],
-        stage2_last_top1=runs[2].history[-1]["test_top1"],
+        stage1_last_top1=runs[1].last["test_top1"],
+        stage2_last_top1=runs[2].last["test_top1"],
         float_top1=found[MODEL],
         packed_top1=found[PACKED],
         qe=error.qe,
@@ -105,6 +121,7 @@ def _measured(runs: Mapping[int, Run], folder: Path, data: Settings, versions: d
         image_size=m.shown_size,
         machine=machine(runs[2]),
         versions=versions,
+        made_of=digest,
     )
 
 
@@ -116,4 +133,4 @@ def machine(run: Run) -> str:
         return describe_devices(devices)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, no GPU"
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} CPU threads"

@@ -1,20 +1,22 @@
 """A recipe over seeds: both stages, evaluation, packed files, model cards, and the table that sums it up."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from biper.checkpoint import load_checkpoint
+from biper.errors import TrainingDiverged
 from biper.experiments.card import model_card
-from biper.experiments.experiment import Experiment
+from biper.experiments.experiment import Experiment, epochs_text
 from biper.experiments.release import Result, release
-from biper.experiments.runs import Run, run_stages, write_metrics
-from biper.experiments.tables import Sample, markdown, write_csv, write_text
+from biper.experiments.runs import Run, conduct
+from biper.experiments.tables import Sample, markdown, write_rows, write_text
 from biper.plots import draw_lines, picture, plot_quantization_error
 
 log = logging.getLogger("biper")
 RELEASE = "release"  # the folder of what is given away, in a seed's
-QUANTITIES = {  # of Result, with what they are called and the digits that are shown
+QUANTITIES = {  # fields of Result, with what they are called and the digits that are shown
     "stage1_top1": ("stage 1, real weights: best top-1 (%)", 2),
     "stage2_top1": ("stage 2, binary weights: **best top-1 (%)**", 2),
     "stage1_last_top1": ("stage 1: top-1 of the last epoch (%)", 2),
@@ -33,57 +35,76 @@ QUANTITIES = {  # of Result, with what they are called and the digits that are s
 def reproduce(experiment: Experiment) -> None:
     """Train, evaluate and pack every seed, and write the table, its CSV and the pictures into the experiment's folder.
 
-    They tell of the seeds that are done. What is there already is not done again, and an interrupted run goes on.
+    They tell of the seeds that are done. What is there already is not done again, and an interrupted run goes on. Seeds
+    that diverge are left out, and named at the end by TrainingDiverged.
     """
     recipe = experiment.recipe
     experiment.announce()
     runs: dict[int, Mapping[int, Run]] = {}
-    results = []
+    results: dict[int, Result] = {}
+    diverged = []
     for seed in experiment.seeds:
         log.info("== %s, seed %d", recipe.model, seed)
         home = experiment.folder / f"seed{seed}"
         folders = {stage: home / f"stage{stage}" for stage in (1, 2)}
-        runs[seed] = run_stages(recipe.family, {1: recipe.stage1, 2: recipe.stage2}, seed, folders)
-        results.append(release(runs[seed], home / RELEASE, experiment.settings))
-        write_metrics([({}, run) for run in runs[seed].values()], home / RELEASE / "metrics.csv")
-        write_text(model_card(experiment, results[-1], runs[seed]), home / RELEASE / "README.md")
+        try:
+            runs[seed] = conduct(recipe.family, {1: recipe.stage1, 2: recipe.stage2}, seed, folders)
+        except TrainingDiverged as error:
+            log.warning("seed %d is left out: %s", seed, error)
+            diverged.append(seed)
+            continue
+        results[seed] = release(runs[seed], home / RELEASE)
+        write_rows(_epochs(runs[seed]), home / RELEASE / "metrics.csv")
+        write_text(model_card(experiment, results[seed], runs[seed]), home / RELEASE / "README.md")
         write_report(experiment, runs, results)
+    if diverged:
+        raise TrainingDiverged(f"training diverged with the seeds {diverged}: they are not in the tables")
 
 
-def write_report(experiment: Experiment, runs: Mapping[int, Mapping[int, Run]], results: Sequence[Result]) -> None:
+def _epochs(stages: Mapping[int, Run], **labels: int) -> list[dict[str, Any]]:
+    """metrics.csv of both stages as one, a row an epoch."""
+    return [{**labels, "stage": stage, **row} for stage, run in stages.items() for row in run.history]
+
+
+def write_report(experiment: Experiment, runs: Mapping[int, Mapping[int, Run]], results: Mapping[int, Result]) -> None:
     """Logs, pictures and tables of the seeds that are done; the quantization error is drawn of the first one's."""
     folder = experiment.folder
-    labelled = [({"seed": seed}, run) for seed, stages in runs.items() for run in stages.values()]
-    write_metrics(labelled, folder / "metrics.csv")
+    write_rows([row for seed, stages in runs.items() for row in _epochs(stages, seed=seed)], folder / "metrics.csv")
     draw_learning_curves(runs, folder / "learning_curves.png")
-    best = [(f"stage {stage}", load_checkpoint(run.checkpoint)) for stage, run in runs[experiment.seeds[0]].items()]
+    first = next(iter(runs.values()))
+    best = [(f"stage {stage}", load_checkpoint(run.checkpoint)) for stage, run in first.items()]
     plot_quantization_error(best, folder / "quantization_error.png")
     write_table(experiment, results, folder)
 
 
-def write_table(experiment: Experiment, results: Sequence[Result], folder: Path) -> None:
+def write_table(experiment: Experiment, results: Mapping[int, Result], folder: Path) -> None:
     """results.md and results.csv: mean, standard deviation, n, what is published, and every seed's value."""
     samples = {
-        name: Sample(tuple(getattr(result, name) for result in results), digits)
+        name: Sample({seed: getattr(result, name) for seed, result in results.items()}, digits)
         for name, (_, digits) in QUANTITIES.items()
     }
     known = {"stage2_top1": experiment.published_top1}
-    head = ["quantity", "mean", "std", "n", "published", *(f"seed_{result.seed}" for result in results)]
-    rows = [[name, s.mean, s.std, len(s.values), known.get(name), *s.values] for name, s in samples.items()]
-    write_csv(head, rows, folder / "results.csv")
+    head = ["n", "mean", "std", *(f"seed_{seed}" for seed in results)]
+    epochs = {"epochs": epochs_text(experiment.recipe.epochs), "published_epochs": experiment.published_epochs}
+    rows = [
+        {"quantity": name, **dict(zip(head, s.row(list(results)), strict=True)), "published": known.get(name), **epochs}
+        for name, s in samples.items()
+    ]
+    write_rows(rows, folder / "results.csv")
     summary = [
         [QUANTITIES[name][0], s.number(s.mean), s.number(s.std), str(len(s.values)), s.number(known.get(name))]
         for name, s in samples.items()
     ]
-    seeds = [[f"seed {r.seed}", *(s.number(s.values[i]) for s in samples.values())] for i, r in enumerate(results)]
+    seeds = [[f"seed {seed}", *(s.number(s.values[seed]) for s in samples.values())] for seed in results]
     summed_up = markdown(["", "mean", "std", "n", f"published ({experiment.published_epochs} epochs)"], summary)
+    made = dict.fromkeys(f"Machine: {r.machine}. Versions: {r.versions_text()}." for r in results.values())
     parts = [
         f"# {experiment.recipe.model} on {experiment.data}",
         experiment.preface(),
         summed_up,
         "The best epoch is chosen on the test images, as in the published code; the last one is not chosen.",
         markdown(["", *samples], seeds),
-        f"Machine: {results[0].machine}. Versions: {results[0].versions_text()}.",
+        *made,
         "![](learning_curves.png)\n\n![](quantization_error.png)",
     ]
     write_text("\n\n".join(parts), folder / "results.md")

@@ -5,17 +5,17 @@ import logging
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint, replaced
+from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.config import Config
 from biper.experiments.recipe import Settings
 from biper.record import LOG_FILE, METRICS_FILE
 from biper.resolve import training_config
-from biper.results import read_settings, run_folder
+from biper.results import CONFIG_FILE, read_settings, run_folder
 from biper.stage import History, best_row
 from biper.train import train
 
@@ -45,6 +45,11 @@ class Run:
         """The row of its best epoch."""
         return best_row(self.history)
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The row of its last epoch."""
+        return self.history[-1]
+
     def seconds_per_epoch(self) -> float:
         """The median over its epochs, as logged: one that was slowed down does not count. NaN without a log."""
         file = self.folder / LOG_FILE
@@ -53,47 +58,51 @@ class Run:
         return statistics.median(found.values()) if found else math.nan
 
 
-def run(family: str, stage: int, settings: Settings, folder: Path) -> Run:
-    """Train a stage in a folder, from where it was interrupted if it was; not if it is there already.
+def conduct(family: str, settings: Mapping[int, Settings], seed: int, folders: Mapping[int, Path]) -> dict[int, Run]:
+    """The stages of one seed, by number; stage 2 starts from stage 1's best epoch if there is a stage 1.
 
-    Raises UsageError for unfit settings, or if the folder holds a run of others.
+    A stage is trained in its folder, from where it was interrupted if it was; not if it is there already. Raises
+    UsageError for unfit settings, or if a folder holds a run of others, and TrainingDiverged.
     """
-    given = {**settings, "results_dir": str(folder), "resume": True}
-    if stage == 2 and (folder / LATEST).exists():  # which starts from nowhere any more; the folders may have moved
-        given["load_ckpt_stage1"] = read_settings(folder, stage)["load_ckpt_stage1"]
-    config = training_config(family, stage, given)
-    if _finished(config):
-        log.info("%s is there already", folder)
-    else:
-        train(config)
-    history: History = read_checkpoint(folder / LATEST)["history"]
-    return Run(config, history)
-
-
-def _finished(config: Config) -> bool:
-    folder = run_folder(config)
-    if not (folder / BEST).exists() or not (folder / METRICS_FILE).exists():
-        return False
-    with (folder / METRICS_FILE).open(newline="") as file:
-        return len(list(csv.reader(file))) == config.epochs + 1
-
-
-def write_metrics(runs: Iterable[tuple[Settings, Run]], path: Path) -> None:
-    """The metrics.csv of several runs as one, a row an epoch, each run's behind its labels."""
-    rows = [{**labels, "stage": run.config.stage, **row} for labels, run in runs for row in run.history]
-    names = dict.fromkeys(name for row in rows for name in row)
-    with replaced(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(names))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def run_stages(family: str, settings: dict[int, Settings], seed: int, folders: dict[int, Path]) -> dict[int, Run]:
-    """The stages of one seed, by number; stage 2 starts from stage 1's best epoch if there is a stage 1."""
     runs: dict[int, Run] = {}
     for stage, chosen in sorted(settings.items()):
         given = {**chosen, "seed": seed}
         if 1 in runs:
             given["load_ckpt_stage1"] = str(runs[1].checkpoint)
-        runs[stage] = run(family, stage, given, folders[stage])
+        runs[stage] = _run(family, stage, given, folders[stage])
     return runs
+
+
+def _run(family: str, stage: int, settings: Settings, folder: Path) -> Run:
+    given = {**settings, "results_dir": str(folder), "resume": True}
+    if (folder / LATEST).exists():
+        _keep_paths(given, read_settings(folder, stage), folder)
+    else:
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # of a run that was stopped before there was anything to keep
+    config = training_config(family, stage, given)
+    if _finished(config):
+        log.info("%s is there already", folder)
+    else:
+        train(config)
+    return Run(config, read_checkpoint(folder / LATEST)["history"])
+
+
+def _keep_paths(given: dict[str, Any], stored: Settings, folder: Path) -> None:
+    """Where a run started from stays what it was when its folder has moved since; other data are worth a line."""
+    if "load_ckpt_stage1" in given:
+        given["load_ckpt_stage1"] = stored["load_ckpt_stage1"]
+    here = str(Path(given["data_path"]).absolute()) if given.get("data_path") else ""
+    if here and stored.get("data_path", "") not in ("", here):
+        log.warning("%s was trained on the data in %s, not in %s", folder, stored["data_path"], here)
+
+
+def _finished(config: Config) -> bool:
+    """Whether a run is whole: metrics.csv is the last file that an epoch writes."""
+    folder = run_folder(config)
+    return (folder / BEST).exists() and len(logged(folder)) == config.epochs
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; none if it has not got that far."""
+    file = folder / METRICS_FILE
+    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []

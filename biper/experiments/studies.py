@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from biper.config import make_config
-from biper.experiments.recipe import Recipe, Settings
+from biper.experiments.recipe import Recipe, Settings, lasting
 
 FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
 
@@ -18,59 +18,70 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the variants that answer it; the others' differences are from the one called `base`."""
+    """A question and the variants that answer it; the others' differences are from the one called `base`.
+
+    over_freq: the variants are frequencies, to be drawn along an axis and layer by layer.
+    """
 
     name: str
     question: str
     base: str
     variants: tuple[Variant, ...]
+    over_freq: bool = False
 
 
 def studies(recipe: Recipe) -> dict[str, Study]:
-    """Every study of a recipe, by name."""
-    freq = make_config(recipe.family, 1, recipe.stage1).freq
-    base = Variant(f"freq {freq:g}", _both(recipe, f"freq_{freq:g}"))
-    found = (_frequency(recipe, freq), *_starts(recipe, base), _regularizer(recipe, base), _learning_rate(recipe, base))
-    return {study.name: study for study in found}
+    """Every study of a recipe, by name (options.STUDIES)."""
+    base = Variant("the recipe", _both(recipe, _frequency_key(recipe.freq)))
+    made = (_frequency(recipe), *_starts(recipe, base), _regularizer(recipe, base), _learning_rate(recipe, base))
+    return {study.name: study for study in made}
 
 
-def _both(recipe: Recipe, key: str, *changes: Settings) -> dict[int, tuple[str, Settings]]:
+def _both(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, Settings]]:
     """Both stages, with the same changes."""
-    one, two = dict(recipe.stage1), dict(recipe.stage2)
-    for change in changes:
-        one, two = {**one, **change}, {**two, **change}
-    return {1: (key, one), 2: (key, two)}
+    return {1: (key, {**recipe.stage1, **changes}), 2: (key, {**recipe.stage2, **changes})}
 
 
-def _frequency(recipe: Recipe, own: float) -> Study:
+def _frequency_key(freq: float) -> str:
+    return f"freq_{freq:g}"
+
+
+def _frequency(recipe: Recipe) -> Study:
     variants = []
-    for freq in sorted({*FREQUENCIES, own}):
-        key = f"freq_{freq:g}"
-        one = {**recipe.stage1, "freq": freq}
-        variants.append(Variant(f"freq {freq:g}", {1: (key, one), 2: (key, recipe.stage2)}))
+    for freq in sorted({*FREQUENCIES, recipe.freq}):
+        key = _frequency_key(freq)
+        stages = {1: (key, {**recipe.stage1, "freq": freq}), 2: (key, recipe.stage2)}
+        variants.append(Variant(f"freq {freq:g}", stages))
     question = "How does the frequency decide accuracy and quantization error?"
-    return Study("frequency", question, f"freq {own:g}", tuple(variants))
+    return Study("frequency", question, f"freq {recipe.freq:g}", tuple(variants), over_freq=True)
 
 
 def _starts(recipe: Recipe, base: Variant) -> tuple[Study, Study]:
     """Binary weights from the start, with stage 1's settings for as many epochs; a stage 2 that starts fresh."""
-    fresh = {"from_scratch": True, "model": recipe.model, "freq": make_config(recipe.family, 1, recipe.stage1).freq}
-    whole = {**recipe.stage1, **fresh, "epochs": sum(recipe.epochs)}
+    fresh = {"from_scratch": True, "model": recipe.model, "freq": recipe.freq}
+    whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **fresh}
     start = Variant("binary from the start", {2: ("binary_from_start", whole)})
     cold = Variant("fresh start", {2: ("fresh_start", {**recipe.stage2, **fresh})})
     warm, two = Variant("warm start", base.stages), Variant("two stages", base.stages)
     one = "Are two stages better than binary weights from the start, in as many epochs?"
     other = "Does stage 2 need the weights of stage 1, or would fresh ones do in its epochs?"
     return (
-        Study("two_stages", one, "two stages", (two, start)),
-        Study("warm_start", other, "warm start", (warm, cold)),
+        Study("two_stages", one, two.title, (two, start)),
+        Study("warm_start", other, warm.title, (warm, cold)),
     )
 
 
 def _regularizer(recipe: Recipe, base: Variant) -> Study:
-    off = _both(recipe, "regularizer_off", {"regularizer": False})
-    opposite = _both(recipe, "regularizer_cos2", {"regularizer_form": "cos2"})
-    variants = (Variant("sin², published", base.stages), Variant("off", off), Variant("cos², opposite", opposite))
+    """Both stages as published, without, and with the opposite; one of the three is the recipe itself."""
+    forms = {
+        "sin², published": _both(recipe, "regularizer_sin2", regularizer=True, regularizer_form="sin2"),
+        "off": _both(recipe, "regularizer_off", regularizer=False),
+        "cos², opposite": _both(recipe, "regularizer_cos2", regularizer=True, regularizer_form="cos2"),
+    }
+    both = [make_config(recipe.family, stage, s) for stage, s in ((1, recipe.stage1), (2, recipe.stage2))]
+    kinds = {c.regularizer_form if c.regularizer else "off" for c in both}
+    own = {"sin2": "sin², published", "off": "off", "cos2": "cos², opposite"}[kinds.pop()] if len(kinds) == 1 else ""
+    variants = tuple(Variant(title, base.stages if title == own else stages) for title, stages in forms.items())
     question = "What does the periodic regularizer do, and would its opposite, which pulls to -1 and +1, do better?"
     return Study("regularizer", question, "sin², published", variants)
 

@@ -2,9 +2,10 @@
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from biper.checkpoint import replaced
 
@@ -13,22 +14,26 @@ from biper.checkpoint import replaced
 class Sample:
     """One quantity, measured once a seed. digits: how many are shown behind the point."""
 
-    values: tuple[float, ...]
+    values: Mapping[int, float]
     digits: int = 2
 
     @property
     def mean(self) -> float:
         """The mean."""
-        return statistics.fmean(self.values)
+        return statistics.fmean(self.values.values())
 
     @property
     def std(self) -> float | None:
         """The standard deviation of a sample (n - 1); None for one value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def number(self, value: float | None) -> str:
         """A value as it is shown."""
         return "-" if value is None else f"{value:,.{self.digits}f}"
+
+    def row(self, seeds: Sequence[int]) -> list[float | None]:
+        """n, mean, standard deviation, and the value of every seed, None where there is none."""
+        return [len(self.values), self.mean, self.std, *(self.values.get(seed) for seed in seeds)]
 
     def __str__(self) -> str:
         return self.number(self.mean) + ("" if self.std is None else f" ± {self.number(self.std)}")
@@ -37,18 +42,19 @@ class Sample:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, a line a row."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def write_csv(head: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:
-    """A table as CSV, with full precision; None is an empty field."""
-    with replaced(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows as CSV, with full precision; None, and what a row does not have, is an empty field."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(names))
+        writer.writeheader()
         writer.writerows(rows)
 
 
 def write_text(text: str, path: Path) -> None:
     """A text file, whole or not at all."""
     with replaced(path) as temporary:
-        temporary.write_text(text.rstrip() + "\n")
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")

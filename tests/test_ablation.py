@@ -1,0 +1,157 @@
+"""ablation.py, whole, on 8x8 digits."""
+
+import shutil
+import statistics
+import sys
+
+import pytest
+import torch
+import yaml
+from recipes import SEEDS, best, rows, write_recipe
+
+from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.cli import ablation_main
+from biper.config import make_config
+from biper.errors import TrainingDiverged
+from biper.experiments import runs, studies
+from biper.experiments.recipe import read_recipe
+from biper.options import STUDIES
+
+
+def test_a_variant_that_diverges_is_left_out_and_named(ablated, command, tmp_path, monkeypatch):
+    shutil.copytree(ablated / "two", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "runs" / "fresh_start" / "seed3")
+
+    def diverging(config):
+        raise TrainingDiverged("the loss is nan")
+
+    monkeypatch.setattr(runs, "train", diverging)
+    flags = ["--epochs", 1, 1, "--results_dir", tmp_path / "two", *SEEDS, "--studies", "warm_start"]
+    code, _, err = command(ablated / "tiny.yaml", *flags, entry=ablation_main)
+    assert code == 1
+    assert "warm_start: fresh start, seed 3" in err
+    table = {(r["variant"], r["stage"], r["quantity"]): r for r in rows(tmp_path / "two" / "warm_start.csv")}
+    assert (table["fresh start", "2", "QE"]["n"], table["fresh start", "2", "QE"]["seed_3"]) == ("1", "")
+    assert table["warm start", "2", "QE"]["n"] == "2"
+
+
+@pytest.mark.parametrize("own", ["sin2", "off", "cos2"])
+def test_the_regularizer_study_has_the_three_it_names_whatever_the_recipe_has(tmp_path, own):
+    settings = {"regularizer": own != "off"} | ({} if own == "off" else {"regularizer_form": own})
+    study = studies.studies(read_recipe(write_recipe(tmp_path, settings, **settings), {}))["regularizer"]
+    kinds = []
+    for variant in study.variants:
+        one = make_config("cifar10", 1, variant.stages[1][1])
+        kinds.append(one.regularizer_form if one.regularizer else "off")
+    assert kinds == ["sin2", "off", "cos2"]
+    assert [variant.stages[1][0] == "freq_20" for variant in study.variants] == [k == own for k in kinds]
+
+
+def test_bad_input_of_ablation(refused, tmp_path):
+    path = write_recipe(tmp_path)
+    assert "at least 1 each" in refused(path, "--epochs", 0, 1, entry=ablation_main)
+    assert set(studies.studies(read_recipe(path, {}))) == set(STUDIES)
+    assert "invalid choice: 'colour'" in refused(path, "--studies", "colour", entry=ablation_main)
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory):
+    """Every study with one seed, of 1 + 1 epochs; then one of them with two."""
+    torch.set_num_threads(2)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(studies, "FREQUENCIES", (5.0, 40.0))  # of five, to save time
+    folder = tmp_path_factory.mktemp("ablated")
+    argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "out"]
+    ablation_main([str(a) for a in argv])
+    argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "two", *SEEDS, "--studies", "warm_start"]
+    ablation_main([str(a) for a in argv])
+    yield folder
+    patch.undo()
+
+
+def test_every_study_has_its_table_and_picture(ablated):
+    out = ablated / "out"
+    for name, variants in {
+        "frequency": ["freq 5", "freq 20", "freq 40"],
+        "two_stages": ["two stages", "binary from the start"],
+        "warm_start": ["warm start", "fresh start"],
+        "regularizer": ["sin², published", "off", "cos², opposite"],
+        "learning_rate": ["0.05, 0.01", "0.025, 0.01", "0.1, 0.01", "0.05, 0.002", "0.05, 0.05"],
+    }.items():
+        assert list(dict.fromkeys(row["variant"] for row in rows(out / f"{name}.csv"))) == variants
+        text = (out / f"{name}.md").read_text()
+        assert all(f"| {variant} |" in text for variant in variants)
+        assert "python ablation.py tiny.yaml --seeds 0 --epochs 1 1\n" in text
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_variants_differ_in_what_they_are_named_after(ablated):
+    folder = ablated / "out" / "runs"
+
+    def settings(key, stage):
+        return yaml.safe_load((folder / key / "seed0" / f"stage{stage}" / "config.yaml").read_text())[f"stage{stage}"]
+
+    assert [settings(f"freq_{freq}", 2)["freq"] for freq in (5, 40)] == [5.0, 40.0]
+    start = settings("binary_from_start", 2)
+    assert (start["epochs"], start["lr"], start["from_scratch"], start["tau_max"]) == (2, 0.05, True, 0.03)
+    assert start["warm_up"] is False  # as in the one epoch of stage 1
+    fresh = settings("fresh_start", 2)
+    assert (fresh["epochs"], fresh["lr"], fresh["from_scratch"]) == (1, 0.01, True)
+    assert [settings("regularizer_off", stage)["regularizer"] for stage in (1, 2)] == [False, False]
+    assert [settings("regularizer_cos2", stage)["regularizer_form"] for stage in (1, 2)] == ["cos2", "cos2"]
+    assert str(folder / "freq_20") in settings("stage2_lr_0.05", 2)["load_ckpt_stage1"]
+    assert not (folder / "fresh_start" / "seed0" / "stage1").exists()
+
+
+def test_the_ablation_tables_are_made_of_the_logs(ablated):
+    metrics, layers = rows(ablated / "two" / "metrics.csv"), rows(ablated / "two" / "layers.csv")
+    table = {(r["variant"], r["stage"], r["quantity"]): r for r in rows(ablated / "two" / "warm_start.csv")}
+    means = {}
+    for title, key in {"warm start": "freq_20", "fresh start": "fresh_start"}.items():
+        values = [best(metrics, run=key, seed=seed, stage=2) for seed in (0, 3)]
+        row = table[title, "2", "top-1 (%)"]
+        assert [float(row["seed_0"]), float(row["seed_3"])] == values
+        assert (float(row["mean"]), row["n"]) == (pytest.approx(statistics.fmean(values)), "2")
+        means[title] = values
+        own = [r for r in layers if (r["run"], r["seed"], r["stage"]) == (key, "3", "2")]
+        assert len(own) == 18
+        assert float(table[title, "2", "QE"]["seed_3"]) == pytest.approx(sum(float(r["l1"]) for r in own))
+    gaps = [b - a for a, b in zip(means["warm start"], means["fresh start"], strict=True)]
+    shown = f"{'+' if statistics.fmean(gaps) > 0 else ''}{statistics.fmean(gaps):.2f} ± {statistics.stdev(gaps):.2f}"
+    assert f"| {shown} |" in (ablated / "two" / "warm_start.md").read_text()
+
+
+def test_runs_are_shared_and_not_repeated(ablated, command, monkeypatch):
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("trained again"))
+    argv = [ablated / "tiny.yaml", "--epochs", 1, 1, "--results_dir", ablated / "out"]
+    code, out, err = command(*argv, entry=ablation_main)
+    assert code == 0, err
+    assert out.count("stage1 is there already") == 3 + 1 + 1 + 3 + 5  # by study
+
+
+def test_fresh_stage_2_starts_from_stage_1s_first_weights(command, refused, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("stage2: {load_ckpt_stage1: nowhere.pth.tar}\n")
+    flags = ["--dataset", "digits", "--image_size", 8, "-b", 256, "-a", "resnet20_1w1a", "--freq", 20]
+    frozen = [*flags, "--epochs", 1, "--lr", 1e-30, "--weight_decay", 0, "--no-regularizer", "--seed", 4]
+    fresh = [*frozen, "--from_scratch", "--config", config, "--results_dir", tmp_path / "2"]
+    code, out, err = command(*fresh, stage=2)
+    assert code == 0, err
+    assert "starting from fresh weights" in out
+    assert command(*frozen, "--results_dir", tmp_path / "1")[0] == 0
+    one, two = (read_checkpoint(tmp_path / stage / LATEST)["state_dict"]["conv1.weight"] for stage in "12")
+    assert torch.equal(one, two)
+    assert "always starts fresh" in refused(*flags, "--from_scratch")
+    assert "needs --model and --freq" in refused("--from_scratch", "--dataset", "digits", stage=2)
+    full = ["-a", "resnet20_32w32a", "--freq", 20, "--from_scratch", "--dataset", "digits"]
+    assert "no weights to binarize" in refused(*full, stage=2)
+    both = ["--from_scratch", "--load_ckpt_stage1", tmp_path / "1" / BEST]
+    assert "leave --load_ckpt_stage1 out" in refused(*flags, *both, stage=2)
+
+
+def test_the_commands_help_without_torch(shell):
+    for script in ("reproduce.py", "ablation.py"):
+        result = shell(sys.executable, "-X", "importtime", script, "--help")
+        assert result.returncode == 0
+        assert "RECIPE.yaml" in result.stdout
+        assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
