@@ -61,8 +61,7 @@ def test_shipped_configs(path, stage):
     family = path.parts[-3]
     config = make_config(family, stage, read_yaml(path, stage))
     assert config.warm_up == (stage == 1 or family == "cifar10")
-    off = family == "imagenet" or (path.stem, stage) == ("resnet20_short", 2)  # ours, found to be better without
-    assert config.regularizer == (not off)
+    assert config.regularizer == (family == "cifar10")
     assert config.model in list_models(family)
     assert (stage == 1) == (config.freq == 20)
 

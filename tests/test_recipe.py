@@ -34,7 +34,7 @@ def test_schedules_are_shortened_in_proportion(tmp_path):
 
 
 def test_shipped_recipes_shortened_reach_a_small_rate():
-    for path in (ROOT / "cifar10" / "configs").glob("*.yaml"):
+    for path in (ROOT / "cifar10" / "configs").rglob("*.yaml"):
         recipe = read_recipe(path, {})
         if path.stem == "quickstart":  # of which one epoch is left
             continue
