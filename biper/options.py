@@ -175,7 +175,7 @@ def read_yaml(path: Path, stage: int) -> dict[str, Any]:
         raise UsageError(f"{path} has no settings for stage {stage}: add a section stage{stage}")
     for key in section:
         if key not in SETTINGS and key != "tau":
-            raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; see --help for the names")
+            raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; main.py --help lists the names")
     try:
         return expand_tau({key: convert(key, value) for key, value in section.items()})
     except UsageError as error:

@@ -10,7 +10,8 @@ import yaml
 from recipes import SEEDS, best, rows, write_recipe
 
 from biper.checkpoint import BEST, read_checkpoint
-from biper.cli import reproduce_main
+from biper.cli import ablation_main, reproduce_main
+from biper.deploy.file import read
 from biper.errors import TrainingDiverged
 from biper.experiments import runs
 from biper.experiments.recipe import read_recipe
@@ -117,14 +118,17 @@ def test_a_release_is_made_anew_if_its_run_is_another(reproduced, command, tmp_p
     whole = facts.read_text()
     facts.write_text(whole[:100])  # as a full disk leaves it
     assert command(*argv, entry=reproduce_main)[0] == 0
-    assert facts.read_text() == whole
+    assert {**json.loads(facts.read_text()), "sha256": 0} == {**json.loads(whole), "sha256": 0}
     contents = read_checkpoint(out / "seed3" / "stage2" / BEST)
     contents["state_dict"]["linear.bias"][0] += 100  # now it sees one class alone
     torch.save(contents, out / "seed3" / "stage2" / BEST)
     assert command(*argv, entry=reproduce_main)[0] == 0
     release = json.loads((out / "seed3" / "release" / "result.json").read_text())
     assert release["float_top1"] == release["packed_top1"] == pytest.approx(100 * 36 / 360, abs=1)
-    assert release["made_of"] != json.loads(whole)["made_of"]
+    packed = out / "seed3" / "release" / "packed.safetensors"
+    packed.write_bytes(packed.read_bytes()[:1000])
+    assert command(*argv, entry=reproduce_main)[0] == 0
+    assert read(packed).top1 == contents["history"][-1]["test_top1"]
 
 
 def test_a_seed_that_diverges_is_left_out_and_named(reproduced, command, tmp_path, monkeypatch):
@@ -161,13 +165,42 @@ def test_a_recipe_that_names_its_data(image_folder, command, tmp_path):
     assert read_recipe(recipe, {}).epochs == (1, 1)
 
 
+def test_no_table_loses_a_seed(reproduced, command, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(reproduced / "out", out)
+    before = (out / "results.csv").read_text()
+    for name in ("results.csv", "results.md", "metrics.csv"):
+        (out / name).unlink()
+    argv = [reproduced / "tiny.yaml", "--seeds", 3, "--epochs_scale", 0.5, "--results_dir", out]
+    code, _, err = command(*argv, entry=reproduce_main)
+    assert code == 0, err
+    assert (out / "results.csv").read_text() == before
+
+
+def test_folders_of_others_are_left_alone(reproduced, refused, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "results.md").write_text("mine")
+    argv = [reproduced / "tiny.yaml", "--results_dir"]
+    assert "holds something else" in refused(*argv, tmp_path / "notes", entry=reproduce_main)
+    assert "holds something else" in refused(*argv, reproduced / "out", entry=ablation_main)
+    assert "is a file" in refused(*argv, tmp_path / "notes" / "results.md", entry=reproduce_main)
+    assert (tmp_path / "notes" / "results.md").read_text() == "mine"
+
+
+def test_a_run_that_has_lost_its_best_epoch_says_so(reproduced, refused, tmp_path):
+    shutil.copytree(reproduced / "out", tmp_path / "out")
+    (tmp_path / "out" / "seed3" / "stage1" / BEST).unlink()
+    argv = [reproduced / "tiny.yaml", "--seeds", 3, "--epochs_scale", 0.5, "--results_dir", tmp_path / "out"]
+    assert "remove the folder, to train it anew" in refused(*argv, entry=reproduce_main)
+
+
 def test_other_settings_do_not_mix_with_a_run_that_is_there(reproduced, refused):
     argv = [reproduced / "tiny.yaml", *SEEDS, "--epochs_scale", 1, "--results_dir", reproduced / "out"]
     assert "epochs: 4 (there 2)" in refused(*argv, entry=reproduce_main)
 
 
 def test_recipes_that_cannot_be_reproduced(refused, tmp_path, monkeypatch):
-    assert "cannot read" in refused(tmp_path / "none.yaml", entry=reproduce_main)
+    assert "no recipe at" in refused(tmp_path / "none.yaml", entry=reproduce_main)
     for settings, message in (
         ({"model": "resnet20_32w32a"}, "no weights to binarize"),
         ({"model": "resnet21"}, "unknown model 'resnet21'; choose from"),

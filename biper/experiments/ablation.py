@@ -9,8 +9,8 @@ from biper.checkpoint import BEST, load_checkpoint
 from biper.errors import TrainingDiverged
 from biper.experiments.experiment import Experiment
 from biper.experiments.outcomes import Outcome, write_study
-from biper.experiments.runs import conduct, logged
-from biper.experiments.studies import Variant, studies
+from biper.experiments.runs import conduct, is_there, logged
+from biper.experiments.studies import Study, Variant, studies
 from biper.experiments.tables import write_rows
 from biper.quantization import quantization_error
 
@@ -24,9 +24,14 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     an interrupted run goes on. Runs that diverge are left out, and named at the end by TrainingDiverged.
     """
     recipe, folder = experiment.recipe, experiment.folder
+    experiment.require_folder("runs")
     experiment.announce()
     chosen = [studies(recipe)[name] for name in dict.fromkeys(names)]
     found: dict[str, dict[str, dict[int, Outcome]]] = {s.name: {v.title: {} for v in s.variants} for s in chosen}
+    for study in chosen:  # first what is there of other seeds, so that no table loses one
+        for seed in _seeds_there(study, folder, experiment.seeds):
+            for variant in study.variants:
+                found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
     diverged = []
     for seed in experiment.seeds:
         for study in chosen:
@@ -43,10 +48,26 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
 
 
+def _seeds_there(study: Study, folder: Path, asked: Sequence[int]) -> list[int]:
+    """The seeds, beside those asked for, of which every run of a study is finished."""
+    names = {home.name.removeprefix("seed") for home in folder.glob("runs/*/seed*")}
+    others = sorted({int(name) for name in names if name.isdecimal()} - set(asked))
+    return [
+        seed
+        for seed in others
+        if all(is_there(home, s) for variant in study.variants for s, home in homes(variant, seed, folder).items())
+    ]
+
+
+def homes(variant: Variant, seed: int, folder: Path) -> dict[int, Path]:
+    """The folders of a variant's stages."""
+    return {s: folder / "runs" / key / f"seed{seed}" / f"stage{s}" for s, (key, _) in variant.stages.items()}
+
+
 def trained(family: str, variant: Variant, seed: int, folder: Path) -> Outcome:
     """A variant's stages of one seed."""
-    folders = {s: folder / "runs" / key / f"seed{seed}" / f"stage{s}" for s, (key, _) in variant.stages.items()}
-    runs = conduct(family, {s: settings for s, (_, settings) in variant.stages.items()}, seed, folders)
+    settings = {s: settings for s, (_, settings) in variant.stages.items()}
+    runs = conduct(family, settings, seed, homes(variant, seed, folder))
     return Outcome(runs, {s: quantization_error(load_checkpoint(run.checkpoint)) for s, run in runs.items()})
 
 

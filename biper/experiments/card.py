@@ -45,7 +45,7 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         f"# {recipe.model} on {experiment.data}",
         f"A binary network of BiPer: {bits} of one bit. {experiment.short}".rstrip(),
         markdown(["", ""], rows),
-        f"Trained by\n```bash\n{experiment.command}\n```",
+        f"Trained by\n```bash\n{r.command}\n```",
         f"Evaluated, where HERE is this folder, by\n```bash\n{evaluated}\n```",
         "`metrics.csv` has every epoch of both stages. Their settings as a recipe, the defaults included:",
         f"```yaml\n{_settings(runs)}```",

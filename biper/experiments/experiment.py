@@ -58,7 +58,7 @@ class Experiment:
         if _shorter(self.recipe.epochs, self.full_epochs):
             return f"**A short run**: the recipe has {epochs_text(self.full_epochs)} epochs."
         if _shorter(self.recipe.epochs, EPOCHS[self.recipe.family]):
-            return f"**A short run**: the paper's recipe has {self.published_epochs} epochs."
+            return f"**A short run**: the paper's recipe of ResNet-18 has {self.published_epochs} epochs."
         return ""
 
     def announce(self) -> None:
@@ -66,6 +66,13 @@ class Experiment:
         seeds = ", ".join(map(str, self.seeds))
         text = "%s on %s: %s epochs, seeds %s, results in %s"
         log.info(text, self.recipe.model, self.data, epochs_text(self.recipe.epochs), seeds, self.folder)
+
+    def require_folder(self, inside: str) -> None:
+        """Raise UsageError unless the folder is new, empty, or of such an experiment: with `inside` in it."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file: give another --results_dir")
+        if self.folder.exists() and any(self.folder.iterdir()) and not any(self.folder.glob(inside)):
+            raise UsageError(f"{self.folder} holds something else: give another --results_dir")
 
     def preface(self) -> str:
         """Recipe, data and command."""
@@ -102,7 +109,7 @@ def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
         full_epochs=full.epochs,
         seeds=seeds,
         folder=given.get("results_dir", Path("results") / (label if kind == "reproduce" else f"{kind}_{label}")),
-        data=given.get("data_name", NAMES[recipe.dataset]),
+        data=given.get("data_name") or NAMES[recipe.dataset],
         command=_command(f"{kind}.py", given),
     )
 

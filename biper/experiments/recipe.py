@@ -61,7 +61,7 @@ def read_recipe(path: Path, given: Settings, family: str | None = None) -> Recip
     one, two = one | dict(given), two | dict(given)
     two.setdefault("dataset", make_config(family, 1, one).dataset)
     make_config(family, 2, two)
-    recipe = Recipe(path.stem, family, one, two)
+    recipe = Recipe(_name(path), family, one, two)
     if recipe.model not in list_models(family):
         raise UsageError(f"{path}: unknown model {recipe.model!r}; choose from {', '.join(list_models(family))}")
     if recipe.model.endswith("_32w32a"):
@@ -69,7 +69,15 @@ def read_recipe(path: Path, given: Settings, family: str | None = None) -> Recip
     return recipe
 
 
+def _name(path: Path) -> str:
+    """short_resnet20 for cifar10/configs/short/resnet20.yaml, elsewhere the file's name."""
+    parts = path.resolve().with_suffix("").parts
+    return "_".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.stem
+
+
 def _section(path: Path, stage: int) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"no recipe at {path}: give a YAML file such as cifar10/configs/resnet20.yaml")
     section = read_yaml(path, stage)
     if section.get("from_scratch"):
         raise UsageError(f"{path}: a recipe's stage 2 starts from stage 1, not from_scratch")

@@ -50,25 +50,25 @@ class Result:
     image_size: int
     machine: str
     versions: dict[str, str]
-    made_of: str  # SHA-256 of stage 2's best checkpoint
+    command: str  # that made it
+    sha256: dict[str, str]  # of the two files, and of stage 2's best checkpoint, of which they are made
 
     def versions_text(self) -> str:
         """The versions that it was trained with, in words."""
         return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
 
-def release(runs: Mapping[int, Run], folder: Path) -> Result:
+def release(runs: Mapping[int, Run], folder: Path, command: str) -> Result:
     """Write model.pth.tar, packed.safetensors and result.json of both stages' runs, unless they are there already."""
-    digest = hashlib.sha256(runs[2].checkpoint.read_bytes()).hexdigest()
     made = _read_result(folder)
-    if made and made.made_of == digest:
+    if made and made.sha256 == _digests(runs, folder):
         return made
     folder.mkdir(exist_ok=True)
     contents = read_checkpoint(runs[2].checkpoint)
     save_checkpoint(without_training_state(contents), folder / MODEL)
     c = runs[2].config
     export(runs[2].checkpoint, folder / PACKED, None, {"data_path": c.data_path} if c.data_path else {})
-    result = _measured(runs, folder, contents["versions"], digest)
+    result = _measured(runs, folder, contents["versions"], command)
     write_text(json.dumps(asdict(result), indent=2), folder / FACTS)
     return result
 
@@ -90,7 +90,12 @@ def without_training_state(contents: Settings) -> dict[str, Any]:
     return kept
 
 
-def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], digest: str) -> Result:
+def _digests(runs: Mapping[int, Run], folder: Path) -> dict[str, str]:
+    files = {MODEL: folder / MODEL, PACKED: folder / PACKED, runs[2].checkpoint.name: runs[2].checkpoint}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], command: str) -> Result:
     c = runs[2].config
     used = {name: getattr(c, name) for name, f in SETTINGS.items() if f.metadata["group"] in ("data", "hardware")}
     used = {name: value for name, value in used.items() if value not in ("", None)}
@@ -121,7 +126,8 @@ def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], d
         image_size=m.shown_size,
         machine=machine(runs[2]),
         versions=versions,
-        made_of=digest,
+        command=command,
+        sha256=_digests(runs, folder),
     )
 
 

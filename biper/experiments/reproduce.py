@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from biper.checkpoint import load_checkpoint
 from biper.errors import TrainingDiverged
 from biper.experiments.card import model_card
 from biper.experiments.experiment import Experiment, epochs_text
 from biper.experiments.release import Result, release
-from biper.experiments.runs import Run, conduct
+from biper.experiments.runs import Run, conduct, is_there
 from biper.experiments.tables import Sample, markdown, write_rows, write_text
 from biper.plots import draw_lines, picture, plot_quantization_error
 
+T = TypeVar("T")
 log = logging.getLogger("biper")
 RELEASE = "release"  # the folder of what is given away, in a seed's
 QUANTITIES = {  # fields of Result, with what they are called and the digits that are shown
@@ -35,15 +36,18 @@ QUANTITIES = {  # fields of Result, with what they are called and the digits tha
 def reproduce(experiment: Experiment) -> None:
     """Train, evaluate and pack every seed, and write the table, its CSV and the pictures into the experiment's folder.
 
-    They tell of the seeds that are done. What is there already is not done again, and an interrupted run goes on. Seeds
-    that diverge are left out, and named at the end by TrainingDiverged.
+    They tell of the seeds that are done, those of earlier commands included. What is there already is not done again,
+    and an interrupted run goes on. Seeds that diverge are left out, and named at the end by TrainingDiverged.
     """
     recipe = experiment.recipe
+    experiment.require_folder("seed*")
     experiment.announce()
     runs: dict[int, Mapping[int, Run]] = {}
     results: dict[int, Result] = {}
     diverged = []
-    for seed in experiment.seeds:
+    there = _seeds_there(experiment.folder)  # they come first: no table loses a seed, other settings are refused early
+    seeds = list(dict.fromkeys([*there, *experiment.seeds]))
+    for i, seed in enumerate(seeds):
         log.info("== %s, seed %d", recipe.model, seed)
         home = experiment.folder / f"seed{seed}"
         folders = {stage: home / f"stage{stage}" for stage in (1, 2)}
@@ -53,12 +57,27 @@ def reproduce(experiment: Experiment) -> None:
             log.warning("seed %d is left out: %s", seed, error)
             diverged.append(seed)
             continue
-        results[seed] = release(runs[seed], home / RELEASE)
+        results[seed] = release(runs[seed], home / RELEASE, experiment.command)
         write_rows(_epochs(runs[seed]), home / RELEASE / "metrics.csv")
         write_text(model_card(experiment, results[seed], runs[seed]), home / RELEASE / "README.md")
-        write_report(experiment, runs, results)
+        if i >= len(there) - 1:
+            write_report(experiment, _sorted(runs), _sorted(results))
     if diverged:
         raise TrainingDiverged(f"training diverged with the seeds {diverged}: they are not in the tables")
+
+
+def _seeds_there(folder: Path) -> list[int]:
+    """The seeds of which both stages are finished."""
+    numbers = [(home, home.name.removeprefix("seed")) for home in folder.glob("seed*")]
+    return sorted(
+        int(number)
+        for home, number in numbers
+        if number.isdecimal() and all(is_there(home / f"stage{stage}", stage) for stage in (1, 2))
+    )
+
+
+def _sorted(by_seed: Mapping[int, T]) -> dict[int, T]:
+    return dict(sorted(by_seed.items()))
 
 
 def _epochs(stages: Mapping[int, Run], **labels: int) -> list[dict[str, Any]]:
@@ -71,8 +90,8 @@ def write_report(experiment: Experiment, runs: Mapping[int, Mapping[int, Run]], 
     folder = experiment.folder
     write_rows([row for seed, stages in runs.items() for row in _epochs(stages, seed=seed)], folder / "metrics.csv")
     draw_learning_curves(runs, folder / "learning_curves.png")
-    first = next(iter(runs.values()))
-    best = [(f"stage {stage}", load_checkpoint(run.checkpoint)) for stage, run in first.items()]
+    seed, first = next(iter(runs.items()))
+    best = [(f"seed {seed}, stage {stage}", load_checkpoint(run.checkpoint)) for stage, run in first.items()]
     plot_quantization_error(best, folder / "quantization_error.png")
     write_table(experiment, results, folder)
 

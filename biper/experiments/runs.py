@@ -12,6 +12,7 @@ from typing import Any
 
 from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.config import Config
+from biper.errors import UsageError
 from biper.experiments.recipe import Settings
 from biper.record import LOG_FILE, METRICS_FILE
 from biper.resolve import training_config
@@ -97,9 +98,19 @@ def _keep_paths(given: dict[str, Any], stored: Settings, folder: Path) -> None:
 
 
 def _finished(config: Config) -> bool:
-    """Whether a run is whole: metrics.csv is the last file that an epoch writes."""
+    """Whether a run is whole: metrics.csv is the last file that an epoch writes. Raises UsageError if BEST is gone."""
     folder = run_folder(config)
-    return (folder / BEST).exists() and len(logged(folder)) == config.epochs
+    rows = logged(folder)
+    if rows and not (folder / BEST).exists():
+        raise UsageError(f"{folder} has lost its {BEST}: remove the folder, to train it anew")
+    return bool(rows) and len(rows) == config.epochs
+
+
+def is_there(folder: Path, stage: int) -> bool:
+    """Whether a folder holds a finished run of a stage."""
+    if not (folder / BEST).exists() or not (folder / LATEST).exists():
+        return False
+    return bool(len(logged(folder)) == read_settings(folder, stage)["epochs"])
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
