@@ -42,6 +42,16 @@ def best(metrics, **labels):
     return max(float(row["test_top1"]) for row in metrics if all(row[k] == v for k, v in labels.items()))
 
 
+def run_of(row, base):
+    """The folder of the runs of a variant; `base` is the first variant of its table."""
+    if not re.fullmatch(r"[\d.]+, [\d.]+", row["variant"]):
+        return RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
+    (one, two), (own_one, own_two) = (name.split(", ") for name in (row["variant"], base))  # learning rates
+    if one != own_one:
+        return f"stage1_lr_{one}"
+    return f"stage2_lr_{two}" if two != own_two and row["stage"] == "2" else "freq_20"
+
+
 def require_equal(row, values, digits=2):
     """A row of a CSV table is made of these values, one a seed."""
     found = [float(row[name]) for name in row if name.startswith("seed_")]
@@ -85,19 +95,25 @@ def _top1(row):
 def test_tables_of_ablations(folder):
     metrics, layers = rows(folder / "metrics.csv"), rows(folder / "layers.csv")
     seeds = list(dict.fromkeys(row["seed"] for row in metrics))
-    studies = [path for path in folder.glob("*.csv") if path.stem not in ("metrics", "layers", "learning_rate")]
+    studies = [path for path in folder.glob("*.csv") if path.stem not in ("metrics", "layers")]
     assert studies
     for path in studies:
         text = path.with_suffix(".md").read_text()
-        for row in rows(path):
-            run = RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
-            if row["quantity"].startswith("top-1"):
-                values = [best(metrics, run=run, seed=seed, stage=row["stage"]) for seed in seeds]
+        table = rows(path)
+        for row in table:
+            run = run_of(row, table[0]["variant"])
+            own = [[r for r in metrics if (r["run"], r["seed"], r["stage"]) == (run, s, row["stage"])] for s in seeds]
+            if row["quantity"] == "last top-1 (%)":
+                values = [_top1(history[-1]) for history in own]
+                shown = require_equal(row, values) if row["stage"] == "2" else ""  # the table has stage 2's
+            elif row["quantity"].startswith("top-1"):
+                values = [max(map(_top1, history)) for history in own]
                 shown = require_equal(row, values)
-            elif row["quantity"] in ("QE", "squared error"):
-                column = "l1" if row["quantity"] == "QE" else "squared"
+            elif row["quantity"] in ("QE", "squared error", "freq·std(w)"):
+                column = {"QE": "l1", "squared error": "squared", "freq·std(w)": "freq_std"}[row["quantity"]]
                 of_run = [r for r in layers if (r["run"], r["stage"]) == (run, row["stage"])]
-                values = [sum(float(r[column]) for r in of_run if r["seed"] == seed) for seed in seeds]
+                by_seed = [[float(r[column]) for r in of_run if r["seed"] == seed] for seed in seeds]
+                values = [sum(layer) if column != "freq_std" else statistics.fmean(layer) for layer in by_seed]
                 shown = require_equal(row, values, 3)
             assert re.search(rf"^\| {re.escape(row['variant'])} \|.* {re.escape(shown)}", text, re.MULTILINE)
 
