@@ -25,7 +25,7 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
     evaluated = "\n".join(f"bash eval.sh HERE/{name}{images}" for name in (MODEL, PACKED))
     seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
     rows = [
-        ["data", experiment.data],
+        ["data", r.data],
         ["epochs", f"{epochs_text(recipe.epochs)} (stage 1, real weights + stage 2, binary weights)"],
         ["seed", str(r.seed)],
         ["**top-1**, binary network, best epoch", f"**{r.float_top1:.2f} %**"],
@@ -42,7 +42,7 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         ["versions", r.versions_text()],
     ]
     parts = [
-        f"# {recipe.model} on {experiment.data}",
+        f"# {recipe.model} on {r.data}",
         f"A binary network of BiPer: {bits} of one bit. {experiment.short}".rstrip(),
         markdown(["", ""], rows),
         f"Trained by\n```bash\n{r.command}\n```",

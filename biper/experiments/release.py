@@ -33,6 +33,9 @@ PATHS = ("data_path", "load_ckpt_stage1")
 class Result:
     """The facts of a seed. top-1 in percent on the test images; the packed file's and the float one's are evaluated."""
 
+    model: str
+    data: str  # what they are called
+    command: str  # that made it
     seed: int
     stage1_top1: float  # the best epoch's
     stage2_top1: float
@@ -50,7 +53,6 @@ class Result:
     image_size: int
     machine: str
     versions: dict[str, str]
-    command: str  # that made it
     sha256: dict[str, str]  # of the two files, and of stage 2's best checkpoint, of which they are made
 
     def versions_text(self) -> str:
@@ -58,7 +60,7 @@ class Result:
         return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
 
-def release(runs: Mapping[int, Run], folder: Path, command: str) -> Result:
+def release(runs: Mapping[int, Run], folder: Path, data: str, command: str) -> Result:
     """Write model.pth.tar, packed.safetensors and result.json of both stages' runs, unless they are there already."""
     made = _read_result(folder)
     if made and made.sha256 == _digests(runs, folder):
@@ -68,7 +70,7 @@ def release(runs: Mapping[int, Run], folder: Path, command: str) -> Result:
     save_checkpoint(without_training_state(contents), folder / MODEL)
     c = runs[2].config
     export(runs[2].checkpoint, folder / PACKED, None, {"data_path": c.data_path} if c.data_path else {})
-    result = _measured(runs, folder, contents["versions"], command)
+    result = _measured(runs, folder, data, command)
     write_text(json.dumps(asdict(result), indent=2), folder / FACTS)
     return result
 
@@ -95,7 +97,7 @@ def _digests(runs: Mapping[int, Run], folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], command: str) -> Result:
+def _measured(runs: Mapping[int, Run], folder: Path, data: str, command: str) -> Result:
     c = runs[2].config
     used = {name: getattr(c, name) for name, f in SETTINGS.items() if f.metadata["group"] in ("data", "hardware")}
     used = {name: value for name, value in used.items() if value not in ("", None)}
@@ -109,7 +111,10 @@ def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], c
             error, m = quantization_error(network), network.metadata
             floats = sum(tensor.nbytes for tensor in network.state_dict().values())
     return Result(
-        seed=runs[2].config.seed,
+        model=c.model,
+        data=data,
+        command=command,
+        seed=c.seed,
         stage1_top1=runs[1].best["test_top1"],
         stage2_top1=runs[2].best["test_top1"],
         stage1_last_top1=runs[1].last["test_top1"],
@@ -125,8 +130,7 @@ def _measured(runs: Mapping[int, Run], folder: Path, versions: dict[str, str], c
         classes=m.num_classes,
         image_size=m.shown_size,
         machine=machine(runs[2]),
-        versions=versions,
-        command=command,
+        versions=read_checkpoint(folder / MODEL)["versions"],
         sha256=_digests(runs, folder),
     )
 

@@ -57,7 +57,7 @@ def reproduce(experiment: Experiment) -> None:
             log.warning("seed %d is left out: %s", seed, error)
             diverged.append(seed)
             continue
-        results[seed] = release(runs[seed], home / RELEASE, experiment.command)
+        results[seed] = release(runs[seed], home / RELEASE, experiment.data, experiment.command)
         write_rows(_epochs(runs[seed]), home / RELEASE / "metrics.csv")
         write_text(model_card(experiment, results[seed], runs[seed]), home / RELEASE / "README.md")
         if i >= len(there) - 1:
