@@ -130,10 +130,7 @@ class Recorder:
 
     def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite metrics.csv, one row an epoch: it always agrees with the checkpoint, also after a kill."""
-        with replaced(self.folder / METRICS_FILE) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(history[-1]))  # a column may be newer than the run's first epochs
-            writer.writeheader()
-            writer.writerows(history)
+        write_rows(history, self.folder / METRICS_FILE)  # a column may be newer than the run's first epochs
 
     @torch.no_grad()
     def epoch(self, row: Mapping[str, Any], model: nn.Module, seconds: float) -> None:
@@ -145,6 +142,15 @@ class Recorder:
         for name, layer in binary_layers(model):
             board.add_histogram(f"sin(freq*w)/{name}", sine(layer.weight, layer.freq), epoch)
         board.flush()
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows as CSV, with full precision; None, and what a row does not have, is an empty field."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(names))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def metric_columns(prefix: str, metrics: Metrics) -> dict[str, float]:

@@ -13,7 +13,7 @@ from biper.checkpoint import BEST, LATEST, read_checkpoint
 from biper.cli import ablation_main
 from biper.config import make_config
 from biper.errors import TrainingDiverged
-from biper.experiments import runs, studies
+from biper.experiments import ablation, runs, studies
 from biper.experiments.recipe import read_recipe
 from biper.options import STUDIES
 
@@ -119,6 +119,24 @@ def test_the_ablation_tables_are_made_of_the_logs(ablated):
     gaps = [b - a for a, b in zip(means["warm start"], means["fresh start"], strict=True)]
     shown = f"{'+' if statistics.fmean(gaps) > 0 else ''}{statistics.fmean(gaps):.2f} ± {statistics.stdev(gaps):.2f}"
     assert f"| {shown} |" in (ablated / "two" / "warm_start.md").read_text()
+
+
+def test_no_table_loses_a_seed(ablated, command, tmp_path):
+    """Not with fewer seeds, and not when a call with all of them is stopped early."""
+    out = tmp_path / "two"
+    shutil.copytree(ablated / "two", out)
+    before = (out / "warm_start.csv").read_text()
+    (out / "warm_start.csv").unlink()
+    flags = ["--epochs", 1, 1, "--results_dir", out, "--studies", "warm_start", "--seeds", 3]
+    code, _, err = command(ablated / "tiny.yaml", *flags, entry=ablation_main)
+    assert code == 0, err
+    assert (out / "warm_start.csv").read_text() == before
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ablation, "write_logs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt("SIGINT")))
+    code, _, err = command(ablated / "tiny.yaml", *flags, 0, entry=ablation_main)  # in the first seed of two
+    patch.undo()
+    assert code == 130
+    assert (out / "warm_start.csv").read_text() == before
 
 
 def test_runs_are_shared_and_not_repeated(ablated, command, monkeypatch):

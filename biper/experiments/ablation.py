@@ -11,8 +11,8 @@ from biper.experiments.experiment import Experiment
 from biper.experiments.outcomes import Outcome, write_study
 from biper.experiments.runs import conduct, is_there, logged
 from biper.experiments.studies import Study, Variant, studies
-from biper.experiments.tables import write_rows
 from biper.quantization import quantization_error
+from biper.record import write_rows
 
 log = logging.getLogger("biper")
 
@@ -20,22 +20,25 @@ log = logging.getLogger("biper")
 def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     """Train what is missing, seed by seed, and write the tables and pictures of the named studies into its folder.
 
-    They are written as soon as there is something new to tell. What is in the folder already is not trained again, and
-    an interrupted run goes on. Runs that diverge are left out, and named at the end by TrainingDiverged.
+    They are written as soon as there is something new to tell, the logs after each seed. What is in the folder already
+    stays in the tables and is not trained again, and an interrupted run goes on. Runs that diverge are left out, and
+    named at the end by TrainingDiverged.
     """
     recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")
     experiment.announce()
     chosen = [studies(recipe)[name] for name in dict.fromkeys(names)]
     found: dict[str, dict[str, dict[int, Outcome]]] = {s.name: {v.title: {} for v in s.variants} for s in chosen}
-    for study in chosen:  # first what is there of other seeds, so that no table loses one
-        for seed in _seeds_there(study, folder, experiment.seeds):
+    for study in chosen:  # first what is there, so that no table loses a seed
+        for seed in _seeds_there(study, folder):
             for variant in study.variants:
                 found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
     diverged = []
     for seed in experiment.seeds:
         for study in chosen:
             for variant in study.variants:
+                if seed in found[study.name][variant.title]:
+                    continue
                 log.info("== %s: %s, seed %d", study.name, variant.title, seed)
                 try:
                     found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
@@ -43,18 +46,17 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
                     log.warning("%s, seed %d, is left out: %s", variant.title, seed, error)
                     diverged.append(f"{study.name}: {variant.title}, seed {seed}")
             write_study(study, found[study.name], folder, experiment.preface())
-            write_logs(folder)
+        write_logs(folder)  # once a seed: it reads every checkpoint
     if diverged:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
 
 
-def _seeds_there(study: Study, folder: Path, asked: Sequence[int]) -> list[int]:
-    """The seeds, beside those asked for, of which every run of a study is finished."""
+def _seeds_there(study: Study, folder: Path) -> list[int]:
+    """The seeds of which every run of a study is finished."""
     names = {home.name.removeprefix("seed") for home in folder.glob("runs/*/seed*")}
-    others = sorted({int(name) for name in names if name.isdecimal()} - set(asked))
     return [
         seed
-        for seed in others
+        for seed in sorted(int(name) for name in names if name.isdecimal())
         if all(is_there(home, s) for variant in study.variants for s, home in homes(variant, seed, folder).items())
     ]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from biper.experiments.runs import Run
 from biper.experiments.studies import Study
-from biper.experiments.tables import Sample, markdown, write_rows, write_text
+from biper.experiments.tables import Sample, markdown, write_text
 from biper.plots import Lines, draw_bars, draw_lines, picture
 from biper.quantization import QuantizationError
+from biper.record import write_rows
 
 log = logging.getLogger("biper")
 

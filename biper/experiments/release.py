@@ -15,7 +15,6 @@ from biper.checkpoint import read_checkpoint, save_checkpoint
 from biper.config import SETTINGS
 from biper.deploy.network import PackedNetwork
 from biper.evaluate import evaluate_checkpoint
-from biper.experiments.recipe import Settings
 from biper.experiments.runs import Run
 from biper.experiments.tables import write_text
 from biper.export import export
@@ -85,7 +84,7 @@ def _read_result(folder: Path) -> Result | None:
         return None
 
 
-def without_training_state(contents: Settings) -> dict[str, Any]:
+def without_training_state(contents: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's contents without what only training needs, and without paths of the machine that trained it."""
     kept = {name: value for name, value in contents.items() if name not in FOR_TRAINING}
     kept["settings"] = {**contents["settings"], **dict.fromkeys(PATHS, "")}

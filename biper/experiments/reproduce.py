@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from biper.checkpoint import load_checkpoint
 from biper.errors import TrainingDiverged
@@ -11,10 +11,10 @@ from biper.experiments.card import model_card
 from biper.experiments.experiment import Experiment, epochs_text
 from biper.experiments.release import Result, release
 from biper.experiments.runs import Run, conduct, is_there
-from biper.experiments.tables import Sample, markdown, write_rows, write_text
+from biper.experiments.tables import Sample, markdown, write_text
 from biper.plots import draw_lines, picture, plot_quantization_error
+from biper.record import write_rows
 
-T = TypeVar("T")
 log = logging.getLogger("biper")
 RELEASE = "release"  # the folder of what is given away, in a seed's
 QUANTITIES = {  # fields of Result, with what they are called and the digits that are shown
@@ -61,7 +61,7 @@ def reproduce(experiment: Experiment) -> None:
         write_rows(_epochs(runs[seed]), home / RELEASE / "metrics.csv")
         write_text(model_card(experiment, results[seed], runs[seed]), home / RELEASE / "README.md")
         if i >= len(there) - 1:
-            write_report(experiment, _sorted(runs), _sorted(results))
+            write_report(experiment, dict(sorted(runs.items())), dict(sorted(results.items())))
     if diverged:
         raise TrainingDiverged(f"training diverged with the seeds {diverged}: they are not in the tables")
 
@@ -74,10 +74,6 @@ def _seeds_there(folder: Path) -> list[int]:
         for home, number in numbers
         if number.isdecimal() and all(is_there(home / f"stage{stage}", stage) for stage in (1, 2))
     )
-
-
-def _sorted(by_seed: Mapping[int, T]) -> dict[int, T]:
-    return dict(sorted(by_seed.items()))
 
 
 def _epochs(stages: Mapping[int, Run], **labels: int) -> list[dict[str, Any]]:

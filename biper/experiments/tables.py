@@ -1,11 +1,9 @@
-"""Tables of results: means and standard deviations, as Markdown to read and as CSV to count on."""
+"""Tables of results: means and standard deviations, and Markdown to read."""
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from biper.checkpoint import replaced
 
@@ -43,15 +41,6 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, a line a row."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Rows as CSV, with full precision; None, and what a row does not have, is an empty field."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(names))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_text(text: str, path: Path) -> None:
