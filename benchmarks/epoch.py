@@ -19,8 +19,9 @@ import torch
 import torchvision.datasets.cifar as cifar
 
 from benchmarks.variants import machine
-from biper import acceleration, cli, train
-from biper.acceleration import Accelerated
+from biper.commands import cli
+from biper.training import acceleration, train
+from biper.training.acceleration import Accelerated
 
 CLASSES = 10
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from benchmarks.published import published_model
 from benchmarks.variants import CLASSES, SIZES, machine, positive, run
-from biper import kernels
-from biper.acceleration import accelerate
-from biper.layers import BinaryConv2d, binary_layers
+from biper.cpu import functions as kernels
+from biper.cpu.modules import Sums
 from biper.models import create_model
-from biper.runtime import flush_denormals, keep_memory
-from biper.units import Sums
+from biper.nn.layers import BinaryConv2d, binary_layers
+from biper.training.acceleration import accelerate
+from biper.training.process import flush_denormals, keep_memory
 
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 FEW, TRIES = 4, 8  # images of a whole network's step, and how many such steps

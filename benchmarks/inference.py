@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from benchmarks import variants
 from benchmarks.train_step import peak_memory
 from benchmarks.variants import CLASSES, Case, Step, machine, positive, run
-from biper.deploy import PackedConv2d, kernels, pack
 from biper.errors import UsageError
-from biper.layers import BinaryConv2d
 from biper.models import create_model
-from biper.runtime import flush_denormals, keep_memory
+from biper.nn.layers import BinaryConv2d
+from biper.packed import runtime as kernels
+from biper.packed.layers import PackedConv2d
+from biper.packed.network import pack
+from biper.training.process import flush_denormals, keep_memory
 
 SECONDS = 0.05  # that a way runs in a round, at least
 LAST = torch.channels_last

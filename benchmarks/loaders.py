@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from biper.config import make_config
-from biper.data import build_loaders
 from biper.data.folder import open_image
-from biper.data.reading import available_cores
+from biper.data.loaders import build_loaders
+from biper.data.pillow import available_cores
 from biper.errors import UsageError
-from biper.runtime import select_devices
+from biper.training.process import select_devices
+from biper.training.settings import make_config
 
 
 def arguments() -> argparse.Namespace:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.binarize import binary_sign, sine, square_wave
-from biper.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
 from biper.models import Network, create_model
+from biper.nn.functional import binary_sign, sine, square_wave
+from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
 
 
 class PublishedConv2d(BinaryConv2d):

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from benchmarks.train_step import peak_memory, timed
 from benchmarks.variants import CLASSES, TAU, Case, Step, machine, optimizer_step, ours, positive, run
-from biper.acceleration import accelerate, chosen_amp
-from biper.distributed import Processes, joined, launched_processes, replicated
 from biper.models import create_model
-from biper.runtime import flush_denormals, keep_memory, select_devices
+from biper.training.acceleration import accelerate, chosen_amp
+from biper.training.distributed import Processes, joined, launched_processes, replicated
+from biper.training.process import flush_denormals, keep_memory, select_devices
 
 
 def arguments() -> argparse.Namespace:

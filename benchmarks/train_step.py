@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.variants import Case, Step, machine, positive, run, variants
-from biper.runtime import flush_denormals, keep_memory, select_devices
+from biper.training.process import flush_denormals, keep_memory, select_devices
 
 WARM_UP = 2  # steps
 

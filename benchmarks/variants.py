@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.published import published_model, published_regularizer
-from biper.acceleration import accelerate, chosen_amp
 from biper.errors import UsageError
-from biper.layers import BinaryConv2d, binary_layers
 from biper.models import Network, create_model
-from biper.optim import build_optimizer
+from biper.nn.layers import BinaryConv2d, binary_layers
+from biper.training.acceleration import accelerate, chosen_amp
+from biper.training.optimizer import build_optimizer
 
 TAU = {"cifar10": 0.0468, "imagenet": 0.0}  # ImageNet's regularizer is off
 SIZES = {"cifar10": 32, "imagenet": 224}

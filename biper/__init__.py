@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from biper.binarize import binary_sign, square_wave
-    from biper.checkpoint import load_checkpoint
-    from biper.layers import BinaryConv2d
     from biper.models import create_model, list_models
-    from biper.quantization import quantization_error
+    from biper.models.checkpoint import load_checkpoint
+    from biper.nn.functional import binary_sign, square_wave
+    from biper.nn.layers import BinaryConv2d
+    from biper.nn.quantization_error import quantization_error
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "BinaryConv2d": "layers",
-    "binary_sign": "binarize",
+    "BinaryConv2d": "nn.layers",
+    "binary_sign": "nn.functional",
     "create_model": "models",
     "list_models": "models",
-    "load_checkpoint": "checkpoint",
-    "quantization_error": "quantization",  # a module of the same name would hide the function
-    "square_wave": "binarize",
+    "load_checkpoint": "models.checkpoint",
+    "quantization_error": "nn.quantization_error",
+    "square_wave": "nn.functional",
 }
 
 

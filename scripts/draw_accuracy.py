@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from biper.plots import picture
+from biper.experiments.plots import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {  # of a network: its bytes and its top-1, fields of result.json

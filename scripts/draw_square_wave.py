@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from biper import square_wave
-from biper.binarize import sine
+from biper.nn.functional import sine
 
 FREQ = 20.0
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "square_wave.png"

@@ -25,7 +25,7 @@ make_environment() {
     local extra=${1:-} base
     python=$root/.venv/bin/python
     local done_for
-    done_for=$(echo "$root"; cat "$root/pyproject.toml" "$root/setup.py"; cksum "$root"/biper/native/packed*.[ch])
+    done_for=$(echo "$root"; cat "$root/pyproject.toml" "$root/setup.py"; cksum "$root"/biper/packed/packed*.[ch])
     if [ -x "$python" ] && [ "$(cat "$root/.venv/.installed${extra:+-$extra}" 2>/dev/null)" = "$done_for" ]; then
         echo "using the environment in $root/.venv"
         return

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from biper.config import make_config
-from biper.distributed import joined, launched_processes
-from biper.engine import evaluate, train_one_epoch
-from biper.record import Progress
-from biper.stage import Stage
+from biper.training.distributed import joined, launched_processes
+from biper.training.log import Progress
+from biper.training.loop import evaluate, train_one_epoch
+from biper.training.settings import make_config
+from biper.training.trainer import Stage
 
 
 class Enough(Exception):

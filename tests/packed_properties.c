@@ -2,7 +2,7 @@
  *
  * Arguments: how many cases, the first one's seed; `1 SEED` repeats a case that was printed. Buffers are as long as
  * program.py makes them and no longer, so that AddressSanitizer sees each byte too far; all of them begin as noise. */
-#include "../biper/native/packed.c"
+#include "../biper/packed/packed.c"
 #include <stdio.h>
 
 #define WORK 500000 /* products of a case, at most */

@@ -9,13 +9,15 @@ import torch
 import yaml
 from recipes import SEEDS, best, rows, write_recipe
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.cli import ablation_main
-from biper.config import make_config
+from biper.commands.cli import ablation_main
+from biper.commands.parsers import STUDIES
 from biper.errors import TrainingDiverged
-from biper.experiments import ablation, runs, studies
+from biper.experiments import ablation, studies
+from biper.experiments import run as runs
 from biper.experiments.recipe import read_recipe
-from biper.options import STUDIES
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.settings import make_config
 
 
 def test_a_variant_that_diverges_is_left_out_and_named(ablated, command, tmp_path, monkeypatch):

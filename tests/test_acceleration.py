@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
-from biper import acceleration, native
-from biper.acceleration import Compiled, accelerate, chosen_amp
+from biper.cpu import compiler as native
 from biper.models import create_model
+from biper.training import acceleration
+from biper.training.acceleration import Compiled, accelerate, chosen_amp
 
 CPU = torch.device("cpu")
 TRAIN = [*TINY, "--epochs", 1, "--results_dir"]
@@ -83,7 +84,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path, script):
 
 
 def test_a_library_is_compiled_once_even_by_several_processes(tmp_path):
-    code = "from biper.native import load; load('training').biper_forward"
+    code = "from biper.cpu.compiler import load; load('training').biper_forward"
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/local/bin:/usr/bin:/bin"}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import TINY, photographs
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.options import Parser
+from biper.commands.parsers import Parser
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_missing_data(refused, nothing_written, argv, message):
     ],
 )
 def test_imagenet_flags(refused, tmp_path, monkeypatch, argv, message):
-    monkeypatch.setattr("biper.data.sets.REPOSITORY", tmp_path)
+    monkeypatch.setattr("biper.data.datasets.REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no folder")
     assert message in refused(*argv, family="imagenet")
@@ -199,7 +200,7 @@ def test_out_of_memory_is_one_line(refused, nothing_written, monkeypatch):
     def too_large(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.")
 
-    monkeypatch.setattr("biper.stage.build_loaders", too_large)
+    monkeypatch.setattr("biper.training.trainer.build_loaders", too_large)
     assert "give a smaller -b" in refused(*TINY)
 
 

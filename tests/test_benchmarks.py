@@ -8,9 +8,9 @@ import torch
 from benchmarks import epoch, gradients, inference, scaling, train_step
 from benchmarks.published import published_model
 from benchmarks.variants import Case, bare_convolutions, eager, ours
-from biper import acceleration, train
 from biper.errors import UsageError
 from biper.models import create_model
+from biper.training import acceleration, train
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from biper.binarize import binary_sign, sine, square_wave, standardized_sign
+from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign
 
 
 @pytest.mark.parametrize("w", [-0.3, -0.1, -1e-9, -0.0, 0.0, 1e-9, 0.1, 0.2, 1.7])

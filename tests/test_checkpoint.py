@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import biper
-from biper.checkpoint import FORMAT, build_network, load_checkpoint, read_checkpoint, replaced, save_checkpoint
 from biper.errors import UsageError
+from biper.files import atomically
+from biper.models.checkpoint import FORMAT, build_network, load_checkpoint, read_checkpoint
+from biper.training.checkpoint import save_checkpoint
 
 
 def test_a_checkpoint_rebuilds_its_network(trained):
@@ -68,7 +70,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 def test_replaced_never_shows_half_a_file(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
-    with replaced(path) as temporary:
+    with atomically(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"

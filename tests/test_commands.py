@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
 
 KILLS = 10
 

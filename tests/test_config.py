@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from biper.config import DATASETS, SETTINGS, Config, convert, differences, expand_tau, make_config
-from biper.data.sets import MEMORY_SETS, STREAM_SETS
+from biper.commands.parsers import build_parser, read_options
+from biper.data.datasets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.options import build_parser, read_options, read_yaml
+from biper.training.settings import DATASETS, SETTINGS, Config, convert, differences, expand_tau, make_config, read_yaml
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 

@@ -7,12 +7,13 @@ import torch
 from conftest import ROOT, TINY, photographs
 
 from biper import create_model
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.config import make_config
-from biper.data import build_loaders
 from biper.data.digits import read_digits
+from biper.data.loaders import build_loaders
 from biper.data.memory import Augmentation, MemoryLoader
-from biper.engine import train_one_epoch
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.loop import train_one_epoch
+from biper.training.settings import make_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

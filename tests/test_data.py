@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from biper.cli import download_main
-from biper.config import Config
-from biper.data import build_loaders, default_data_path
+from biper.commands.cli import download_main
 from biper.data.cifar import READERS, read_cifar
+from biper.data.datasets import MEMORY_SETS
 from biper.data.digits import read_digits
 from biper.data.folder import check_memory, read_folder
-from biper.data.sets import MEMORY_SETS
+from biper.data.loaders import build_loaders, default_data_path
 from biper.errors import UsageError
+from biper.training.settings import Config
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import biper
-from biper.cli import export_main, main, predict_main, quantization_error_main, summary_main
+from biper.commands.cli import export_main, main, predict_main, quantization_error_main, summary_main
+from biper.commands.summary import costs, total
 from biper.data.digits import read_digits
-from biper.deploy import kernels, load
-from biper.export import top1_of
-from biper.summary import costs, total
+from biper.packed import runtime as kernels
+from biper.packed.file import load
+from biper.training.export import top1_of
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_export_says_what_it_did(trained, command):
 
 
 def test_packed_file_knows_what_the_checkpoint_knew(trained, exported):
-    from biper.deploy.file import read
+    from biper.packed.file import read
 
     float_network = biper.load_checkpoint(trained / "stage2/model_best.pth.tar")
     found = read(exported)
@@ -182,7 +183,8 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
 
 
 def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
-    from biper.deploy import pack, save
+    from biper.packed.file import save
+    from biper.packed.network import pack
 
     save(pack(biper.create_model("resnet20_1w1a", stage=2)), tmp_path / "net.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -193,7 +195,7 @@ def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
 
 
 def test_export_without_the_data_compares_on_random_images(trained, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("biper.export.build_loaders", _no_data)
+    monkeypatch.setattr("biper.training.export.build_loaders", _no_data)
     argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
     code, out, err = command(*argv, entry=export_main)
     assert code == 0, err
@@ -205,7 +207,7 @@ def _no_data(*_, **__):
 
 
 def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("biper.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("biper.training.export.TOLERANCE", -1.0)
     argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
     code, _, err = command(*argv, entry=export_main)
     assert code == 1

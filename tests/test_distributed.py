@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY, photographs
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.distributed import Processes, launched_processes, restartable
 from biper.errors import UsageError
-from biper.runtime import select_devices
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.distributed import Processes, launched_processes, restartable
+from biper.training.process import select_devices
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 

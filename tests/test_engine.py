@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from biper import create_model
 from biper.data.digits import read_digits
 from biper.data.memory import Augmentation, Images, MemoryLoader
-from biper.engine import Totals, check_finite, evaluate, train_one_epoch
 from biper.errors import TrainingDiverged
-from biper.runtime import DelayedRead
+from biper.training.loop import Totals, check_finite, evaluate, train_one_epoch
+from biper.training.process import DelayedRead
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.published import published_model, published_regularizer
-from biper.fusion import fuse, fused_regularizer
-from biper.layers import BinaryConv2d, binary_layers
-from biper.loss import periodic_regularizer
+from biper.cpu.rewriting import fuse, fused_regularizer
 from biper.models import create_model, list_models
+from biper.nn.layers import BinaryConv2d, binary_layers
+from biper.nn.losses import periodic_regularizer
 
 SIZES = {"cifar10": 32, "imagenet": 64}
 NAMES = [(family, name) for family in SIZES for name in list_models(family) if "32w" not in name]

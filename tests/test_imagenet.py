@@ -14,9 +14,10 @@ from conftest import ROOT, RUN, WNIDS, photographs
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 import biper
-from biper.checkpoint import BEST, read_checkpoint
-from biper.cli import prepare_main
+from biper.commands.cli import prepare_main
 from biper.data import imagenet
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST
 
 
 def add(tar, name, data):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from biper import kernels
-from biper.binarize import standardized_sign
+from biper.cpu import functions as kernels
+from biper.nn.functional import standardized_sign
 
 
 def channels_last(*shape):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from biper import BinaryConv2d
-from biper.layers import RealConv2d, RealLinear, binary_layers
+from biper.nn.layers import RealConv2d, RealLinear, binary_layers
 
 
 def reference(layer, a, training):

@@ -5,7 +5,7 @@ import torch
 from torchvision import transforms
 
 from biper.data.memory import Augmentation, Images, MemoryLoader
-from biper.data.order import smallest_share
+from biper.data.sharding import smallest_share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY, photographs
 
-from biper import stage as stage_module
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.distributed import Processes
 from biper.errors import TrainingDiverged
+from biper.models.checkpoint import read_checkpoint
+from biper.training import trainer as stage_module
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.distributed import Processes
 
 EVERY_STEP = ["--checkpoint_minutes", 1e-9]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from biper import create_model
-from biper.optim import build_optimizer, load_optimizer, parameter_groups
+from biper.training.optimizer import build_optimizer, load_optimizer, parameter_groups
 
 
 def build(name):

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 import biper
-from biper.deploy import PackedConv2d, kernels, pack
-from biper.deploy.graph import Segmented
-from biper.deploy.lowering import Segment
 from biper.errors import UsageError
+from biper.packed import runtime as kernels
+from biper.packed.compile import Segmented
+from biper.packed.layers import PackedConv2d
+from biper.packed.lowering import Segment
+from biper.packed.network import pack
 
 WAYS = kernels.available()
 NAMES = [(family, n) for family in ("cifar10", "imagenet") for n in biper.list_models(family) if n.endswith("_1w1a")]
@@ -71,7 +73,7 @@ def test_odd_sizes_and_many_images():
 
 @torch.no_grad()
 def test_large_batches_go_in_parts(monkeypatch):
-    monkeypatch.setattr("biper.deploy.network.CHUNK", 1)
+    monkeypatch.setattr("biper.packed.network.CHUNK", 1)
     model, x = network(), torch.randn(33, 3, 16, 16)
     torch.testing.assert_close(pack(model)(x), model(x), rtol=0, atol=1e-4)
 
@@ -143,8 +145,8 @@ def test_gradients_of_images_are_refused_and_not_wrong():
 
 @pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
 def test_without_the_compiled_instructions_torch_does_the_work(monkeypatch, caplog):
-    monkeypatch.setattr("biper.native.HERE", biper.native.HERE / "nowhere")
-    for cached in (biper.native.built, kernels.compiled, kernels.available):
+    monkeypatch.setattr("biper.cpu.compiler.HERE", biper.cpu.compiler.HERE / "nowhere")
+    for cached in (biper.cpu.compiler.built, kernels.compiled, kernels.available):
         cached.cache_clear()
     try:
         assert kernels.available() == (kernels.TORCH,)
@@ -155,5 +157,5 @@ def test_without_the_compiled_instructions_torch_does_the_work(monkeypatch, capl
             packed(x)
         assert caplog.text.count("plain torch operations, which is slower") == 1
     finally:
-        for cached in (biper.native.built, kernels.compiled, kernels.available):
+        for cached in (biper.cpu.compiler.built, kernels.compiled, kernels.available):
             cached.cache_clear()

@@ -11,8 +11,10 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save_file
 
 import biper
-from biper.deploy import file, load, pack, save
 from biper.errors import UsageError
+from biper.packed import file
+from biper.packed.file import load, save
+from biper.packed.network import pack
 
 
 def packed_network(name="resnet20_1w1a", family="cifar10", classes=10):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from biper import BinaryConv2d
-from biper.deploy import PackedConv2d, kernels
-from biper.deploy.bits import border, pack_bits, unpack_bits
-from biper.deploy.layers import FoldedNorm
 from biper.errors import UsageError
+from biper.packed import runtime as kernels
+from biper.packed.bits import border, pack_bits, unpack_bits
+from biper.packed.layers import FoldedNorm, PackedConv2d
 
 WAYS = kernels.available()
 

@@ -7,7 +7,9 @@ from torch import nn
 
 import biper
 from benchmarks.variants import randomized
-from biper.deploy import PackedConv2d, kernels, pack
+from biper.packed import runtime as kernels
+from biper.packed.layers import PackedConv2d
+from biper.packed.network import pack
 
 WAYS = kernels.available()
 

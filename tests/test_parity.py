@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from parity.fill import fill, inputs
 
 from biper import create_model
-from biper.loss import periodic_regularizer
+from biper.nn.losses import periodic_regularizer
 
 FOLDER = Path(__file__).parent / "parity"
 NETWORKS = [("cifar10", "resnet20_1w1a", 10), ("imagenet", "resnet18_1w1a", 1000)]

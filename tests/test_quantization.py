@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import biper
-from biper.cli import quantization_error_main
-from biper.plots import effective_weight_histograms, plot_quantization_error
-from biper.quantization import layer_error
+from biper.commands.cli import quantization_error_main
+from biper.experiments.plots import effective_weight_histograms, plot_quantization_error
+from biper.nn.quantization_error import layer_error
 
 
 @pytest.mark.parametrize("x", [0.3, 1.0, 2.0])

@@ -4,11 +4,11 @@ import pytest
 from conftest import ROOT
 from recipes import write_recipe
 
-from biper.cli import reproduce_main
-from biper.experiments.experiment import planned
+from biper.commands.cli import reproduce_main
+from biper.commands.parsers import reproduce_parser
+from biper.experiments.plan import planned
 from biper.experiments.recipe import read_recipe, with_epochs
-from biper.options import reproduce_parser
-from biper.schedule import lr_at
+from biper.training.schedule import lr_at
 
 
 def test_published_figures_stand_beside_the_same_network_on_the_same_data_alone():

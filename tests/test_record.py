@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from biper import create_model
-from biper.engine import Metrics
 from biper.errors import UsageError
-from biper.record import Clock, Progress, Recorder, log, log_to_console, metric_columns
+from biper.training.log import Clock, Progress, Recorder, log, log_to_console, metric_columns
+from biper.training.loop import Metrics
 
 ROW = {"epoch": 1, "lr": 0.1, "tau": 0.0, "train_loss": 2.0, "test_top1": 10.0}
 

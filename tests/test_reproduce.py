@@ -9,13 +9,14 @@ import torch
 import yaml
 from recipes import SEEDS, best, rows, write_recipe
 
-from biper.checkpoint import BEST, read_checkpoint
-from biper.cli import ablation_main, reproduce_main
-from biper.deploy.file import read
+from biper.commands.cli import ablation_main, reproduce_main
 from biper.errors import TrainingDiverged
-from biper.experiments import runs
+from biper.experiments import run as runs
 from biper.experiments.recipe import read_recipe
-from biper.stage import Stage
+from biper.models.checkpoint import read_checkpoint
+from biper.packed.file import read
+from biper.training.checkpoint import BEST
+from biper.training.trainer import Stage
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from biper.checkpoint import read_checkpoint
-from biper.deploy.file import read
+from biper.models.checkpoint import read_checkpoint
+from biper.packed.file import read
 
 REPRODUCED = sorted(path.parent for path in ROOT.glob("docs/results/*/results.csv"))
 ABLATIONS = sorted(path.parent for path in ROOT.glob("docs/results/ablation_*/metrics.csv"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from biper.errors import UsageError
-from biper.runtime import random_state, seed_everything, select_devices, set_random_state, signals_interrupt
+from biper.training.process import random_state, seed_everything, select_devices, set_random_state, signals_interrupt
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from biper.deploy import kernels
+from biper.packed import runtime as kernels
 
 SOURCE = Path(__file__).with_name("packed_properties.c")
 FLAGS = "-fopenmp", "-ffp-contract=off", "-Wno-psabi"  # as in setup.py

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from biper.schedule import lr_at, tau_at
+from biper.training.schedule import lr_at, tau_at
 
 
 def test_warm_up_rises_in_fifths_and_meets_the_cosine():

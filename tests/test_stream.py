@@ -10,12 +10,12 @@ from conftest import photographs
 from PIL import Image
 from torchvision import transforms
 
-from biper.config import make_config
-from biper.data import Shard, build_loaders
-from biper.data.order import Order
-from biper.data.reading import available_cores
+from biper.data.loaders import Shard, build_loaders
+from biper.data.pillow import available_cores
+from biper.data.sharding import Order
 from biper.data.stream import Augmentation, StreamLoader, draw, turn
 from biper.errors import UsageError
+from biper.training.settings import make_config
 
 CPU = torch.device("cpu")
 WHOLE = Shard()

@@ -8,11 +8,12 @@ import torch
 from conftest import RUN, WNIDS, photographs
 from PIL import Image
 
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.config import make_config
-from biper.data import build_loaders
+from biper.data.loaders import build_loaders
 from biper.data.samples import tiny_imagenet_samples
 from biper.errors import UsageError
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.settings import make_config
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import biper
-from biper import stage as stage_module
-from biper.checkpoint import BEST, LATEST, read_checkpoint
-from biper.deploy import pack, save
-from biper.engine import Metrics
+from biper.models.checkpoint import read_checkpoint
+from biper.packed.file import save
+from biper.packed.network import pack
+from biper.training import trainer as stage_module
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.loop import Metrics
 
 
 def rows(folder):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from biper.data.folder import open_image
-from biper.data.reading import Batch, Request, Requests, Source, available_cores
+from biper.data.pillow import Batch, Request, Requests, Source, available_cores
 from biper.errors import UsageError
 
 AHEAD = 3  # batches whose files are read before they are due

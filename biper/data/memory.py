@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biper.data.order import ALONE, Order, Shard
+from biper.data.sharding import ALONE, Order, Shard
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biper.data.order import Order, generator
-from biper.data.reading import Reader, Request
+from biper.data.pillow import Reader, Request
+from biper.data.sharding import Order, generator
 from biper.errors import UsageError
 
 log = logging.getLogger("biper")

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from biper.checkpoint import BEST, load_checkpoint
 from biper.errors import TrainingDiverged
-from biper.experiments.experiment import Experiment
 from biper.experiments.outcomes import Outcome, write_study
-from biper.experiments.runs import conduct, is_there, logged
+from biper.experiments.plan import Experiment
+from biper.experiments.run import conduct, is_there, logged
 from biper.experiments.studies import Study, Variant, studies
-from biper.quantization import quantization_error
-from biper.record import write_rows
+from biper.files import write_rows
+from biper.models.checkpoint import load_checkpoint
+from biper.nn.quantization_error import quantization_error
+from biper.training.checkpoint import BEST
 
 log = logging.getLogger("biper")
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import yaml
 
-from biper.experiments.experiment import Experiment, epochs_text
+from biper.experiments.plan import Experiment, epochs_text
 from biper.experiments.recipe import decides
 from biper.experiments.release import MODEL, PACKED, Result
-from biper.experiments.runs import Run
+from biper.experiments.run import Run
 from biper.experiments.tables import markdown
-from biper.results import read_settings
+from biper.training.run_folder import read_settings
 
 LIMITS = """- The best epoch was chosen on the test images, as in the published code, so its top-1 is a
   little optimistic. The last epoch's was not chosen.

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from biper.experiments.runs import Run
+from biper.experiments.plots import Lines, draw_bars, draw_lines, picture
+from biper.experiments.run import Run
 from biper.experiments.studies import Study
-from biper.experiments.tables import Sample, markdown, write_text
-from biper.plots import Lines, draw_bars, draw_lines, picture
-from biper.quantization import QuantizationError
-from biper.record import write_rows
+from biper.experiments.tables import Sample, markdown
+from biper.files import write_rows, write_text
+from biper.nn.quantization_error import QuantizationError
 
 log = logging.getLogger("biper")
 

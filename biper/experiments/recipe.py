@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from biper.config import SETTINGS, make_config
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.options import read_yaml
+from biper.training.settings import SETTINGS, make_config, read_yaml
 
 Settings = Mapping[str, Any]  # by name; defaults are not among them
 IMAGENET = ("imagenet", "tinyimagenet")

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from biper.checkpoint import read_checkpoint, save_checkpoint
-from biper.config import SETTINGS
-from biper.deploy.network import PackedNetwork
-from biper.evaluate import evaluate_checkpoint
-from biper.experiments.runs import Run
-from biper.experiments.tables import write_text
-from biper.export import export
-from biper.quantization import quantization_error
-from biper.resolve import evaluation
-from biper.runtime import describe_devices, select_devices
+from biper.experiments.run import Run
+from biper.files import write_text
+from biper.models.checkpoint import read_checkpoint
+from biper.nn.quantization_error import quantization_error
+from biper.packed.network import PackedNetwork
+from biper.training.checkpoint import save_checkpoint
+from biper.training.evaluate import evaluate_checkpoint
+from biper.training.export import export
+from biper.training.inheritance import evaluation
+from biper.training.process import describe_devices, select_devices
+from biper.training.settings import SETTINGS
 
 log = logging.getLogger("biper")
 MODEL, PACKED, FACTS = "model.pth.tar", "packed.safetensors", "result.json"

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from biper.checkpoint import load_checkpoint
 from biper.errors import TrainingDiverged
 from biper.experiments.card import model_card
-from biper.experiments.experiment import Experiment, epochs_text
+from biper.experiments.plan import Experiment, epochs_text
+from biper.experiments.plots import draw_lines, picture, plot_quantization_error
 from biper.experiments.release import Result, release
-from biper.experiments.runs import Run, conduct, is_there
-from biper.experiments.tables import Sample, markdown, write_text
-from biper.plots import draw_lines, picture, plot_quantization_error
-from biper.record import write_rows
+from biper.experiments.run import Run, conduct, is_there
+from biper.experiments.tables import Sample, markdown
+from biper.files import write_rows, write_text
+from biper.models.checkpoint import load_checkpoint
 
 log = logging.getLogger("biper")
 RELEASE = "release"  # the folder of what is given away, in a seed's

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from biper.config import make_config
 from biper.experiments.recipe import Recipe, Settings, lasting
+from biper.training.settings import make_config
 
 FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
 

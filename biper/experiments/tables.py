@@ -3,9 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from biper.checkpoint import replaced
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,3 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, a line a row."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def write_text(text: str, path: Path) -> None:
-    """A text file, whole or not at all."""
-    with replaced(path) as temporary:
-        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")

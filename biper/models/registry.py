@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biper.errors import UsageError
-from biper.layers import BinaryConv2d, RealConv2d, RealLinear
-from biper.metadata import Metadata
+from biper.models.metadata import Metadata
+from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear
 
 
 class Network(nn.Module):

@@ -1,0 +1,1 @@
+"""From argv to what a command does, and how it ends."""

@@ -1,0 +1,137 @@
+"""The loaders of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from biper.data.dali import DaliReader, has_dali
+from biper.data.datasets import IMAGENET_SIZE, MemorySet, StreamSet, data_folder, default_data_path, find_set
+from biper.data.memory import Images, MemoryLoader
+from biper.data.pillow import PillowReader, Reader, Source
+from biper.data.samples import Samples
+from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
+from biper.data.stream import StreamLoader
+from biper.errors import UsageError
+from biper.models.metadata import Metadata
+from biper.training.settings import Config
+
+__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "has_dali", "require_same_classes"]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """What a run reads, and what its checkpoint must say about it. `train` is absent in evaluation."""
+
+    test: Loader
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    train: Loader | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are held on the device."""
+        return isinstance(self.test, MemoryLoader)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where batches are wanted and by whom, and how they are normalized."""
+
+    device: torch.device
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shard: Shard
+    replicas: int
+
+
+def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
+    """Raise UsageError if the data have other classes than a network was made for."""
+    m = metadata
+    if m.num_classes != len(loaders.classes) or (m.classes and m.classes != loaders.classes):
+        trained = f"{m.num_classes} classes {', '.join(m.classes[:3])}..." if m.classes else f"{m.num_classes} classes"
+        found = f"{len(loaders.classes)} classes {', '.join(loaders.classes[:3])}..."
+        raise UsageError(f"the checkpoint has {trained}, the data have {found}: give its own --dataset and --data_path")
+
+
+def build_loaders(
+    config: Config,
+    device: torch.device,
+    *,
+    replicas: int = 1,
+    shard: Shard = ALONE,
+    train: bool = True,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Loaders:
+    """The loaders of a run, test images only unless `train`.
+
+    replicas: GPUs among which DataParallel divides a batch; shard: this process's place among those that share it;
+    mean, std: a checkpoint's normalization, else the data set's. Raises UsageError if the data are missing or unfit.
+    """
+    if train and config.batch_size % shard.size:
+        raise UsageError(
+            f"-b {config.batch_size} cannot be divided among {shard.size} processes: give a multiple of them"
+        )
+    if train and smallest_share(config.batch_size, replicas, shard.size) < 2:
+        shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
+        raise UsageError(f"-b {config.batch_size} over {shares} leaves one a single image: batch norm needs two")
+    data, path = find_set(config.dataset, config.family), data_folder(config)
+    place = Place(device, mean or data.mean, std or data.std, shard, replicas)
+    splits = (False, True) if train else (False,)
+    if isinstance(data, StreamSet):
+        loaders = _streamed(data, config, place, [data.read(path, split) for split in splits])
+    else:
+        loaders = _in_memory(data, config, place, [data.read(config, path, split) for split in splits])
+    if loaders.train is not None and not loaders.train.count:
+        raise UsageError(f"too few training images in {path}: batch norm needs two for each GPU or process")
+    return loaders
+
+
+def _in_memory(data: MemorySet, config: Config, place: Place, splits: Sequence[Images]) -> Loaders:
+    side, width = splits[0].pixels.shape[1:3]
+    if side != width:
+        raise UsageError(f"the images in {config.data_path} are {width}x{side}, not square: give --image_size N")
+    if splits[-1].pixels.shape[1:] != splits[0].pixels.shape[1:]:
+        raise UsageError(f"training and test images in {config.data_path} differ in size: give --image_size N")
+    p = place
+    test, *train = (
+        MemoryLoader(
+            images,
+            batch_size=config.batch_size if training else config.batch_size_test,
+            mean=p.mean,
+            std=p.std,
+            device=p.device,
+            augmentation=data.augmentation(side) if training else None,
+            seed=config.seed,
+            replicas=p.replicas,
+            shard=p.shard,
+        )
+        for training, images in enumerate(splits)
+    )
+    classes = splits[0].classes
+    return Loaders(test, classes, classes, p.mean, p.std, side, train[0] if train else None)
+
+
+def _streamed(data: StreamSet, config: Config, place: Place, splits: Sequence[Samples]) -> Loaders:
+    size = config.image_size or IMAGENET_SIZE
+    p = place
+
+    def loader(samples: Samples, training: bool) -> StreamLoader:
+        batch = config.batch_size if training else config.batch_size_test
+        source = Source(samples, data.view(size, training), config.seed, replace=training)
+        reader: Reader
+        if config.use_dali:
+            reader = DaliReader(source, config.workers, p.device, -(-batch // p.shard.size))
+        else:
+            reader = PillowReader(source, config.workers, pin_memory=p.device.type == "cuda")
+        order = Order(len(samples), batch, training, config.seed, p.shard, p.replicas)
+        augmentation = data.augmentation if training else None
+        return StreamLoader(reader, order, mean=p.mean, std=p.std, device=p.device, augmentation=augmentation)
+
+    test, *train = (loader(samples, bool(training)) for training, samples in enumerate(splits))
+    s = splits[0]
+    return Loaders(test, s.classes, s.names, p.mean, p.std, size, train[0] if train else None)

@@ -1,0 +1,144 @@
+"""An experiment: a recipe, seeds and a folder, and what it says of itself beside what the paper trained."""
+
+import logging
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from biper.data.datasets import REPOSITORY
+from biper.errors import UsageError
+from biper.experiments.recipe import Recipe, read_recipe, with_epochs
+from biper.models.published import EPOCHS, TOP1
+from biper.training.settings import SETTINGS, make_config
+
+log = logging.getLogger("biper")
+FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "digits": "scikit-learn's digits",
+    "imagenet": "ImageNet",
+    "tinyimagenet": "Tiny ImageNet",
+    "folder": "a folder of images",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is to be done, and how it is called.
+
+    recipe: as it is run; full_epochs: those of its file; data: what the data are called in tables; command: what does
+    it all, with FOLDER for the place of the data.
+    """
+
+    recipe: Recipe
+    full_epochs: tuple[int, int]
+    seeds: tuple[int, ...]
+    folder: Path
+    data: str
+    command: str
+
+    @property
+    def published_top1(self) -> float | None:
+        """The paper's top-1 in percent, where it trained this model on these data, at their size."""
+        r = self.recipe
+        same = r.dataset == r.family and r.stage1.get("image_size") is None
+        return TOP1.get((r.family, r.model)) if same else None
+
+    @property
+    def published_epochs(self) -> str:
+        """The epochs of the paper's recipe for this family."""
+        return epochs_text(EPOCHS[self.recipe.family])
+
+    @property
+    def short(self) -> str:
+        """One sentence on how short it is; empty if it trains as long as the paper."""
+        if _shorter(self.recipe.epochs, self.full_epochs):
+            return f"**A short run**: the recipe has {epochs_text(self.full_epochs)} epochs."
+        if _shorter(self.recipe.epochs, EPOCHS[self.recipe.family]):
+            return f"**A short run**: the paper's recipe of ResNet-18 has {self.published_epochs} epochs."
+        return ""
+
+    def announce(self) -> None:
+        """Say in the log what is about to be done."""
+        seeds = ", ".join(map(str, self.seeds))
+        text = "%s on %s: %s epochs, seeds %s, results in %s"
+        log.info(text, self.recipe.model, self.data, epochs_text(self.recipe.epochs), seeds, self.folder)
+
+    def require_folder(self, inside: str) -> None:
+        """Raise UsageError unless the folder is new, empty, or of such an experiment: with `inside` in it."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file: give another --results_dir")
+        if self.folder.exists() and any(self.folder.iterdir()) and not any(self.folder.glob(inside)):
+            raise UsageError(f"{self.folder} holds something else: give another --results_dir")
+
+    def preface(self) -> str:
+        """Recipe, data and command."""
+        what = f"`{self.recipe.model}` on {self.data}, {epochs_text(self.recipe.epochs)} epochs. {self.short}".rstrip()
+        return f"{what}\n\n```bash\n{self.command}\n```"
+
+
+def epochs_text(epochs: tuple[int, int]) -> str:
+    """The epochs of both stages."""
+    return f"{epochs[0]} + {epochs[1]}"
+
+
+def _shorter(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return any(a < b for a, b in zip(one, other, strict=True))
+
+
+def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
+    """The experiment that the flags of reproduce.py or ablation.py, its kind, describe.
+
+    Raises UsageError if they are unfit.
+    """
+    settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
+    full = read_recipe(given["recipe"], settings, given.get("family"))
+    seeds = tuple(given["seeds"])
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
+    for seed in seeds:
+        make_config(full.family, 1, {**full.stage1, "seed": seed})
+    recipe = with_epochs(full, _epochs(full.epochs, given))
+    place = Path(settings.get("data_path", "")).name if recipe.dataset == "folder" else ""
+    label = "_".join(filter(None, [recipe.name, recipe.dataset, place, epochs_text(recipe.epochs).replace(" ", "")]))
+    return Experiment(
+        recipe=recipe,
+        full_epochs=full.epochs,
+        seeds=seeds,
+        folder=given.get("results_dir", Path("results") / (label if kind == "reproduce" else f"{kind}_{label}")),
+        data=given.get("data_name") or NAMES[recipe.dataset],
+        command=_command(f"{kind}.py", given),
+    )
+
+
+def _epochs(full: tuple[int, int], given: Mapping[str, Any]) -> tuple[int, int]:
+    scale = given.get("epochs_scale", 1.0)
+    if not 0 < scale <= 1:
+        raise UsageError(f"--epochs_scale {scale}: above 0, at most 1")
+    one, two = given.get("epochs", (max(1, round(scale * epochs)) for epochs in full))
+    if min(one, two) < 1:
+        raise UsageError(f"--epochs {one} {two}: at least 1 each")
+    return one, two
+
+
+def _command(script: str, given: Mapping[str, Any]) -> str:
+    """The command line, without where results and data lie on this machine."""
+    words = ["python", script, _shown_path(given["recipe"])]
+    for name, value in given.items():
+        if name in ("recipe", "results_dir"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+            continue
+        values = value if isinstance(value, list) else ["FOLDER" if name == "data_path" else value]
+        words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
+
+
+def _shown_path(path: Path) -> str:
+    """A recipe of this repository as from its folder, another by its name."""
+    ours = path.resolve().is_relative_to(REPOSITORY)
+    return str(path.resolve().relative_to(REPOSITORY)) if ours else path.name

@@ -1,0 +1,111 @@
+"""Pictures of the quantization error and of results. matplotlib is imported where it is used: it is slow to load."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from biper.errors import UsageError
+from biper.models import Network
+from biper.nn.functional import sine
+from biper.nn.layers import binary_layers
+from biper.nn.quantization_error import quantization_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = 61
+Line = tuple[Sequence[float], Sequence[float]]  # x, y
+Lines = Sequence[tuple[str, Sequence[Line]]]  # a title, and a line a seed
+
+
+@contextmanager
+def picture(path: Path, rows: int, columns: int, width: float, height: float) -> Iterator[tuple["Figure", np.ndarray]]:
+    """A figure and its axes (rows, columns), each of some inches, written at the end. Raises UsageError."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file, also where there is no screen
+    from matplotlib import pyplot as plt
+
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise UsageError(f"cannot write {path}: its ending is none of {', '.join(sorted(formats))}")
+    try:
+        yield figure, axes
+        figure.savefig(path, dpi=120)
+    finally:
+        plt.close(figure)
+
+
+@torch.no_grad()
+def effective_weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray]:
+    """Names of the binarized layers, and the share of each layer's sin(freq*w) per bin of [-1, 1]: (layers, BINS)."""
+    names, rows = [], []
+    for name, layer in binary_layers(model):
+        counts = torch.histc(sine(layer.weight, layer.freq).float(), BINS, -1, 1)
+        names.append(name)
+        rows.append((counts / counts.sum()).cpu().numpy())
+    return names, np.stack(rows)
+
+
+def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -> None:
+    """A column a checkpoint, (title, network): above where each layer's sin(freq*w) lie, below its error."""
+    from matplotlib.colors import PowerNorm
+
+    height = 2.5 + 0.22 * max(sum(1 for _ in binary_layers(model)) for _, model in models)
+    histograms = [effective_weight_histograms(model) for _, model in models]
+    densest = max(rows.max() for _, rows in histograms)
+    with picture(path, 2, len(models), 4.5 + 1.5 / len(models), height) as (figure, axes):
+        for column, ((title, model), (names, rows)) in enumerate(zip(models, histograms, strict=True)):
+            m, top = model.metadata, axes[0, column]
+            extent = (-1, 1, len(names) - 0.5, -0.5)
+            image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", norm=PowerNorm(0.5, 0, densest))
+            top.set(title=f"{title}\n{m.model}, stage {m.stage}, freq {m.freq:g}", xlabel="sin(freq·w)")
+            top.set_yticks(np.arange(len(names)), names)
+            _draw_errors(axes[1, column], model, names)
+        axes[1, -1].legend(loc="lower right")
+        figure.colorbar(image, ax=axes[0, :].tolist(), label="share of weights per bin")
+
+
+def _draw_errors(axes: "Axes", model: Network, names: Sequence[str]) -> None:
+    error, places = quantization_error(model), np.arange(len(names))
+    axes.barh(places - 0.2, [layer.l1 for layer in error.layers], 0.4, label="L1, as published")
+    axes.barh(places + 0.2, [layer.squared for layer in error.layers], 0.4, label="squared, best scale")
+    axes.set(title=f"QE = {error.qe:.3f}, b = {error.b:.3f}", xlabel="quantization error", xlim=(0, 1))
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+
+
+def draw_lines(axes: "Axes", lines: Lines, **labels: object) -> None:
+    """Each title's lines in one colour: their mean, and thin the seeds. labels: of Axes.set."""
+    for title, seeds in lines:
+        xs = sorted({x for line, _ in seeds for x in line})
+        means = [np.mean([y for line in seeds for u, y in zip(*line, strict=True) if u == x]) for x in xs]
+        (mean,) = axes.plot(xs, means, label=title, marker="o" if len(xs) < 10 else "", markersize=4)
+        if len(seeds) > 1:
+            for line in seeds:
+                axes.plot(*line, color=mean.get_color(), linewidth=0.6, alpha=0.5)
+    axes.set(**labels)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend(fontsize=8)
+
+
+def draw_bars(axes: "Axes", names: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], xlabel: str) -> None:
+    """A row a name, in it a bar a group, (title, a value a name)."""
+    height = 0.8 / len(groups)
+    places = np.arange(len(names))
+    for i, (title, values) in enumerate(groups):
+        axes.barh(places + i * height, values, height, label=title)
+    axes.set_yticks(places + height * (len(groups) - 1) / 2, names)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    axes.legend(fontsize=8)

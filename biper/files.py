@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class atomically:
+    """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
+                os.replace(self.temporary, self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows as CSV, with full precision; None, and what a row does not have, is an empty field."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    with atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(names))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_text(text: str, path: Path) -> None:
+    """A text file, whole or not at all."""
+    with atomically(path) as temporary:
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")

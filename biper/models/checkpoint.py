@@ -1,0 +1,115 @@
+"""The networks of checkpoints: read without running what a file holds, rebuilt from what it says of itself."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biper.errors import UsageError
+from biper.models import published
+from biper.models.metadata import Metadata
+from biper.models.registry import Network, create_model
+
+FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU: plain values and tensors only.
+
+    Raises UsageError if the file is missing, damaged, of a newer format, no checkpoint, or would run code.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}" + (": that is a folder" if path.is_dir() else ""))
+    if path.suffix == ".safetensors":
+        raise UsageError(
+            f"{path} is a packed network, for eval.sh and predict.py; here its training checkpoint is needed"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "unrecognized" in str(error):
+            raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
+        raise UsageError(f"{path} is damaged or no checkpoint") from error
+    except Exception as error:  # a foreign file can fail in any way
+        raise UsageError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
+        raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no state_dict")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents["state_dict"].items()):
+        raise UsageError(f"{path} is no checkpoint of a BiPer network: its state_dict holds more than named tensors")
+    if "format" in contents and not (isinstance(contents["format"], int) and contents["format"] <= FORMAT):
+        raise UsageError(f"{path} has format {contents['format']}, newer than {FORMAT}: update biper to read it")
+    return contents
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    freq: float | None = None,
+    *,
+    model: str | None = None,
+    family: str | None = None,
+    stage: int | None = None,
+) -> Network:
+    """The network of a checkpoint in eval mode, on the CPU, with its `metadata`.
+
+    Our own files say everything. A published one lacks freq: it is read from a `config.txt` beside the file, or given
+    (radians per unit weight); its stage is 2 unless given, and `stage` is of use there alone. A freq, model or family
+    that contradicts the file raises UsageError (a ValueError), as does a file that cannot be loaded.
+    """
+    path = Path(path)
+    return build_network(read_checkpoint(path), path, freq=freq, model=model, family=family, stage=stage)
+
+
+def build_network(
+    contents: Mapping[str, Any],
+    path: Path,
+    *,
+    freq: float | None = None,
+    model: str | None = None,
+    family: str | None = None,
+    stage: int | None = None,
+) -> Network:
+    """`load_checkpoint` for contents that have been read from path."""
+    if "format" in contents:
+        metadata, weights = own_metadata(contents, path), contents["state_dict"]
+        for name, value in {"freq": freq, "model": model, "family": family}.items():
+            if value is not None and value != getattr(metadata, name):
+                raise UsageError(f"{name} {value} contradicts {path}, which has {name} {getattr(metadata, name)}")
+    else:
+        weights = published.weights(contents["state_dict"])
+        metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
+    return rebuild(metadata, weights, path).eval()
+
+
+def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
+    """The metadata of one of our own checkpoints. Raises UsageError if they are damaged."""
+    try:
+        saved: dict[str, Any] = contents["metadata"]
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Metadata(**typed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} has no readable metadata: {error}") from error
+
+
+def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Network:
+    """The network that metadata describe, with these weights. Raises UsageError listing names that do not fit."""
+    m = metadata
+    network = create_model(m.model, m.family, m.num_classes, m.freq, m.stage)
+    network.metadata = metadata
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != found:
+        missing = [name for name in shapes if name not in found]
+        unexpected = [name for name in found if name not in shapes]
+        others = [name for name in shapes if name in found and shapes[name] != found[name]]
+        parts = {"missing": missing, "unexpected": unexpected, "of another shape": others}
+        text = "; ".join(f"{', '.join(names[:3])} {what} ({len(names)})" for what, names in parts.items() if names)
+        raise UsageError(f"{path} does not fit {m.model}: {text}")
+    network.load_state_dict(weights)
+    return network

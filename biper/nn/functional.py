@@ -1,0 +1,106 @@
+"""The two binarizations of BiPer and their surrogate gradients: maths only.
+
+Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate.
+Activations take the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
+On the CPU training runs the same mathematics in C (cpu/training.c), which tests compare with this one: to try
+another, change it here and train with --no-compile.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+VARIANCE_EPSILON = 1e-5
+
+
+def _sign(x: Tensor) -> Tensor:
+    """+1 where x >= 0 (both zeros included), else -1. Any shape; keeps the dtype."""
+    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+
+
+def _surrogate(x: Tensor) -> Tensor:
+    """max(0, 2 - 2*|x|), the gradient of the sign's surrogate. Any shape."""
+    return x.abs().mul_(-2).add_(2).clamp_(min=0)  # in place: saves memory
+
+
+class _SquareWave(Function):
+    @staticmethod
+    def forward(w: Tensor, freq: float) -> Tensor:
+        return _sign(torch.sin(freq * w))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ANN401
+        w, ctx.freq = inputs
+        ctx.save_for_backward(w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        w: Tensor = ctx.saved_tensors[0]
+        return grad * torch.cos(ctx.freq * w) * ctx.freq, None
+
+
+class _BinarySign(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        x: Tensor = ctx.saved_tensors[0]
+        return _surrogate(x).mul_(grad)
+
+
+class _StandardizedSign(Function):
+    """One node, which keeps the activations alone: as separate ones they would keep them and two copies."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:  # noqa: ANN401
+        variance, mean = torch.var_mean(a, dim=tuple(range(1, a.dim())), keepdim=True)  # (N, 1, 1, 1)
+        ctx.save_for_backward(a, mean, torch.rsqrt(variance + VARIANCE_EPSILON))
+        return _sign(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        a, mean, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        grad = _surrogate(a * inverse) * grad  # with respect to x = a * inverse
+        dot = (grad * a).sum(dim=tuple(range(1, a.dim())), keepdim=True)
+        return inverse * grad - (a - mean) * (dot * inverse**3 / (a[0].numel() - 1))
+
+
+def sine(w: Tensor, freq: float) -> Tensor:
+    """sin(freq*w) in [-1, 1], stage 1's real weight; gradient freq*cos(freq*w).
+
+    Any shape; freq in radians per unit weight. [BiPer, weight binarization]
+    """
+    return torch.sin(freq * w)
+
+
+def square_wave(w: Tensor, freq: float) -> Tensor:
+    """sign(sin(freq*w)) in {-1, +1}, stage 2's binary weight; gradient freq*cos(freq*w), that of the sine.
+
+    Any shape; freq in radians per unit weight; +1 where the sine is 0. [BiPer, weight binarization]
+    """
+    return cast(Tensor, _SquareWave.apply(w, freq))
+
+
+def binary_sign(x: Tensor) -> Tensor:
+    """sign(x) in {-1, +1} with sign(0) = +1; gradient max(0, 2 - 2*|x|). Any shape.
+
+    The binary activation; its surrogate is the piecewise polynomial of Bi-Real Net. [BiPer, activation binarization]
+    """
+    return cast(Tensor, _BinarySign.apply(x))
+
+
+def standardized_sign(a: Tensor) -> Tensor:
+    """sign(x) of x = a / sqrt(var(a) + 1e-5), unbiased variance per sample; gradient max(0, 2 - 2*|x|) * dx/da.
+
+    a: (N, C, H, W). The variance is part of the graph, and no sign changes: only the place where the surrogate's window
+    lies. Used in training alone. [BiPer, activation binarization]
+    """
+    return cast(Tensor, _StandardizedSign.apply(a))

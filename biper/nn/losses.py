@@ -1,0 +1,39 @@
+"""The periodic regularizer, which training adds to the cross-entropy. Evaluation's loss is the cross-entropy alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from biper.nn.layers import binary_layers
+
+Regularizer = Callable[[nn.Module, float], Tensor]
+
+
+def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
+    """tau * sum over the binarized layers of mean(sin(freq*w)**2): a scalar on the model's device.
+
+    It pulls sin(freq*w) towards 0, an L2 penalty on the effective weight, in both stages. Zero for a network without
+    binarized layers. [BiPer's published code]
+    """
+    layers = [layer for _, layer in binary_layers(model)]
+    if not layers:
+        return torch.zeros((), device=next(model.parameters()).device)
+    # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
+    angles = torch._foreach_mul([layer.weight for layer in layers], [layer.freq for layer in layers])
+    norms = torch._foreach_norm(torch._foreach_sin(angles))
+    roots = torch._foreach_mul(norms, [layer.weight.numel() ** -0.5 for layer in layers])
+    return tau * torch.stack(roots).square().sum()
+
+
+def opposite(regularizer: Regularizer) -> Regularizer:
+    """tau * sum over the binarized layers of mean(cos(freq*w)**2), from periodic_regularizer or its equal.
+
+    It pulls sin(freq*w) towards -1 and +1. Not of the paper: for comparison. As sin**2 + cos**2 = 1, it is what the
+    other leaves of one a layer.
+    """
+
+    def complement(model: nn.Module, tau: float) -> Tensor:
+        return tau * sum(1 for _ in binary_layers(model)) - regularizer(model, tau)
+
+    return complement

@@ -1,0 +1,97 @@
+"""How far the real weights sin(freq*w) are from binary ones."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from biper.nn.functional import sine, square_wave
+from biper.nn.layers import binary_layers
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One binarized layer, with s = sin(freq*w) and w its latent weights.
+
+    l1: mean(|s - sign(s)|), the published error; scale: g = mean(|s|), the best one; squared: mean((s - g*sign(s))^2);
+    mean_abs: mean(|w|); freq_std: freq*std(w); past_quarter: share of |w| > pi/(2*freq), past which the surrogate's
+    gradient has the other sign.
+    """
+
+    name: str
+    weights: int
+    l1: float
+    squared: float
+    scale: float
+    mean_abs: float
+    freq_std: float
+    past_quarter: float
+
+
+@dataclass(frozen=True)
+class QuantizationError:
+    """The errors of all binarized layers, and the two sums that the published script reports."""
+
+    layers: tuple[LayerError, ...]
+
+    @property
+    def qe(self) -> float:
+        """Sum over the layers of mean(|sin(freq*w) - sign(sin(freq*w))|)."""
+        return sum(layer.l1 for layer in self.layers)
+
+    @property
+    def squared(self) -> float:
+        """Sum over the layers of the squared error with the best scale."""
+        return sum(layer.squared for layer in self.layers)
+
+    @property
+    def b(self) -> float:
+        """Sum over the layers of mean(|w|)."""
+        return sum(layer.mean_abs for layer in self.layers)
+
+
+def layer_error(name: str, w: Tensor, freq: float) -> LayerError:
+    """The errors of one layer's latent weights w, any shape; freq in radians per unit weight."""
+    real, binary = sine(w, freq), square_wave(w, freq)
+    scale = real.abs().mean()
+    values = torch.stack(
+        [
+            (real - binary).abs().mean(),
+            (real - scale * binary).square().mean(),
+            scale,
+            w.abs().mean(),
+            freq * w.std(),
+            (w.abs() > math.pi / (2 * freq)).float().mean(),
+        ]
+    )
+    return LayerError(name, w.numel(), *values.tolist())
+
+
+@torch.no_grad()
+def quantization_error(model: nn.Module) -> QuantizationError:
+    """The quantization error of a model's binarized layers, in either stage. [BiPer, quantization error]"""
+    return QuantizationError(tuple(layer_error(n, layer.weight, layer.freq) for n, layer in binary_layers(model)))
+
+
+def format_table(error: QuantizationError) -> str:
+    """The table that people read: a line a layer, then the published sums."""
+    titles = ("layer", "weights", "L1", "squared", "scale g", "mean|w|", "freq*std", "past quarter")
+    lines = ["{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>14}".format(*titles)]
+    for layer in error.layers:
+        name, weights, *values, past = astuple(layer)
+        numbers = "".join(f"{value:>10.4f}" for value in values)
+        lines.append(f"{name:<16}{weights:>10}{numbers}{past:>14.2%}")
+    return "\n".join([*lines, f"QE = {error.qe:.6f}   b = {error.b:.6f}"])
+
+
+def write_csv(errors: Sequence[tuple[str, QuantizationError]], path: Path) -> None:
+    """One row a layer and checkpoint, (name of the checkpoint, its error), with full precision."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["checkpoint", *(f.name for f in fields(LayerError))])
+        for checkpoint, error in errors:
+            writer.writerows([checkpoint, *astuple(layer)] for layer in error.layers)

@@ -1,0 +1,1 @@
+"""Networks of one bit a weight: packed, saved, loaded and run."""

@@ -1,0 +1,136 @@
+"""A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from biper.cpu.rewriting import Forward, Tracer, mutates
+from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.packed.lowering import FLOATS, Segment
+from biper.packed.steps import Steps, known, shape_of
+
+
+class PackedTracer(Tracer):
+    """Packed layers stay whole, as ours do."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the tracer does not look inside."""
+        return isinstance(m, PackedConv2d | FoldedNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+class Shapes(fx.Interpreter):
+    """Notes the shape of every node's tensor. (torch's own pass for it loads a second's worth of modules.)"""
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+        """The node's value."""
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else ()
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """What a module gives; of a packed convolution its shape alone."""
+        module = self.fetch_attr(target)
+        if not isinstance(module, PackedConv2d):
+            return super().call_module(target, args, kwargs)
+        shape = len(args[0]), module.out_channels, *module.output_sides(args[0].shape)
+        return torch.empty(shape, **FLOATS).zero_()
+
+
+class Segmented:
+    """A packed network's forward pass for images of one size. Raises ValueError for a graph that cannot be cut."""
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.modules = dict(network.named_modules())
+        graph = PackedTracer().trace(network)
+        Shapes(fx.GraphModule(network, graph)).run(example)
+        if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
+            raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")
+        batches = {shape_of(n)[:1] for n in graph.nodes if len(shape_of(n)) == 4 or n.op == "output"}
+        if batches != {(len(example),)} or any(_couples(module) for module in self.modules.values()):
+            raise ValueError("it does not treat images one by one")
+        for node in list(graph.nodes):
+            if isinstance(self._module(node), nn.Identity):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+        self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)))}
+        self.graph, self.owner = fx.Graph(), nn.Module()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self._rebuild(list(graph.nodes))
+        self.largest = max(4 * torch.Size(shape_of(node)[1:]).numel() for node in self.new)  # bytes of an image's
+        self.forward: Forward = fx.GraphModule(self.owner, self.graph).forward
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _rebuild(self, waiting: list[fx.Node]) -> None:
+        """Torch's layers as early as they can run, and what runs between two of them as one segment."""
+        done: set[fx.Node] = set()
+        last = waiting.pop()  # the output
+        while waiting:
+            for node in self._ready(waiting, done, ours=False):
+                self._copy(node)
+            if segment := self._ready(waiting, done, ours=True):
+                self._cut(segment)
+        self._copy(last)
+
+    def _ready(self, waiting: list[fx.Node], done: set[fx.Node], ours: bool) -> list[fx.Node]:
+        """Take those that can run now, one behind the other; of ours until one of torch's can."""
+        taken = []
+        for node in list(waiting):
+            if (node in self.steps) == ours and done.issuperset(node.all_input_nodes):
+                waiting.remove(node)
+                done.add(node)
+                taken.append(node)
+                torchs = [user for user in node.users if user not in self.steps and user in waiting]
+                if ours and any(done.issuperset(user.all_input_nodes) for user in torchs):
+                    break
+        return taken
+
+    def _copy(self, node: fx.Node) -> None:
+        module = self._module(node)
+        if isinstance(module, nn.Conv2d):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            layout = self._layout(module, shape_of(source))
+            x = self.graph.call_method("contiguous", (self.new[source],), {"memory_format": layout})
+            self.new[node] = self.graph.call_module(self._own(module), (x,))
+            return
+        self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+        if (node.op, node.target) == ("call_method", "view"):
+            self.new[node].target = "reshape"  # segments give channels-last, which cannot be viewed otherwise
+        if module is not None:
+            self.new[node].target = self._own(module)
+
+    def _layout(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> torch.memory_format:
+        """Channels-last, which is faster and what segments give, unless the convolution adds up in another order then.
+
+        The difference would be of the last digit, but a sign makes much of it.
+        """
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+        other = x.contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if torch.equal(conv(x), conv(other)) else torch.contiguous_format
+
+    def _own(self, module: nn.Module) -> str:
+        name = f"{type(module).__name__.lower()}{len(self.owner._modules)}"
+        self.owner.add_module(name, module)
+        return name
+
+    def _cut(self, nodes: list[fx.Node]) -> None:
+        members = set(nodes)
+        inputs = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in members)
+        outputs = [node for node in nodes if any(user not in members for user in node.users)]
+        segment = Segment(nodes, list(inputs), outputs, self.steps)
+        call = self.graph.call_module(self._own(segment), tuple(self.new[node] for node in inputs))
+        for number, node in enumerate(segment.order):
+            several = len(segment.order) > 1
+            self.new[node] = self.graph.call_function(_item, (call, number)) if several else call
+
+
+def _couples(module: nn.Module) -> bool:
+    """Whether a layer looks at the whole batch, in evaluation too."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
+    return values[number]

@@ -1,0 +1,190 @@
+"""From a segment of a network's graph to a program: what follows a convolution becomes part of its instruction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from biper.packed import runtime as kernels
+from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Value
+from biper.packed.steps import Step, Steps, Window, shape_of
+
+# whatever torch's defaults are: the instructions write these
+FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "memory_format": torch.channels_last}
+
+
+@dataclass
+class Chain:
+    """Nodes that become one instruction."""
+
+    source: fx.Node
+    nodes: list[fx.Node]
+    conv: PackedConv2d | None = None
+    pool: bool = False
+    norm: FoldedNorm | None = None
+    skip: fx.Node | None = None
+    clamp: bool = False
+    window: Window = (1, 1, 0)
+    average: int = 0  # the side of its windows; 1 if channels are all that changes
+    front: int = 0
+
+    @property
+    def last(self) -> fx.Node:
+        """Whose value the instruction gives."""
+        return self.nodes[-1]
+
+
+def chains(nodes: Sequence[fx.Node], steps: Steps) -> list[Chain]:
+    """The segment's nodes as instructions, in an order in which they can run."""
+    free, found = set(nodes), []
+    for node in nodes:
+        if node in free:
+            chain = _chain(node, steps, free)
+            free.difference_update(chain.nodes)
+            found.append(chain)
+    place = {node: i for i, node in enumerate(nodes)}
+    return sorted(found, key=lambda chain: place[chain.last])
+
+
+def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
+    """The node and what of the free ones follows it alone."""
+    source = start.args[0]
+    assert isinstance(source, fx.Node)
+    chain, order = Chain(source, []), ["norm", "add", "hardtanh", "maximum"]
+    kind = steps[start].kind
+    if kind == "conv":
+        order = ["conv", "pool", "norm", "add", "hardtanh"]
+    elif kind in ("average", "pad"):
+        order = ["average", "pad"]
+    node: fx.Node | None = start
+    while node is not None and (name := _role(steps[node], order, chain)):
+        order = order[order.index(name) + 1 :]
+        _take(chain, node, steps[node], name)
+        users = list(node.users)
+        node = users[0] if len(users) == 1 and users[0] in free else None
+    return chain
+
+
+def _role(step: Step, order: list[str], chain: Chain) -> str:
+    """Which part of the instruction a node can be; '' if none."""
+    if step.kind == "maximum" and "pool" in order:
+        return "pool" if step.window == (2, 2, 0) else ""
+    if step.kind == "maximum" and chain.skip is not None:
+        return ""
+    return step.kind if step.kind in order else ""
+
+
+def _take(chain: Chain, node: fx.Node, step: Step, role: str) -> None:
+    if role == "conv":
+        assert isinstance(step.module, PackedConv2d)
+        chain.conv = step.module
+    elif role == "norm":
+        assert isinstance(step.module, FoldedNorm)
+        chain.norm = step.module
+    elif role == "add":
+        before = chain.last if chain.nodes else chain.source
+        chain.skip = next(a for a in node.args if isinstance(a, fx.Node) and a is not before)
+    elif role in ("average", "pad"):
+        chain.average = max(chain.average, step.window[0])
+    chain.pool |= role == "pool"
+    chain.clamp |= role == "hardtanh"
+    if role == "maximum":
+        chain.window = step.window
+    chain.front += step.front
+    chain.nodes.append(node)
+
+
+@dataclass
+class Lowering:
+    """One segment's program under construction."""
+
+    steps: Steps
+    outputs: Sequence[fx.Node]
+    program: Program = field(default_factory=Program)
+    floats: dict[fx.Node, Value] = field(default_factory=dict)
+    signs: dict[fx.Node, Value] = field(default_factory=dict)
+
+    def take(self, chain: Chain) -> None:
+        """Add a chain's instruction."""
+        node, result = chain.last, _image(chain.last)
+        readers = [user for user in node.users if user in self.steps and self.steps[user].kind == "conv"]
+        skip = None if chain.skip is None else self.floats[chain.skip]
+        after = After(self._norm(chain.norm), skip, chain.clamp)
+        if node in self.outputs or len(readers) < len(node.users) or not _gives_bits(chain):
+            outside = self.program.given() if node in self.outputs else None
+            after.out = self.floats[node] = Value(result, outside=outside)
+        if readers and _gives_bits(chain):
+            after.bits = self.signs[node] = Value(result, bits=True)
+        self._emit(chain, result, after)
+
+    def _emit(self, chain: Chain, result: Shape, after: After) -> None:
+        if chain.conv is not None:
+            geometry, (bits, alpha) = _geometry(chain), _parameters(self.program, chain.conv, "bits", "alpha")
+            self.program.conv(self._bits(chain.source), geometry, bits, alpha, after)
+        elif chain.average:
+            assert after.out is not None
+            self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)
+        else:
+            self.program.tail(self.floats[chain.source], result, after, chain.window)
+
+    def _bits(self, node: fx.Node) -> Value:
+        if node not in self.signs:
+            self.signs[node] = Value(_image(node), bits=True)
+            self.program.tail(self.floats[node], _image(node), After(bits=self.signs[node]))
+        return self.signs[node]
+
+    def _norm(self, norm: FoldedNorm | None) -> Norm | None:
+        return None if norm is None else Norm(*_parameters(self.program, norm, "gain", "shift"))
+
+
+def _gives_bits(chain: Chain) -> bool:
+    """Whether the instruction can write signs: means give values alone, and so do groups that end within a byte."""
+    conv = chain.conv
+    return not chain.average and (conv is None or conv.groups == 1 or (conv.out_channels // conv.groups) % 8 == 0)
+
+
+def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
+    """Looked up whenever the program runs: a module that was moved has other tensors."""
+    return [program.parameter(partial(module._buffers.__getitem__, name)) for name in names]  # type: ignore[arg-type]
+
+
+def _image(node: fx.Node) -> Shape:
+    _, c, h, w = shape_of(node)
+    return c, h, w
+
+
+def _geometry(chain: Chain) -> Geometry:
+    conv = chain.conv
+    assert conv is not None
+    shape = conv.kernel_size, conv.stride, conv.padding
+    return Geometry(_image(chain.source), conv.out_channels, *shape, conv.groups, chain.pool)
+
+
+class Segment(nn.Module):
+    """A part of a network that the compiled instructions run: tensors (N, C, H, W) in and out, channels-last."""
+
+    def __init__(
+        self, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], steps: Steps
+    ) -> None:
+        super().__init__()
+        lowering = Lowering({node: steps[node] for node in nodes}, outputs)
+        for node in inputs:
+            lowering.floats[node] = Value(_image(node), outside=lowering.program.given())
+        for chain in chains(nodes, steps):
+            lowering.take(chain)
+        self.order = [node for node in lowering.floats if node in outputs]  # as the program declared them
+        self.shapes = [_image(node) for node in self.order]
+        self.compiled = Compiled(lowering.program)
+
+    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401
+        """One tensor, or as many as there are outputs."""
+        images = len(inputs[0])
+        # float: under autocast torch's layers between segments may give another type
+        dense = [x.float().contiguous(memory_format=torch.channels_last) for x in inputs]
+        outputs = [torch.empty((images, *shape), **FLOATS) for shape in self.shapes]
+        self.compiled(kernels.chosen(), images, *dense, *outputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)

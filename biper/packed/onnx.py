@@ -1,0 +1,109 @@
+"""A packed network as ONNX: weights -1 and +1 in float32 and standard operators, which any runtime can run."""
+
+import copy
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biper.errors import UsageError
+from biper.files import atomically
+from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.packed.network import PackedNetwork
+
+
+class FloatConv2d(nn.Module):
+    """A packed convolution with its weights as floats."""
+
+    def __init__(self, layer: PackedConv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.binary_weight())
+        self.register_buffer("alpha", layer.alpha)
+        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
+        self.binary_activations = layer.binary_activations
+
+    weight: Tensor
+    alpha: Tensor
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        if self.binary_activations:
+            a = torch.where(a >= 0, 1.0, -1.0)
+        return F.conv2d(a, self.weight, None, self.stride, self.padding, groups=self.groups) * self.alpha
+
+
+class Affine(nn.Module):
+    """A folded batch norm as a product and a sum."""
+
+    def __init__(self, norm: FoldedNorm) -> None:
+        super().__init__()
+        self.register_buffer("gain", norm.gain)
+        self.register_buffer("shift", norm.shift)
+
+    gain: Tensor
+    shift: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, ...), and so is what comes out."""
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * self.gain.view(shape) + self.shift.view(shape)
+
+
+def floating(packed: PackedNetwork) -> nn.Module:
+    """A copy of a packed network with float weights and no operator of ours."""
+    network = copy.deepcopy(packed.network).cpu()
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, PackedConv2d):
+                setattr(module, name, FloatConv2d(child))
+            elif isinstance(child, FoldedNorm):
+                setattr(module, name, Affine(child))
+    return network.eval()
+
+
+def require_exporter() -> None:
+    """Raise UsageError where torch's exporter lacks its packages."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--onnx needs the package {error.name}: pip install 'biper[onnx]'") from error
+
+
+def export_onnx(packed: PackedNetwork, path: Path, image_size: int) -> None:
+    """Write an ONNX file with an input `images` (N, 3, S, S) and an output `logits` (N, classes), for any N.
+
+    Raises UsageError where the exporter's packages are not installed, or the network cannot be exported.
+    """
+    require_exporter()
+    example = torch.zeros(2, 3, image_size, image_size)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    loud = logging.getLogger("torch.onnx")
+    level = loud.level
+    with atomically(path) as temporary, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the exporter, about its own deprecations
+        loud.setLevel(logging.ERROR)
+        try:
+            torch.onnx.export(
+                floating(packed),
+                (example,),
+                str(temporary),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if hasattr(torch.export.Dim, "DYNAMIC") else (batch,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(f"this network cannot be exported as ONNX: {line}") from error
+        finally:
+            loud.setLevel(level)

@@ -1,0 +1,218 @@
+"""Programs for the compiled instructions: what is computed from what, and where in memory it lies meanwhile."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from biper.packed import runtime as kernels
+from biper.packed.bits import Pair, border, output_size
+
+WIDTH = 32  # numbers of an instruction
+CONV, TAIL, AVERAGE = 1, 2, 3  # instructions
+NOWHERE = -1
+LINE = 64  # bytes: alignment
+COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
+UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
+Shape = tuple[int, int, int]  # channels, height, width
+Source = Callable[[], Tensor]  # gives a parameter when the program runs
+
+
+@dataclass(eq=False)
+class Value:
+    """An activation of one image: floats (H, W, C), or their signs as bits, ceil(C/8) bytes a pixel."""
+
+    shape: Shape
+    bits: bool = False
+    slack: int = 0  # bytes around it that may be read
+    outside: int | None = None  # the number of the tensor that holds it, if it is not scratch
+    first: int = 0
+    last: int = 0  # the instructions between which it is alive
+
+    @property
+    def size(self) -> int:
+        """Bytes of an image's."""
+        c, h, w = self.shape
+        return h * w * (-(-c // 8) if self.bits else 4 * c)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's: channels_last pixels in, out_channels out. pool: a maximum over 2x2 windows follows."""
+
+    shape: Shape
+    out_channels: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    groups: int
+    pool: bool = False
+
+    @property
+    def sums(self) -> Pair:
+        """Height and width of the convolution's result."""
+        triples = zip(self.kernel, self.stride, self.padding, self.shape[1:], strict=True)
+        height, width = (output_size(k, s, p, n) for k, s, p, n in triples)
+        return height, width
+
+    @property
+    def result(self) -> Shape:
+        """The shape behind the pooling."""
+        height, width = self.sums
+        return (self.out_channels, height // 2, width // 2) if self.pool else (self.out_channels, height, width)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The numbers of a folded batch norm's parameters, gain and shift, (C,) each."""
+
+    gain: int
+    shift: int
+
+
+@dataclass
+class After:
+    """What follows an instruction's own work, and what of the result is wanted."""
+
+    norm: Norm | None = None
+    skip: Value | None = None
+    clamp: bool = False
+    out: Value | None = None
+    bits: Value | None = None
+
+
+@dataclass(eq=False)
+class Program:
+    """A list of instructions under construction; `code()` is what the kernel reads."""
+
+    sources: list[Source | None] = field(default_factory=list)  # None: given with each run, in order
+    rows: list[list[int | Value | None]] = field(default_factory=list)
+    patch: int = 1  # words
+
+    def given(self) -> int:
+        """The number of a tensor that is given with each run."""
+        self.sources.append(None)
+        return len(self.sources) - 1
+
+    def parameter(self, source: Source) -> int:
+        """The number of a tensor that is asked for with each run."""
+        self.sources.append(source)
+        return len(self.sources) - 1
+
+    def _head(self, code: int, x: Value, result: Shape, after: After) -> list[int | Value | None]:
+        norm = after.norm
+        affine = [norm.gain, norm.shift] if norm else [NOWHERE, NOWHERE]
+        values = [x, after.out, after.bits, after.skip]
+        return [code, *values, int(after.clamp), *affine, x.shape[1], x.shape[2], x.shape[0], *result[1:]]
+
+    def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After) -> None:
+        """alpha times the binary convolution of the bits x, the maximum over windows if pooled, and what follows.
+
+        bits, alpha: the numbers of the parameters.
+        """
+        g = geometry
+        channels = g.shape[0] // g.groups
+        masks, terms, kinds = border(channels, g.kernel, g.stride, g.padding, g.shape[1:])
+        words = masks.shape[1]
+        tables = [self.parameter(partial(_itself, table)) for table in (masks, terms, kinds)]
+        head = self._head(CONV, x, g.result, after)
+        sizes = [
+            *g.kernel,
+            *g.stride,
+            *g.padding,
+            g.out_channels,
+            g.groups,
+            words,
+            int(g.pool),
+            g.sums[0],
+            _inside(masks),
+        ]
+        self.rows.append([*head, bits, alpha, *tables, *sizes])
+        x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
+        self.patch = max(self.patch, words + COPY // 8)
+
+    def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
+        """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
+        self.rows.append([*self._head(TAIL, x, result, after), *window])
+
+    def average(self, x: Value, out: Value, window: int, front: int) -> None:
+        """The mean over square windows, those at the end cut off; `front` channels of zeros come first."""
+        self.rows.append([*self._head(AVERAGE, x, out.shape, After(out=out)), window, front, out.shape[0]])
+
+    def code(self) -> Tensor:
+        """The program as int64: see packed/packed.c."""
+        values = list(dict.fromkeys(item for row in self.rows for item in row if isinstance(item, Value)))
+        for number, row in enumerate(self.rows):
+            for item in row:
+                if isinstance(item, Value):
+                    item.first = min(item.first, number) if item.last else number
+                    item.last = number + 1
+        offsets, scratch = placed([v for v in values if v.outside is None])
+        table = [n for v in values for n in ((NOWHERE, offsets[v]) if v.outside is None else (v.outside, v.size))]
+        numbers = {v: i for i, v in enumerate(values)}
+        rows = [[NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows]
+        flat = [n for row in rows for n in row + [0] * (WIDTH - len(row))]
+        header = [len(rows), len(values), scratch, aligned(8 * self.patch) // 8]
+        return torch.tensor(header + table + flat, dtype=torch.int64, device="cpu")
+
+
+def _inside(masks: Tensor) -> int:
+    """The kind of output pixels of which every bit of every word counts; -1 if there is none."""
+    return next((i for i, mask in enumerate(masks) if bool((mask == -1).all())), NOWHERE)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def aligned(size: int) -> int:
+    """Bytes rounded up to whole lines."""
+    return -(-size // LINE) * LINE
+
+
+def placed(values: list[Value]) -> tuple[dict[Value, int], int]:
+    """Offsets of the values so that those alive together do not overlap, and the bytes needed in all."""
+    offsets: dict[Value, int] = {}
+    end = LINE
+    for value in sorted(values, key=lambda v: v.first):
+        space = aligned(value.size + 2 * aligned(value.slack))
+        busy = sorted(
+            (offsets[v] - aligned(v.slack), offsets[v] + aligned(v.size + aligned(v.slack)))
+            for v in offsets
+            if v.last > value.first
+        )
+        start = 0
+        for low, high in busy:
+            if start + space <= low:
+                break
+            start = max(start, high)
+        offsets[value] = start + aligned(value.slack)
+        end = max(end, start + space)
+    return offsets, end
+
+
+class Compiled:
+    """A program that is ready to run."""
+
+    def __init__(self, program: Program) -> None:
+        self.numbers = program.code()
+        self.sources = program.sources
+        self.checked: tuple[Tensor, ...] = ()  # parameters that were found to be as the instructions read them
+
+    def __call__(self, path: str, images: int, *given: Tensor) -> None:
+        """Run on the given tensors, inputs and outputs, in the order in which they were declared.
+
+        Raises RuntimeError for parameters that are not on the CPU, dense and float32.
+        """
+        parameters = tuple(source() for source in self.sources if source is not None)
+        if any(a is not b for a, b in zip_longest(parameters, self.checked)):
+            for tensor in parameters:
+                if tensor.device.type != "cpu" or tensor.dtype in UNREADABLE or not tensor.is_contiguous():
+                    text = f"{tensor.dtype} on {tensor.device}"
+                    raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")
+            self.checked = parameters
+        rest, own = iter(given), iter(parameters)
+        kernels.run(self.numbers, [next(rest if source is None else own) for source in self.sources], images, path)

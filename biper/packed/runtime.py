@@ -1,0 +1,89 @@
+"""The compiled instructions of packed networks (packed/packed.c): which are there, and how to run them."""
+
+import ctypes
+import logging
+import os
+import sysconfig
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biper.errors import CompilerMissing, UsageError
+from biper.openmp import openmp_library
+
+log = logging.getLogger("biper")
+HERE = Path(__file__).parent
+PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
+CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
+TORCH = "torch"
+LAYOUT = 1  # of the programs that program.py writes and packed/packed.c reads
+
+
+@cache
+def compiled() -> ctypes.CDLL | None:
+    """The compiled instructions; None, and a line that says so once, where the installation found no compiler."""
+    try:
+        library = built("packed")
+        if library.biper_layout() != LAYOUT:
+            raise CompilerMissing("they are of another version of biper; install it again")
+    except (CompilerMissing, AttributeError) as error:
+        log.warning("packed networks run through plain torch operations, which is slower: %s", error)
+        return None
+    library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
+    return library
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """The ways in which this processor can count bits, fastest first; the last, 'torch', needs no compiled code."""
+    library = compiled()
+    found = [name for name, number in PATHS.items() if library and library.biper_supports(number)]
+    return (*reversed(found), TORCH)
+
+
+def chosen() -> str:
+    """The way that is taken: the fastest, or what the environment variable BIPER_POPCOUNT says. Raises UsageError."""
+    choice = os.environ.get(CHOICE)
+    if not choice:
+        return available()[0]
+    if choice not in available():
+        raise UsageError(f"{CHOICE}={choice} cannot run here: choose from {', '.join(available())}")
+    return choice
+
+
+@cache
+def fused() -> bool:
+    """Whether torch's batch norm rounds `x*gain + shift` once on this machine, and not the product too."""
+    x = torch.tensor([[1 + 2.0**-12]], dtype=torch.float32, device="cpu")
+    ones = torch.ones_like(x[0])
+    return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
+
+
+def run(code: Tensor, tensors: Sequence[Tensor], images: int, path: str) -> None:
+    """Run a program (program.py) on its tensors, in place. Raises MemoryError."""
+    library = compiled()
+    assert library is not None
+    addresses = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
+        raise MemoryError("no memory for a packed network's activations: give a smaller batch")
+
+
+@cache
+def built(name: str) -> ctypes.CDLL:
+    """The library of biper/packed/<name>.c, compiled when biper was installed. Raises CompilerMissing if it was not.
+
+    It brings no OpenMP of its own: torch's is what its symbols are found in.
+    """
+    path = HERE / f"_{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        raise CompilerMissing("they were not compiled when biper was installed; install a C compiler, then biper again")
+    openmp = openmp_library()
+    try:
+        ctypes.CDLL("libgomp.so.1" if openmp == "-fopenmp" else openmp, mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompilerMissing(f"{path.name} cannot be loaded: {error}") from error

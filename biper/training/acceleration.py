@@ -1,0 +1,115 @@
+"""How a network is run fast: memory layout, number format, and fused kernels or the compiler."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from biper.cpu.rewriting import fuse, fused_regularizer
+from biper.errors import CompilerMissing
+from biper.nn.losses import periodic_regularizer
+
+log = logging.getLogger("biper")
+Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
+PAYS = 1000  # steps: torch.compile takes as long as about that many steps save
+BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as Linux names them
+
+
+def chosen_amp(amp: str, device: torch.device) -> str:
+    """off or bf16: auto is bf16 where the device computes with it faster than with float32."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    try:
+        facts = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "off"
+    return "bf16" if any(unit in facts for unit in BF16_UNITS) else "off"
+
+
+class Compiled:
+    """A network through torch.compile, for batches of one size; the last one of an epoch goes through it as it is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.compiled = network, torch.compile(network, dynamic=False)
+        self.shapes: dict[bool, torch.Size] = {}  # of the batches it is compiled for, in training and evaluation
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W) -> (N, classes)."""
+        mode = self.network.training
+        if mode not in self.shapes:
+            self.shapes[mode] = images.shape
+            self._warm_up(images)
+        logits: Tensor = (self.compiled if images.shape == self.shapes[mode] else self.network)(images)
+        return logits
+
+    def _warm_up(self, images: Tensor) -> None:
+        what = "training" if self.network.training else "evaluation"
+        log.info("torch.compile: compiling the %s step, once; this takes about a minute", what)
+        start = time.monotonic()
+        state = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        try:
+            logits = self.compiled(images)
+            if logits.requires_grad:  # the backward pass is compiled when it is first run
+                torch.autograd.grad(logits.sum(), list(self.network.parameters()), allow_unused=True)
+        except Exception as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("torch.compile does not work here: going on without it, as with --no-compile (%s)", line)
+            self.compiled = self.network
+        else:
+            log.info("torch.compile: done in %.0f s", time.monotonic() - start)
+        with torch.no_grad():
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(state[name])
+
+
+class Accelerated(nn.Module):
+    """A network as it is run: channels-last; in training under autocast; through `fast` where that is its equal.
+
+    The parameters are the network's own, and `regularizer(model, tau)` is loss.periodic_regularizer's equal.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool) -> None:
+        super().__init__()
+        self.network, self.amp = network, amp
+        self.fast: Forward | None = None
+        self.how = "plain torch"
+        self.regularizer = periodic_regularizer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W) -> logits (N, classes), float32."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        training = bool(self.network.training)
+        fast = self.fast if len(images) and (training or not torch.is_grad_enabled()) else None
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp and training):
+            logits = fast(images) if fast else self.network(images)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def describe(self) -> str:
+        """How it computes, in a few words."""
+        return f"{'bf16' if self.amp else 'float32'}, {self.how}"
+
+
+def accelerate(network: nn.Module, device: torch.device, *, amp: bool, compiled: bool, steps: int) -> Accelerated:
+    """The network on its device, ready to run `steps` steps or more.
+
+    compiled: with fused kernels on the CPU, with torch.compile on a GPU if the steps pay for it. Where no compiler
+    works, one line says so and it goes on without.
+    """
+    accelerated = Accelerated(network.to(device).to(memory_format=torch.channels_last), amp)
+    if not compiled or any(p.dtype != torch.float32 for p in network.parameters()):
+        return accelerated
+    if device.type == "cuda":
+        if steps >= PAYS:
+            accelerated.fast, accelerated.how = Compiled(network), "torch.compile"
+        return accelerated
+    try:
+        accelerated.fast, accelerated.how = fuse(network), "fused kernels"
+        accelerated.regularizer = fused_regularizer
+    except CompilerMissing as error:
+        log.warning("no fused kernels, so this is slower, and other in the last digits: %s", error)
+    return accelerated

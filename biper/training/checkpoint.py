@@ -1,0 +1,49 @@
+"""Checkpoints: saved atomically, loaded without running what they hold, rebuilt from what they say of themselves."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import biper
+from biper.files import atomically
+from biper.models.metadata import Metadata
+
+FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
+LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "biper": biper.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole."""
+    with atomically(path) as temporary:
+        try:
+            torch.save(dict(contents), temporary)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(str(error).splitlines()[0]) from error  # a full disk, in torch's words
+
+
+def publish_best(folder: Path) -> None:
+    """Make the latest checkpoint of a run its best one, as atomically as it was saved."""
+    with atomically(folder / BEST) as temporary:
+        temporary.write_bytes((folder / LATEST).read_bytes())
+
+
+def saved_metadata(metadata: Metadata) -> dict[str, Any]:
+    """Metadata as plain values, which a checkpoint may hold."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(metadata).items()}

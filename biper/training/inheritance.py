@@ -1,0 +1,147 @@
+"""From what the user gave and what the files say to the settings of one run. A contradiction is an error."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from biper.data.loaders import has_dali
+from biper.errors import UsageError
+from biper.models import Network, list_models
+from biper.models.checkpoint import build_network, read_checkpoint
+from biper.models.metadata import Metadata
+from biper.packed.file import is_packed, read
+from biper.packed.network import PackedNetwork
+from biper.training.run_folder import read_settings, run_folder, settings_of
+from biper.training.settings import DATASETS, Config, differences, make_config
+
+Given = dict[str, Any]  # the settings that the user gave, by name
+FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
+NAMED = tuple(name for name in DATASETS if name != FOLDER)
+OF_FOLDERS = ("dataset", "data_path", "image_size")
+
+
+def training_config(family: str, stage: int, given: Given) -> Config:
+    """The settings of a training run: the user's, then the run's that is resumed or stage 1's, then the defaults.
+
+    Raises UsageError where the user's contradict the resumed run's or stage 1's.
+    """
+    given = given | {
+        name: os.path.abspath(given[name]) for name in ("data_path", "load_ckpt_stage1") if given.get(name)
+    }
+    if "model" in given and given["model"] not in list_models(family):
+        raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
+    if stage == 1 and given.get("load_ckpt_stage1"):
+        raise UsageError("--load_ckpt_stage1 is for stage 2 (main_stage2.py): stage 1 starts fresh")
+    fresh = bool(given.get("from_scratch"))
+    if fresh and stage == 1:
+        raise UsageError("--from_scratch is for stage 2 (main_stage2.py): stage 1 always starts fresh")
+    start = stage == 2 and bool(given.get("load_ckpt_stage1"))
+    if fresh and start:
+        raise UsageError("--from_scratch starts without stage 1: leave --load_ckpt_stage1 out")
+    if fresh and not {"model", "freq"} <= set(given):
+        raise UsageError("--from_scratch needs --model and --freq, which stage 2 otherwise takes from stage 1")
+    if fresh and given["model"].endswith("_32w32a"):
+        raise UsageError(f"{given['model']} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
+    if given.get("resume"):
+        # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
+        named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
+        inherited = inherit_stage1(family, given) if named else {}
+        stored = read_settings(run_folder(make_config(family, stage, inherited | given)), stage)
+        if stored:
+            stored = {"amp": "off"} | stored  # as it was before there was a choice
+            if given.get("amp") == "auto":
+                given = given | {"amp": stored["amp"]}
+            return _resumed(make_config(family, stage, stored | given), stored)
+    if stage == 2 and not fresh:
+        if not start:
+            raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
+        return make_config(family, stage, inherit_stage1(family, given) | given)
+    return make_config(family, stage, given)
+
+
+def _resumed(config: Config, stored: Given) -> Config:
+    changed = differences(config, stored)
+    if changed:
+        text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
+        raise UsageError(f"{text}: for other settings start a new run")
+    return config
+
+
+def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
+    """What stage 2 takes from stage 1's checkpoint unless told otherwise: model, freq and data."""
+    path = Path(given["load_ckpt_stage1"])
+    if not path.exists():
+        raise UsageError(f"no checkpoint of stage 1 at {path}: run stage 1 first, or give --load_ckpt_stage1 FILE")
+    contents = read_checkpoint(path)
+    hints: Given = {name: given.get(name) for name in ("freq", "model")}
+    start = build_network(contents, path, **hints, family=family, stage=1).metadata
+    if start.stage != 1:
+        raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
+    if start.model.endswith("_32w32a"):
+        raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
+    inherited: Given = {"model": start.model, "freq": start.freq}
+    saved = settings_of(contents)
+    if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
+        inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
+    return inherited
+
+
+def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Config]:
+    """The network of --evaluate's file, a checkpoint or packed, and the settings of its evaluation.
+
+    The file decides; what the user gave may only add to it. Raises UsageError for a contradiction. family and stage are
+    those of the script, for a published checkpoint, which knows neither.
+    """
+    if is_packed(Path(given["evaluate"])):
+        return _packed_evaluation(family, given)
+    path = Path(given["evaluate"])
+    contents = read_checkpoint(path)
+    hints: Given = {name: given.get(name) for name in ("freq", "model")}
+    network = build_network(contents, path, **hints, family=family, stage=stage)
+    m = network.metadata
+    saved = settings_of(contents)
+    if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
+        size = {} if given["dataset"].startswith("cifar") else {"image_size": m.image_size}
+        saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS} | size
+    for name in ("dataset", "image_size"):
+        if name in saved and name in given and given[name] != getattr(m, name):
+            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {name} {getattr(m, name)}")
+    if not saved and m.dataset in DATASETS:
+        saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
+    # the loader too: where images are resized DALI's differ a little, and a sign makes much of little
+    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
+    taken = {name: saved[name] for name in kept if name in saved}
+    taken["use_dali"] = taken.get("use_dali", False) and has_dali()
+    settings = taken | given | {"model": m.model, "freq": m.freq}
+    return network, make_config(m.family, m.stage, settings)
+
+
+def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Config]:
+    path = Path(given["evaluate"])
+    packed = read(path)
+    network, m = packed.network, packed.metadata
+    _require_agreement(m, given | ({"family": family} if family else {}), path)
+    known_data = m.dataset in DATASETS  # a published config.txt may name another
+    if not known_data and "dataset" not in given:
+        raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
+    settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
+    if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
+        settings.setdefault("image_size", m.image_size)
+    return network, make_config(m.family, m.stage, settings | {"model": m.model, "freq": m.freq})
+
+
+def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
+    """Raise UsageError if what the user gave contradicts a packed file."""
+    for name, value in given.items():
+        known = getattr(m, name, None) if name != "dataset" or m.dataset in NAMED else None
+        if known not in (None, "") and value != known:
+            raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")
+
+
+def load_network(path: Path, given: Given) -> Network | PackedNetwork:
+    """The network of a checkpoint or of a packed file, in eval mode. given: freq and model of a published one."""
+    if is_packed(path):
+        packed = read(path)
+        _require_agreement(packed.metadata, given, path)
+        return packed.network
+    return build_network(read_checkpoint(path), path, freq=given.get("freq"), model=given.get("model"))

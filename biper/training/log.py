@@ -1,0 +1,152 @@
+"""What a run leaves to read: logger.log, metrics.csv, TensorBoard, and its progress on the terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from biper.errors import UsageError
+from biper.files import write_rows
+from biper.nn.functional import sine
+from biper.nn.layers import binary_layers
+from biper.training.loop import Metrics
+
+log = logging.getLogger("biper")
+LOG_FILE, METRICS_FILE = "logger.log", "metrics.csv"
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines to standard output, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def log_to_console(level: int = logging.INFO) -> None:
+    """Show the log from a level up on standard output, once however often it is asked for."""
+    log.setLevel(level)
+    if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
+        log.addHandler(ConsoleHandler())
+
+
+class LogFile(logging.FileHandler):
+    """A log file whose errors, such as a full disk, end the run instead of filling the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what emit met."""
+        raise  # logging calls this inside its except block
+
+
+def lock(file: logging.FileHandler, folder: Path) -> None:
+    """Keep other processes out of a run's folder until its log is closed. Raises UsageError if one is in it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    assert file.stream is not None  # opened at once
+    try:
+        fcntl.flock(file.stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(f"{folder} is in use by another process: wait for it, or give another --save") from error
+
+
+class Progress:
+    """One pass's progress: a bar on a terminal, else a line every print_freq steps. A context and an engine.Watcher."""
+
+    def __init__(self, title: str, steps: int, print_freq: int, first_step: int = 0) -> None:
+        self.title, self.steps, self.print_freq = title, steps, print_freq
+        hidden = None if log.isEnabledFor(logging.INFO) else True  # None: on a terminal alone
+        self.bar = tqdm(
+            total=steps, initial=first_step, desc=title, unit="step", disable=hidden, leave=False, dynamic_ncols=True
+        )
+
+    def advance(self, step: int, running: Metrics | None) -> None:
+        """One step done; `running` are means that have arrived from the device."""
+        self.bar.update()
+        if running is None:
+            return
+        text = f"loss {running.loss:.4f} top-1 {running.top1:.2f} %"
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.bar.disable:
+            log.info("%s step %d/%d %s", self.title, step, self.steps, text)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+class Clock:
+    """Time per epoch and the expected finish, from the epochs of this process."""
+
+    def __init__(self, epochs_left: int) -> None:
+        self.left, self.done, self.start, self.last = epochs_left, 0, time.monotonic(), time.monotonic()
+
+    def tick(self) -> tuple[float, datetime]:
+        """After an epoch: its seconds, and when the run is expected to end."""
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        self.done, self.left = self.done + 1, self.left - 1
+        return seconds, datetime.now() + timedelta(seconds=self.left * (now - self.start) / self.done)
+
+
+class Recorder:
+    """Writes a run's files, epoch by epoch. A context; going on with a run appends to its log and TensorBoard."""
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        self.file = LogFile(folder / LOG_FILE)
+        lock(self.file, folder)
+        self.file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        # purge_step: what a killed run had logged of the epoch that is now repeated
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+
+    def __enter__(self) -> "Recorder":
+        log.setLevel(logging.INFO)
+        log.addHandler(self.file)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is not None:  # to the file alone: whoever catches it tells the user
+            self.file.handle(logging.makeLogRecord({"msg": f"stopped by {kind.__name__}: {error}"}))
+        log.removeHandler(self.file)
+        self.file.close()
+        self.tensorboard.close()
+
+    def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Rewrite metrics.csv, one row an epoch: it always agrees with the checkpoint, also after a kill."""
+        write_rows(history, self.folder / METRICS_FILE)  # a column may be newer than the run's first epochs
+
+    @torch.no_grad()
+    def epoch(self, row: Mapping[str, Any], model: nn.Module, seconds: float) -> None:
+        """TensorBoard's scalars and histograms of one epoch."""
+        board, epoch = self.tensorboard, row["epoch"]
+        for name, value in (*row.items(), ("seconds", seconds)):
+            if name != "epoch":
+                board.add_scalar(name.replace("_", "/", 1), value, epoch)
+        for name, layer in binary_layers(model):
+            board.add_histogram(f"sin(freq*w)/{name}", sine(layer.weight, layer.freq), epoch)
+        board.flush()
+
+
+def metric_columns(prefix: str, metrics: Metrics) -> dict[str, float]:
+    """A pass's metrics as columns of metrics.csv."""
+    loss, regularizer, top1, top5, _ = astuple(metrics)
+    columns = {"loss": loss, "regularizer": regularizer, "top1": top1, "top5": top5}
+    if prefix == "test":
+        del columns["regularizer"]  # evaluation has none
+    return {f"{prefix}_{name}": value for name, value in columns.items()}

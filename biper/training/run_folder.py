@@ -1,0 +1,76 @@
+"""The folder of a run: where it is, whether it may be used, and the settings that it keeps."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from biper.errors import UsageError
+from biper.files import atomically
+from biper.models.checkpoint import read_checkpoint
+from biper.training.checkpoint import BEST, LATEST
+from biper.training.settings import SETTINGS, Config, convert, read_yaml
+
+CONFIG_FILE = "config.yaml"
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run keeps its files."""
+    default = f"results/{config.dataset}_{config.model}_stage{config.stage}"
+    return Path(config.results_dir or default) / config.save
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise UsageError if the folder cannot be written, or holds a run that is not to go on. Changes nothing."""
+    held = [name for name in (CONFIG_FILE, LATEST, BEST) if (folder / name).exists()]
+    if held and not resume:
+        raise UsageError(f"{folder} holds another run ({held[0]}): go on with --resume, or give another --save")
+    if BEST in held and LATEST not in held:
+        raise UsageError(f"{folder} holds a {BEST} but no {LATEST} to go on from: give another --save")
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UsageError(f"the results folder {folder} cannot be made: {there} is a file")
+    # root may write anywhere, but whoever took the write permission away meant it
+    if not os.access(there, os.W_OK | os.X_OK) or not there.stat().st_mode & 0o222:
+        raise UsageError(f"the results folder {folder} cannot be written: {there} is read-only")
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """The settings that belong to a run, as plain values; where it lies and what is done with it do not."""
+    own = {"family", "stage", "results_dir", "save", "resume", "evaluate"}
+    values = {name: value for name, value in asdict(config).items() if name not in own}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def write_settings(config: Config, folder: Path) -> None:
+    """The whole configuration as YAML, in the form that --config reads."""
+    with atomically(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump({f"stage{config.stage}": run_settings(config)}, sort_keys=False))
+
+
+def read_settings(folder: Path, stage: int) -> dict[str, Any]:
+    """The settings of the run in a folder, from its checkpoint or, before there is one, its YAML file; {} if neither.
+
+    Raises UsageError if the folder holds the other stage.
+    """
+    if (folder / LATEST).exists():
+        contents = read_checkpoint(folder / LATEST)
+        found = contents.get("metadata", {}).get("stage")
+        if found != stage:
+            raise UsageError(f"{folder} holds no run of stage {stage}: its checkpoint is of stage {found}")
+        return settings_of(contents)
+    if (folder / CONFIG_FILE).exists():
+        return read_yaml(folder / CONFIG_FILE, stage)
+    return {}
+
+
+def settings_of(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a checkpoint, typed; {} for a published one."""
+    settings = contents.get("settings", {})
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown:
+        raise UsageError(f"the checkpoint has a setting {unknown[0]!r} that this biper does not know: update biper")
+    return {name: convert(name, value) for name, value in settings.items()}

@@ -1,0 +1,241 @@
+"""One run's settings: a frozen dataclass whose fields are at once the flags, the YAML keys and their checks."""
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from biper.errors import UsageError
+from biper.training.schedule import LR_TYPES
+
+DATASETS = ("cifar10", "cifar100", "digits", "imagenet", "tinyimagenet", "folder")
+REGULARIZERS = ("sin2", "cos2")
+GROUPS = ("run", "network", "data", "training", "hardware")
+
+
+def setting(
+    default: Any,  # noqa: ANN401
+    group: str,
+    text: str,
+    *,
+    short: str = "",
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    runtime: bool = False,
+) -> Any:  # noqa: ANN401
+    """A field of Config. low, above and below bound its value; runtime: it does not change what a run computes."""
+    facts = {"group": group, "text": text, "short": short, "choices": tuple(choices), "runtime": runtime}
+    return field(default=default, metadata=facts | {"low": low, "above": above, "below": below})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of one run of one stage. Units: epochs, images, radians per unit weight (freq)."""
+
+    family: str
+    stage: int
+
+    results_dir: str = setting(
+        "", "run", "folder of the run; results/<dataset>_<model>_stage<N> if absent", runtime=True
+    )
+    save: str = setting("", "run", "subfolder of results_dir for the run's files", runtime=True)
+    resume: bool = setting(False, "run", "go on from the latest checkpoint of the run", runtime=True)
+    evaluate: str = setting("", "run", "evaluate the checkpoint FILE and end", short="-e", runtime=True)
+    seed: int = setting(0, "run", "seed of weights, order and augmentation", low=0)
+    deterministic: bool = setting(False, "run", "allow only deterministic algorithms, also on a GPU")
+    print_freq: int = setting(100, "run", "steps between two progress lines", short="-p", low=1, runtime=True)
+    checkpoint_minutes: float = setting(
+        30.0, "run", "save within an epoch that often, to go on from there; 0: after epochs alone", low=0, runtime=True
+    )
+    time_estimate: int = setting(1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True)
+
+    model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
+    freq: float = setting(30.0, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0)
+    load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
+    from_scratch: bool = setting(False, "network", "stage 2: start from fresh weights instead, for comparison")
+
+    dataset: str = setting("cifar10", "data", "data set", choices=DATASETS)
+    data_path: str = setting(
+        "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
+    )
+    image_size: int | None = setting(
+        None,
+        "data",
+        "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are",
+        low=8,
+    )
+    workers: int = setting(
+        8, "data", "processes or threads that decode images, a core each at most", low=0, runtime=True
+    )
+    use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
+
+    epochs: int = setting(600, "training", "epochs in all", low=1)
+    start_epoch: int = setting(0, "training", "epoch to begin with, counted from 0; --resume knows it by itself", low=0)
+    batch_size: int = setting(256, "training", "images a step, over all GPUs; batch norm needs 2", short="-b", low=2)
+    batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1)
+    optimizer: str = setting("sgd", "training", "optimizer", choices=("sgd", "adam"))
+    lr: float = setting(0.1, "training", "learning rate", above=0)
+    momentum: float = setting(0.9, "training", "momentum of SGD", low=0, below=1)
+    weight_decay: float = setting(5e-4, "training", "weight decay", low=0)
+    lr_type: str = setting("cos", "training", "learning-rate schedule", choices=LR_TYPES)
+    lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
+    warm_up: bool = setting(False, "training", "raise lr linearly over the first epochs")
+    warm_up_epochs: int = setting(5, "training", "epochs over which --warm_up raises lr", low=1)
+    tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
+    tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
+    regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")
+    regularizer_form: str = setting(
+        "sin2",
+        "training",
+        "of sin(freq*w): sin2, as published, pulls it to 0; cos2, for comparison, to -1 and +1",
+        choices=REGULARIZERS,
+    )
+
+    device: str = setting(
+        "auto", "hardware", "auto, cpu, cuda, cuda:N; auto is --gpus, or the CPU without a GPU", runtime=True
+    )
+    gpus: str = setting("0", "hardware", "GPUs to use, such as 0 or 0,1,2,3", runtime=True)
+    amp: str = setting(
+        "auto",
+        "hardware",
+        "convolutions of training in bfloat16, where -1 and +1 are exact; auto: where the hardware is fast at it",
+        choices=("auto", "off", "bf16"),
+    )
+    compile: bool = setting(
+        True,
+        "hardware",
+        "fused kernels on the CPU, torch.compile on a GPU for runs of 1,000 steps or more; on by default",
+    )
+    type: str = setting(
+        "torch.cuda.FloatTensor",
+        "hardware",
+        "as published; torch.FloatTensor is --device cpu",
+        choices=("torch.cuda.FloatTensor", "torch.FloatTensor"),
+        runtime=True,
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata:
+                _check(f.name, getattr(self, f.name), f.metadata)
+        if self.start_epoch >= self.epochs:
+            raise UsageError(f"--start_epoch {self.start_epoch} leaves none of {self.epochs} epochs (counted from 0)")
+        if self.lr_type == "step" and not self.lr_decay_step:
+            raise UsageError("--lr_type step needs --lr_decay_step EPOCH [EPOCH ...]")
+
+
+SETTINGS = {f.name: f for f in fields(Config) if f.metadata}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {  # as published, where they differ from Config's, which are CIFAR's
+    "cifar10": {},
+    "imagenet": {
+        "dataset": "imagenet",
+        "print_freq": 500,
+        "epochs": 200,
+        "batch_size": 512,
+        "batch_size_test": 256,
+        "weight_decay": 1e-4,
+        "tau_min": 0.85,
+        "tau_max": 0.99,
+        "regularizer": False,  # the published code has it commented out, whatever tau says
+    },
+}
+
+
+def make_config(family: str, stage: int, given: Mapping[str, Any]) -> Config:
+    """The settings of a run: those given, then the family's defaults. Raises UsageError for values out of bounds."""
+    return Config(family, stage, **(FAMILY_DEFAULTS[family] | dict(given)))
+
+
+def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Raise UsageError unless the value is one of the choices and within the bounds."""
+    if facts["choices"] and value not in facts["choices"]:
+        raise UsageError(f"--{name} {value}: choose from {', '.join(facts['choices'])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, str) or number is None:
+            continue
+        if not math.isfinite(number):
+            raise UsageError(f"--{name} {number} is not a finite number")
+        if isinstance(number, int) and number >= 2**63:
+            raise UsageError(f"--{name} {number} is too large: below 2**63")
+        if facts["low"] is not None and number < facts["low"]:
+            raise UsageError(f"--{name} {number} is too small: at least {facts['low']}")
+        if facts["above"] is not None and number <= facts["above"]:
+            raise UsageError(f"--{name} {number} is too small: above {facts['above']}")
+        if facts["below"] is not None and number >= facts["below"]:
+            raise UsageError(f"--{name} {number} is too large: below {facts['below']}")
+
+
+def convert(name: str, value: Any) -> Any:  # noqa: ANN401
+    """A value read from YAML or a checkpoint, as the type of the setting. Raises UsageError if it is of another."""
+    if value is False and name == "amp":
+        value = "off"  # which YAML 1.1 reads as false
+    hint = float if name == "tau" else get_type_hints(Config)[name]
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_scalar(name, item, get_args(hint)[0]) for item in items)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
+    return _scalar(name, value, hint)
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
+    if isinstance(value, bool) == (kind is bool):
+        try:  # YAML 1.1 reads 1e-4 as a string, and `gpus: 0` as a number
+            if type(value) is kind:
+                return value
+            if kind is float and isinstance(value, int | str):
+                return float(value)
+            if kind is str and isinstance(value, int):
+                return str(value)
+        except (ValueError, OverflowError):
+            pass
+    raise UsageError(f"{name}: expected {kind.__name__}, not {value!r}")
+
+
+def expand_tau(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace `tau` by tau_min and tau_max, both of its value. Raises UsageError if one of them is there too."""
+    rest = {key: value for key, value in values.items() if key != "tau"}
+    if len(rest) == len(values):
+        return rest
+    if "tau_min" in rest or "tau_max" in rest:
+        raise UsageError("--tau sets both --tau_min and --tau_max: give it alone, or those two")
+    return rest | dict.fromkeys(("tau_min", "tau_max"), values["tau"])
+
+
+def differences(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that decide what a run computes and differ, as 'name: here (there)'."""
+    return [
+        f"{name}: {getattr(config, name)} (there {settings[name]})"
+        for name, f in SETTINGS.items()
+        if not f.metadata["runtime"] and name in settings and settings[name] != getattr(config, name)
+    ]
+
+
+def read_yaml(path: Path, stage: int) -> dict[str, Any]:
+    """The settings of one stage's section. Raises UsageError naming what is wrong with the file."""
+    try:
+        sections = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict) or not set(sections) <= {"stage1", "stage2"}:
+        raise UsageError(f"{path}: expected the sections stage1 and stage2, and nothing beside them")
+    section = sections.get(f"stage{stage}")
+    if not isinstance(section, dict):
+        raise UsageError(f"{path} has no settings for stage {stage}: add a section stage{stage}")
+    for key in section:
+        if key not in SETTINGS and key != "tau":
+            raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; main.py --help lists the names")
+    try:
+        return expand_tau({key: convert(key, value) for key, value in section.items()})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
