@@ -145,8 +145,8 @@ def test_gradients_of_images_are_refused_and_not_wrong():
 
 @pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
 def test_without_the_compiled_instructions_torch_does_the_work(monkeypatch, caplog):
-    monkeypatch.setattr("biper.cpu.compiler.HERE", biper.cpu.compiler.HERE / "nowhere")
-    for cached in (biper.cpu.compiler.built, kernels.compiled, kernels.available):
+    monkeypatch.setattr("biper.packed.runtime.HERE", kernels.HERE / "nowhere")
+    for cached in (kernels.built, kernels.compiled, kernels.available):
         cached.cache_clear()
     try:
         assert kernels.available() == (kernels.TORCH,)
@@ -157,5 +157,5 @@ def test_without_the_compiled_instructions_torch_does_the_work(monkeypatch, capl
             packed(x)
         assert caplog.text.count("plain torch operations, which is slower") == 1
     finally:
-        for cached in (biper.cpu.compiler.built, kernels.compiled, kernels.available):
+        for cached in (kernels.built, kernels.compiled, kernels.available):
             cached.cache_clear()
