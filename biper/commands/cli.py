@@ -143,7 +143,7 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
             print(f"{path} is left out: {m.model} has no binarized layers", file=sys.stderr)
             continue
         rows.append((path, model, error))
-        print(f"{path}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
+        print(f"{path}: {m.model}, stage {m.stage}, {m.quantizer_text}\n{format_table(error)}\n")
     if not rows:
         raise UsageError("no checkpoint with binarized layers was given")
     if args.csv:

@@ -79,7 +79,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
         raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
     if start.model.endswith("_32w32a"):
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
-    inherited: Given = {"model": start.model, "freq": start.freq}
+    inherited = _identity(start)
     saved = settings_of(contents)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
@@ -112,8 +112,12 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
-    settings = taken | given | {"model": m.model, "freq": m.freq}
-    return network, make_config(m.family, m.stage, settings)
+    return network, make_config(m.family, m.stage, taken | given | _identity(m))
+
+
+def _identity(m: Metadata) -> Given:
+    """What a network's metadata say of the settings it was made with."""
+    return {"model": m.model} | ({} if m.freq is None else {"freq": m.freq})
 
 
 def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Config]:
@@ -127,7 +131,7 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
     if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
         settings.setdefault("image_size", m.image_size)
-    return network, make_config(m.family, m.stage, settings | {"model": m.model, "freq": m.freq})
+    return network, make_config(m.family, m.stage, settings | _identity(m))
 
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
