@@ -7,7 +7,7 @@
 
 #define WORK 500000 /* products of a case, at most */
 /* Numbers of the tensors; the first ones are the values too. */
-enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, MASKS, TERMS, KINDS, TENSORS };
+enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, BIAS_OF, MASKS, TERMS, KINDS, TENSORS };
 
 typedef struct {
     int64_t own[WIDTH], signs[WIDTH];        /* instructions; signs: makes the bits in scratch, if its code is not 0 */
@@ -64,7 +64,7 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
     c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, 64) / 64;
-    c->bits = WEIGHTS, c->alpha = ALPHA, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
+    c->bits = WEIGHTS, c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
 }
 
@@ -150,6 +150,7 @@ static void draw(Case *k) {
     int64_t weights = c->groups * up(k->channels / c->groups, LANES) * c->words * 8;
     k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
     k->tensors[ALPHA] = numbers(k->channels, -2, 0);
+    if (c->bias >= 0) k->tensors[BIAS_OF] = numbers(k->channels, -2, 0);
     draw_tables(k, c, h);
     draw_signs(k, c, h);
 }
@@ -167,7 +168,9 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
         for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
             total += (w[bit / 64 * LANES] >> bit % 64 & 1) == (uint64_t)(pixel[n] >= 0) ? 1 : -1;
     }
-    return total * ((float *)k->tensors[ALPHA])[o];
+    const float *bias = k->tensors[BIAS_OF];
+    float scaled = total * ((float *)k->tensors[ALPHA])[o];
+    return bias ? scaled + bias[o] : scaled;
 }
 
 static float normed(const Case *k, float x, int64_t channel) {

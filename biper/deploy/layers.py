@@ -16,14 +16,16 @@ Norms = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class PackedConv2d(nn.Module):
-    """conv2d(sign(a), binary weight) * alpha with weights of one bit: BinaryConv2d of stage 2, for inference.
+    """conv2d(sign(a), binary weight) * alpha + bias with weights of one bit: BinaryConv2d of stage 2, for inference.
 
-    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1). Zero padding adds nothing to a sum.
-    On the CPU the sums are XOR and popcount; elsewhere, and without binary activations, the bits are unpacked.
+    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1); `bias` (C_out,), or None. Zero
+    padding adds nothing to a sum. On the CPU the sums are XOR and popcount; elsewhere, and without binary activations,
+    the bits are unpacked.
     """
 
     bits: Tensor
     alpha: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Conv2d, binary_activations: bool = True) -> None:
         """Of the shape of a convolution, without its weights."""
@@ -34,6 +36,7 @@ class PackedConv2d(nn.Module):
         shape = bits_shape(self.out_channels, self.in_channels // self.groups, self.kernel_size, self.groups)
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("alpha", torch.ones(self.out_channels, 1, 1))
+        self.register_buffer("bias", None if layer.bias is None else torch.zeros(self.out_channels))
 
     @classmethod
     def like(cls, layer: BinaryConv2d) -> "PackedConv2d":
@@ -49,6 +52,8 @@ class PackedConv2d(nn.Module):
         packed = cls.like(layer)
         packed.bits = pack_bits(layer.effective_weight(), layer.groups)
         packed.alpha = layer.alpha.detach().clone()
+        if layer.bias is not None:
+            packed.bias = layer.bias.detach().clone()
         return packed
 
     def binary_weight(self) -> Tensor:
@@ -61,7 +66,7 @@ class PackedConv2d(nn.Module):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         self.output_sides(a.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
-        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations)
+        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations, self.bias)
         return out
 
     def output_sides(self, shape: Sequence[int]) -> list[int]:
@@ -77,7 +82,8 @@ class PackedConv2d(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{shape}, padding={self.padding}, groups={self.groups}, binary_activations={self.binary_activations}"
+        more = f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+        return f"{shape}, {more}, binary_activations={self.binary_activations}"
 
 
 class FoldedNorm(nn.Module):

@@ -123,8 +123,9 @@ class Lowering:
 
     def _emit(self, chain: Chain, result: Shape, after: After) -> None:
         if chain.conv is not None:
-            geometry, (bits, alpha) = _geometry(chain), _parameters(self.program, chain.conv, "bits", "alpha")
-            self.program.conv(self._bits(chain.source), geometry, bits, alpha, after)
+            names = ("bits", "alpha") if chain.conv.bias is None else ("bits", "alpha", "bias")
+            bits, alpha, *bias = _parameters(self.program, chain.conv, *names)
+            self.program.conv(self._bits(chain.source), _geometry(chain), bits, alpha, after, *bias)
         elif chain.average:
             assert after.out is not None
             self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)

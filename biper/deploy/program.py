@@ -111,10 +111,10 @@ class Program:
         sides = {"height": height, "width": width, "out_height": result[1], "out_width": result[2]}
         self.rows.append(fields.instruction(name, values | affine | sides | {"channels": channels} | own))
 
-    def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After) -> None:
+    def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After, bias: int = NOWHERE) -> None:
         """alpha times the binary convolution of the bits x, the maximum over windows if pooled, and what follows.
 
-        bits, alpha: the numbers of the parameters.
+        bits, alpha, bias: the numbers of the parameters. The bias is added behind the maximum, which gives the same.
         """
         g = geometry
         channels = g.shape[0] // g.groups
@@ -126,7 +126,7 @@ class Program:
         own |= {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
         own |= {"pool": int(g.pool), "conv_height": g.sums[0], "inside": _inside(masks)}
-        self._add("CONV", x, g.result, after, bits=bits, alpha=alpha, **own)
+        self._add("CONV", x, g.result, after, bits=bits, alpha=alpha, bias=bias, **own)
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.patch = max(self.patch, words + COPY // 8)
 

@@ -2,8 +2,8 @@
  *
  * Weights and activations are bits (1 is +1, 0 is -1); a convolution's sum is `terms - 2 * mismatches`, where mismatches
  * are the ones of `(activations ^ weights) & mask` and the mask holds the terms that lie in the image: zero padding adds
- * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, batch norm, skip,
- * hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
+ * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
+ * skip, hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
  * / 8) bytes, taps in rows, zeros up to whole words of 64; words[block][word][16]: sixteen output channels side by side.
@@ -48,8 +48,8 @@ typedef struct {
     F(code) F(in) F(out) F(out_bits) F(skip) F(clamp) F(gain) F(shift)                                                   \
     F(height) F(width) F(channels) F(out_height) F(out_width)
 #define CONV_FIELDS(F)                                                                                                   \
-    F(bits) F(alpha) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w)      \
-    F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
+    F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
+    F(pad_h) F(pad_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(out_channels)
 #define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average)
@@ -65,10 +65,10 @@ INSTRUCTIONS(STRUCT)
 enum { NONE, INSTRUCTIONS(CODE) };
 
 /* What an instruction does with its result: each is compiled by itself for the sets that occur most. */
-enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, ANY = 64 }; /* WHOLE: sixteen channels at a time */
+enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, BIAS = 64, ANY = 128 }; /* WHOLE: sixteen channels at a time */
 /* What happens to an instruction's result, and where it goes: pointers of a Head. */
 typedef struct {
-    const float *gain, *shift, *skip;
+    const float *bias, *gain, *shift, *skip;
     float *out;
     uint8_t *bits;
     int64_t channels, fused;
@@ -91,11 +91,11 @@ static void *value(const Run *r, int64_t number) {
 
 static void *tensor(const Run *r, int64_t number) { return number < 0 ? NULL : r->tensors[number]; }
 
-static After after(const Run *r, const Head *h, int64_t channels, int whole) {
-    After a = {tensor(r, h->gain), tensor(r, h->shift), value(r, h->skip), value(r, h->out), value(r, h->out_bits),
-               channels, r->fused, 0};
-    a.has = (whole ? WHOLE : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) | (h->clamp ? CLAMP : 0) |
-            (a.out ? OUT : 0) | (a.bits ? BITS : 0);
+static After after(const Run *r, const Head *h, int64_t bias, int64_t channels, int whole) {
+    After a = {.bias = tensor(r, bias), .gain = tensor(r, h->gain), .shift = tensor(r, h->shift), .channels = channels};
+    a.skip = value(r, h->skip), a.out = value(r, h->out), a.bits = value(r, h->out_bits), a.fused = r->fused;
+    a.has = (whole ? WHOLE : 0) | (a.bias ? BIAS : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) |
+            (h->clamp ? CLAMP : 0) | (a.out ? OUT : 0) | (a.bits ? BITS : 0);
     return a;
 }
 
