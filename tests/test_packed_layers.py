@@ -21,12 +21,12 @@ def way(request, monkeypatch):
     return request.param
 
 
-def random_layer(draw):
+def random_layer(draw, **options):
     groups = draw.choice([1, 1, 1, 2, 3, 4])
     channels = groups * draw.choice([1, 3, 8, 12, 16, 17, 32, 64, 65, 100])
     out_channels = groups * draw.choice([1, 3, 8, 16, 20, 32, 40])
     kernel, stride, padding = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3]), draw.choice([0, 1, 2])
-    layer = BinaryConv2d(channels, out_channels, kernel, stride, padding, groups, stage=2).eval()
+    layer = BinaryConv2d(channels, out_channels, kernel, stride, padding, groups, stage=2, **options).eval()
     x = torch.randn(draw.choice([1, 2, 3, 5]), channels, draw.randint(kernel, 9), draw.randint(kernel, 9))
     return layer, x.where(x.abs() > 0.05, 0)  # zeros too: their sign is +1
 
@@ -54,6 +54,29 @@ def test_alpha_and_layouts(way):
     assert torch.equal(packed(x.contiguous(memory_format=torch.channels_last)), layer(x))
     assert torch.equal(packed(x.double()).float(), layer(x))
     assert packed(x[:0]).shape == (0, 24, 7, 5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_scaled_and_biased_sums_equal_the_training_layers_bit_for_bit(way, threads):
+    torch.set_num_threads(threads)
+    draw = random.Random(threads)
+    torch.manual_seed(threads)
+    for _ in range(40):
+        layer, x = random_layer(draw, bias=True)
+        layer.alpha.normal_()
+        layer.bias.normal_()
+        assert torch.equal(PackedConv2d.of(layer)(x), layer(x)), (layer, x.shape)
+
+
+@torch.no_grad()
+def test_a_bias_is_kept_where_there_is_one():
+    layer, x = BinaryConv2d(8, 5, 3, bias=True, stage=2).eval(), torch.randn(2, 8, 6, 6)
+    packed = PackedConv2d.of(layer)
+    assert set(packed.state_dict()) == {"bits", "alpha", "bias"}
+    assert set(PackedConv2d.of(BinaryConv2d(8, 5, 3, stage=2)).state_dict()) == {"bits", "alpha"}
+    assert torch.equal(packed.bias, layer.bias)
+    assert torch.equal(packed.double()(x.double()), layer.double()(x.double()))
 
 
 @torch.no_grad()
@@ -112,3 +135,4 @@ def test_operator_passes_torchs_own_checks():
     layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, stage=2))
     arguments = torch.randn(2, 8, 5, 5), layer.bits, layer.alpha, [3, 3], [1, 1], [1, 1], 1, True
     torch.library.opcheck(torch.ops.biper.binary_conv2d.default, arguments)
+    torch.library.opcheck(torch.ops.biper.binary_conv2d.default, (*arguments, torch.randn(16)))

@@ -1,5 +1,6 @@
 """Packing networks of somebody's own, and what torch may be told around them."""
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from benchmarks.variants import randomized
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
 from biper.packed.network import pack
+from biper.packed.onnx import export_onnx, floating
 
 WAYS = kernels.available()
 
@@ -119,6 +121,58 @@ def test_networks_of_ones_own(way, monkeypatch):
     packed = pack(own)
     torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
     assert packed.metadata is None
+
+
+class Exact(nn.Module):
+    """Binary convolutions alone, with biases: before a maximum, a batch norm, a sum, a sign and the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(20), nn.BatchNorm2d(32)
+        self.conv1 = biper.BinaryConv2d(3, 20, 3, padding=1, bias=True, stage=2)
+        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=1, bias=True, stage=2)
+        self.conv3 = biper.BinaryConv2d(32, 32, 3, padding=1, groups=2, bias=True, stage=2)
+        self.conv4 = biper.BinaryConv2d(32, 7, 1, stage=2)
+
+    def forward(self, x):
+        x = F.hardtanh(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.hardtanh(self.norm2(self.conv2(x)))
+        x = self.conv3(x) + x
+        return self.conv4(self.conv3(x))
+
+
+def exact():
+    network = randomized(Exact())
+    for module in network.modules():
+        if isinstance(module, biper.BinaryConv2d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    return network
+
+
+@torch.no_grad()
+def test_onnx_has_the_same_layers(tmp_path):
+    torch.manual_seed(0)
+    own, x = exact(), torch.randn(3, 3, 12, 12)
+    assert torch.equal(floating(pack(own))(x), own(x))
+    alone = nn.Sequential(own.conv1).eval()  # further signs would turn where the other runtime rounds in another place
+    export_onnx(pack(alone), tmp_path / "net.onnx", 12)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), alone(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_biases_round_as_torchs(way, threads, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    torch.set_num_threads(threads)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        own = exact()
+        packed = pack(own)
+        for shape in ((1, 3, 12, 9), (5, 3, 9, 12)):
+            x = torch.randn(shape)
+            assert torch.equal(packed(x), own(x))
 
 
 @torch.no_grad()

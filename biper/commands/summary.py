@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError
 from biper.models import create_model, list_models
-from biper.models.registry import FAMILIES, network_like
 from biper.models.metadata import Metadata
+from biper.models.registry import FAMILIES, network_like
 from biper.nn.layers import BinaryConv2d
 from biper.packed.bits import bits_shape
 from biper.training.inheritance import load_network

@@ -40,16 +40,20 @@ class Tracer(fx.Tracer):
 
 
 def trace(
-    network: nn.Module, leaves: tuple[type[nn.Module], ...] = (), fresh: tuple[type[nn.Module], ...] = ()
+    network: nn.Module,
+    leaves: tuple[type[nn.Module], ...] = (),
+    fresh: tuple[type[nn.Module], ...] = (),
+    *,
+    plain: bool = True,
 ) -> fx.Graph:
-    """The network's graph in its present mode, activations and poolings as functions, out of place where that is equal.
+    """The network's graph in its present mode; plain: activations and poolings as functions, out of place if equal.
 
     leaves: modules to stay out of; fresh: those of them whose results are new tensors. Raises what torch.fx raises for
     a network that it cannot trace.
     """
     graph = Tracer(leaves).trace(network)
     modules = dict(network.named_modules())
-    for node in list(graph.nodes):
+    for node in list(graph.nodes) if plain else ():
         _as_function(node, modules)
         _out_of_place(node, modules, (*FRESH, BinaryConv2d, BinaryLinear, *fresh))
     return graph

@@ -124,6 +124,7 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     path = Path(given["evaluate"])
     packed = read(path)
     network, m = packed.network, packed.metadata
+    assert m is not None  # a network of somebody's own was refused
     _require_agreement(m, given | ({"family": family} if family else {}), path)
     known_data = m.dataset in DATASETS  # a published config.txt may name another
     if not known_data and "dataset" not in given:
@@ -146,6 +147,7 @@ def load_network(path: Path, given: Given) -> Network | PackedNetwork:
     """The network of a checkpoint or of a packed file, in eval mode. given: freq and model of a published one."""
     if is_packed(path):
         packed = read(path)
+        assert packed.metadata is not None  # a network of somebody's own was refused
         _require_agreement(packed.metadata, given, path)
         return packed.network
     return build_network(read_checkpoint(path), path, freq=given.get("freq"), model=given.get("model"))
