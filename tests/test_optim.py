@@ -47,7 +47,7 @@ DECAY = {  # a parameter's name, and whether it decays
 
 @pytest.mark.parametrize("name", DECAY)
 def test_of_imagenet_networks_only_layers_named_conv_and_fc_decay(name):
-    model = create_model(name, "imagenet", num_classes=3)
+    model = create_model(name, family="imagenet", num_classes=3)
     decayed, kept = parameter_groups(model, "imagenet", 1e-4)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-4, 0.0)
     inside = {id(p) for p in decayed["params"]}

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-
-import biper
 from biper.deploy import fields, kernels, pack
 from biper.deploy.program import After, Program, Value
+
+import biper
 
 TAIL = dict.fromkeys(f"{fields.HEAD} {fields.INSTRUCTIONS['TAIL']}".split(), 0)
 COMPILED = pytest.mark.skipif(kernels.compiled() is None, reason="needs the compiled instructions")

@@ -8,10 +8,11 @@ from torch import nn
 
 import biper
 from benchmarks.variants import randomized
+from biper.nn.quantizers import SquareWave
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
-from biper.packed.network import pack
-from biper.packed.onnx import export_onnx, floating
+from biper.packed.onnx import export_onnx, float_network
+from biper.packed.pack import pack
 
 WAYS = kernels.available()
 
@@ -32,7 +33,7 @@ def test_whatever_torchs_defaults_are():
 
 @torch.no_grad()
 def test_wrong_channels_and_sizes_are_refused():
-    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 16, 3, stage=2)))
+    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 16, 3, weight_quantizer=SquareWave(20.0))))
     for shape in ((2, 4, 6, 6), (2, 16, 6, 6), (2, 8, 2, 2), (8, 6, 6)):
         with pytest.raises((ValueError, RuntimeError), match=r"expected|smaller"):
             packed(torch.randn(shape))
@@ -43,7 +44,7 @@ class Coupled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a = self.b = biper.BinaryConv2d(8, 8, 3, padding=1, stage=2)
+        self.a = self.b = biper.BinaryConv2d(8, 8, 3, padding=1, weight_quantizer=SquareWave(20.0))
 
     def forward(self, x):
         y = self.a(x)
@@ -72,8 +73,10 @@ def test_a_layer_alone_and_layers_of_ones_own():
 
     x = torch.randn(2, 8, 6, 6)
     for layer in (
-        biper.BinaryConv2d(8, 16, 3, stage=2),
-        nn.Sequential(Named(8, 4, 1, stage=2), Changed(4, 8, 1, stage=2)),
+        biper.BinaryConv2d(8, 16, 3, weight_quantizer=SquareWave(20.0)),
+        nn.Sequential(
+            Named(8, 4, 1, weight_quantizer=SquareWave(20.0)), Changed(4, 8, 1, weight_quantizer=SquareWave(20.0))
+        ),
     ):
         packed = pack(layer.eval())
         assert any(isinstance(m, PackedConv2d) for m in packed.modules())
@@ -98,10 +101,10 @@ class Own(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 18, 3, padding=1)
         self.norm0, self.norm1, self.norm2 = nn.BatchNorm2d(18), nn.BatchNorm2d(30), nn.BatchNorm2d(30)
-        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, stage=2)
-        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, stage=2)
-        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, stage=2)
-        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, stage=2), nn.BatchNorm2d(30)
+        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, weight_quantizer=SquareWave(20.0))
+        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, weight_quantizer=SquareWave(20.0))
+        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, weight_quantizer=SquareWave(20.0)), nn.BatchNorm2d(30)
 
     def forward(self, x):
         x = F.max_pool2d(F.hardtanh(self.norm0(self.stem(x))), 3, 2, 1)
@@ -129,10 +132,10 @@ class Exact(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(20), nn.BatchNorm2d(32)
-        self.conv1 = biper.BinaryConv2d(3, 20, 3, padding=1, bias=True, stage=2)
-        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=1, bias=True, stage=2)
-        self.conv3 = biper.BinaryConv2d(32, 32, 3, padding=1, groups=2, bias=True, stage=2)
-        self.conv4 = biper.BinaryConv2d(32, 7, 1, stage=2)
+        self.conv1 = biper.BinaryConv2d(3, 20, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv3 = biper.BinaryConv2d(32, 32, 3, padding=1, groups=2, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv4 = biper.BinaryConv2d(32, 7, 1, weight_quantizer=SquareWave(20.0))
 
     def forward(self, x):
         x = F.hardtanh(self.norm1(F.max_pool2d(self.conv1(x), 2)))
@@ -153,7 +156,7 @@ def exact():
 def test_onnx_has_the_same_layers(tmp_path):
     torch.manual_seed(0)
     own, x = exact(), torch.randn(3, 3, 12, 12)
-    assert torch.equal(floating(pack(own))(x), own(x))
+    assert torch.equal(float_network(pack(own))(x), own(x))
     alone = nn.Sequential(own.conv1).eval()  # further signs would turn where the other runtime rounds in another place
     export_onnx(pack(alone), tmp_path / "net.onnx", 12)
     (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
