@@ -24,12 +24,12 @@ from biper.training.optimizer import build_optimizer, load_optimizer
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
 from biper.training.schedule import lr_at, tau_at
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 History = list[dict[str, Any]]  # a row an epoch
 
 
-def initial_network(config: Config, num_classes: int) -> Network:
+def initial_network(config: Settings, num_classes: int) -> Network:
     """Stage 1: a fresh network. Stage 2: stage 1's network with the square wave switched on (warm start).
 
     With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
@@ -65,7 +65,7 @@ def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class Stage:
     """Making one writes nothing; all processes make one together."""
 
-    def __init__(self, config: Config, processes: Processes) -> None:
+    def __init__(self, config: Settings, processes: Processes) -> None:
         self.config, self.processes = config, processes
         c = config
         self.folder = run_folder(c)
