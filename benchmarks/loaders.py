@@ -21,7 +21,7 @@ from biper.data.loaders import build_loaders
 from biper.data.pillow import available_cores
 from biper.errors import UsageError
 from biper.training.process import select_devices
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 
 
 def arguments() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def loading(args: argparse.Namespace, data: Path, use_dali: bool, train: bool) -
     """A pass of a loader, up to the normalized batch on the device."""
     given = {"dataset": "folder", "data_path": str(data), "image_size": args.image_size, "workers": args.workers}
     given |= {"batch_size": args.batch_size, "batch_size_test": args.batch_size, "use_dali": use_dali}
-    loaders = build_loaders(make_config("imagenet", 1, given), select_devices("auto", "0")[0])
+    loaders = build_loaders(make_settings("imagenet", 1, given), select_devices("auto", "0")[0])
     loader = loaders.train if train else loaders.test
     assert loader is not None
     return lambda number: sum(len(labels) for _, labels in loader.epoch(number))

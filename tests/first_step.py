@@ -11,7 +11,7 @@ import torch
 from biper.training.distributed import joined, launched_processes
 from biper.training.log import Progress
 from biper.training.loop import evaluate, train_one_epoch
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 from biper.training.trainer import Stage
 
 
@@ -29,7 +29,7 @@ def main(data, size, dali, out):
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
     given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
     with joined(processes):
-        stage = Stage(make_config("imagenet", 1, given), processes)
+        stage = Stage(make_settings("imagenet", 1, given), processes)
         freeze(stage.network, size)
         progress = Progress("step", 1, 100)
         metrics = evaluate(stage.network, stage.loaders.test, progress)

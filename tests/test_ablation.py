@@ -17,7 +17,7 @@ from biper.experiments import run as runs
 from biper.experiments.recipe import read_recipe
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 
 
 def test_a_variant_that_diverges_is_left_out_and_named(ablated, command, tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_the_regularizer_study_has_the_three_it_names_whatever_the_recipe_has(tm
     study = studies.studies(read_recipe(write_recipe(tmp_path, settings, **settings), {}))["regularizer"]
     kinds = []
     for variant in study.variants:
-        one = make_config("cifar10", 1, variant.stages[1][1])
+        one = make_settings("cifar10", 1, variant.stages[1][1])
         kinds.append(one.regularizer_form if one.regularizer else "off")
     assert kinds == ["sin2", "off", "cos2"]
     assert [variant.stages[1][0] == "freq_20" for variant in study.variants] == [k == own for k in kinds]

@@ -9,7 +9,16 @@ from biper.commands.parsers import build_parser, read_options
 from biper.data.datasets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.training.settings import DATASETS, SETTINGS, Config, convert, differences, expand_tau, make_config, read_yaml
+from biper.training.settings import (
+    DATASETS,
+    SETTINGS,
+    Settings,
+    convert,
+    differences,
+    expand_tau,
+    make_settings,
+    read_yaml,
+)
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 
@@ -19,7 +28,7 @@ def options(*argv, stage=1, family="cifar10"):
 
 
 def test_defaults_are_the_published_ones():
-    c = Config("cifar10", 1)
+    c = Settings("cifar10", 1)
     assert (c.lr, c.weight_decay, c.epochs, c.batch_size, c.batch_size_test) == (0.1, 5e-4, 600, 256, 128)
     assert (c.freq, c.tau_min, c.tau_max, c.momentum, c.regularizer) == (30, 0.001, 0.001, 0.9, True)
 
@@ -34,7 +43,7 @@ def test_every_published_flag_is_there():
     assert given["warm_up"] is True
     assert options("--tau", "0.5") == {"tau_min": 0.5, "tau_max": 0.5}
     assert set(given) <= set(SETTINGS)
-    Config("cifar10", 1, **given)
+    Settings("cifar10", 1, **given)
 
 
 def test_flags_win_over_yaml(tmp_path):
@@ -59,7 +68,7 @@ def test_flags_win_over_yaml(tmp_path):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_shipped_configs(path, stage):
     family = path.parts[-3]
-    config = make_config(family, stage, read_yaml(path, stage))
+    config = make_settings(family, stage, read_yaml(path, stage))
     assert config.warm_up == (stage == 1 or family == "cifar10")
     assert config.regularizer == (family == "cifar10")
     assert config.model in list_models(family)
@@ -67,7 +76,7 @@ def test_shipped_configs(path, stage):
 
 
 def test_published_recipe_is_what_run_stage1_trains():
-    c = Config("cifar10", 1, **read_yaml(CONFIGS[0].with_name("resnet18.yaml"), 1))
+    c = Settings("cifar10", 1, **read_yaml(CONFIGS[0].with_name("resnet18.yaml"), 1))
     assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.tau_min, c.freq) == (600, 0.021, 0.0016, 256, 0.037, 20)
 
 
@@ -134,7 +143,7 @@ def test_missing_yaml(tmp_path):
 )
 def test_values_out_of_range(wrong):
     with pytest.raises(UsageError, match="--"):
-        Config("cifar10", 1, **wrong)
+        Settings("cifar10", 1, **wrong)
 
 
 @pytest.mark.parametrize("argv", [["--lr", "fast"], ["--no-such-flag"], ["--dataset", "mnist"], ["--res", "x"], ["x"]])
@@ -156,7 +165,7 @@ def test_convert_accepts_what_yaml_makes_of_numbers():
 
 
 def test_differences_ignore_where_and_on_what_a_run_runs():
-    config = Config("cifar10", 1)
+    config = Settings("cifar10", 1)
     other = replace(config, device="cpu", workers=1, data_path="x", print_freq=1)
     settings = {name: getattr(config, name) for name in SETTINGS}
     assert differences(other, settings) == []
@@ -176,17 +185,17 @@ def test_help_is_grouped_and_complete():
 
 
 def test_imagenet_has_its_published_defaults():
-    c = make_config("imagenet", 1, {"epochs": 3})
+    c = make_settings("imagenet", 1, {"epochs": 3})
     assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.batch_size_test) == (3, 0.1, 1e-4, 512, 256)
     assert (c.freq, c.tau_min, c.tau_max, c.regularizer, c.dataset) == (30, 0.85, 0.99, False, "imagenet")
-    assert make_config("imagenet", 1, {"regularizer": True}).regularizer
+    assert make_settings("imagenet", 1, {"regularizer": True}).regularizer
 
 
 def test_the_published_imagenet_commands_are_understood():
     flags = "--gpus 0,1,2,3 --model resnet18_1w1a --data_path data --dataset imagenet --epochs 200 --lr 0.1"
     flags += " --weight_decay 1e-4 -b 512 -bt 256 --lr_type cos --freq 20 --warm_up --tau_min 0.85 --tau_max 0.99"
     given = options(*f"{flags} --print_freq 250 --use_dali".split(), family="imagenet")
-    assert make_config("imagenet", 1, given).use_dali
+    assert make_settings("imagenet", 1, given).use_dali
     recipe = options("--config", str(CONFIGS[-2]), family="imagenet")
     assert CONFIGS[-2].parts[-3:] == ("imagenet", "configs", "resnet18.yaml")
     same = [name for name in recipe if name in given and recipe[name] == given[name]]

@@ -143,7 +143,7 @@ def test_layers_that_cannot_be_binary_stay_and_say_why():
     assert "way of its own" in reasons["1"]
     assert "padding mode is 'reflect'" in reasons["2"]
     assert isinstance(model[3], BinaryConv2d)
-    with pytest.raises(UsageError, match="no nn.Conv2d and no nn.Linear"):
+    with pytest.raises(UsageError, match=r"no nn\.Conv2d and no nn\.Linear"):
         biper.convert(nn.ReLU(), weight_quantizer=biper.Sine(20.0))
 
 
@@ -237,7 +237,7 @@ def test_a_file_of_ones_own_needs_a_model_that_fits(tmp_path):
     biper.save_packed(biper.pack(network(8)), file)
     with pytest.raises(UsageError, match=r"somebody's own \(Sequential\): give load_packed\(path, model="):
         biper.load_packed(file)
-    with pytest.raises(UsageError, match="does not fit Sequential: 0.alpha is"):
+    with pytest.raises(UsageError, match=r"does not fit Sequential: 0\.alpha is"):
         biper.load_packed(file, model=network(9))
     with pytest.raises(UsageError, match="model has no binary layers"):
         biper.load_packed(file, model=nn.Linear(2, 2))

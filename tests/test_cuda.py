@@ -13,7 +13,7 @@ from biper.data.memory import Augmentation, MemoryLoader
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.loop import train_one_epoch
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -81,7 +81,7 @@ def test_dali_decodes_on_the_gpu_what_pillow_decodes(tmp_path):
     data = photographs(tmp_path, train=20, test=20, size=(300, 200))
     given = {"dataset": "folder", "data_path": str(data), "image_size": 64, "batch_size": 8, "batch_size_test": 8}
     both = [
-        build_loaders(make_config("imagenet", 1, given | {"use_dali": dali, "workers": 2}), torch.device("cuda", 0))
+        build_loaders(make_settings("imagenet", 1, given | {"use_dali": dali, "workers": 2}), torch.device("cuda", 0))
         for dali in (False, True)
     ]
     for split in ("test", "train"):

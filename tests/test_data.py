@@ -18,7 +18,7 @@ from biper.data.digits import read_digits
 from biper.data.folder import check_memory, read_folder
 from biper.data.loaders import build_loaders, default_data_path
 from biper.errors import UsageError
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def test_more_images_than_memory():
 
 
 def test_loaders_of_a_folder(image_folder):
-    config = Config("cifar10", 1, dataset="folder", data_path=str(image_folder), image_size=8, batch_size=4)
+    config = Settings("cifar10", 1, dataset="folder", data_path=str(image_folder), image_size=8, batch_size=4)
     loaders = build_loaders(config, CPU)
     assert (loaders.classes, loaders.image_size) == (("dark", "light"), 8)
     assert (loaders.train.count, loaders.test.count) == (16, 8)

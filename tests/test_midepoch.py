@@ -97,7 +97,7 @@ def test_it_is_due_by_the_clock(tmp_path, monkeypatch):
 
     clock, saved = Clock(), []
     monkeypatch.setattr(stage_module, "time", clock)
-    config = stage_module.Config(
+    config = stage_module.Settings(
         "cifar10", 1, dataset="digits", image_size=8, model="resnet20_1w1a", results_dir=str(tmp_path / "run")
     )
     stage = stage_module.Stage(config, Processes())

@@ -15,7 +15,7 @@ from biper.data.pillow import available_cores
 from biper.data.sharding import Order
 from biper.data.stream import Augmentation, StreamLoader, draw, turn
 from biper.errors import UsageError
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 
 CPU = torch.device("cpu")
 WHOLE = Shard()
@@ -37,7 +37,7 @@ def reader(request):
 
 def loaders(path, shard=WHOLE, dataset="folder", **given):
     given = {"image_size": 32, "batch_size": 8, "batch_size_test": 4, "seed": 5} | given
-    config = make_config("imagenet", 1, given | {"dataset": dataset, "data_path": str(path)})
+    config = make_settings("imagenet", 1, given | {"dataset": dataset, "data_path": str(path)})
     return build_loaders(config, CPU, shard=shard)
 
 

@@ -13,7 +13,7 @@ from biper.data.samples import tiny_imagenet_samples
 from biper.errors import UsageError
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.settings import make_config
+from biper.training.settings import make_settings
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_damaged_training_images_are_counted(tmp_path, command):
 def test_both_loaders_see_the_same_on_the_real_tiny_imagenet():
     pytest.importorskip("nvidia.dali")
     given = {"dataset": "tinyimagenet", "data_path": os.environ["BIPER_TEST_TINYIMAGENET"], "image_size": 64}
-    configs = [make_config("imagenet", 1, given | {"use_dali": dali, "workers": 2}) for dali in (False, True)]
+    configs = [make_settings("imagenet", 1, given | {"use_dali": dali, "workers": 2}) for dali in (False, True)]
     tests = [build_loaders(config, torch.device("cpu"), train=False).test for config in configs]
     for (x, k), (y, m) in zip(*(test.epoch() for test in tests), strict=True):
         assert torch.equal(k, m)

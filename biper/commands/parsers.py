@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from biper.errors import UsageError
-from biper.training.settings import FAMILY_DEFAULTS, GROUPS, SETTINGS, Config, expand_tau, read_yaml
+from biper.training.settings import FAMILY_DEFAULTS, GROUPS, SETTINGS, Settings, expand_tau, read_yaml
 
 STUDIES = ("frequency", "two_stages", "warm_start", "regularizer", "learning_rate")
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
@@ -126,7 +126,7 @@ def prepare_parser() -> Parser:
 
 
 def build_parser(prog: str, description: str, family: str) -> Parser:
-    """The parser of the training commands, made of Config's fields, with a family's defaults in its help."""
+    """The parser of the training commands, made of Settings' fields, with a family's defaults in its help."""
     parser = Parser(prog=prog, description=description)
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["run"].add_argument("--config", metavar="FILE", help="YAML file with sections stage1 and stage2; flags win")
@@ -139,7 +139,7 @@ def build_parser(prog: str, description: str, family: str) -> Parser:
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, f: Field[Any], default: Any) -> None:  # noqa: ANN401
     names = [*([f.metadata["short"]] if f.metadata["short"] else []), f"--{name}"]
-    hint = get_type_hints(Config)[name]
+    hint = get_type_hints(Settings)[name]
     text = f.metadata["text"].replace("%", "%%")
     if default not in ("", None, ()) and hint is not bool:
         text += f" (default {default})"

@@ -14,7 +14,7 @@ from biper.data.folder import decode, open_image, read_folder
 from biper.data.memory import Images
 from biper.data.samples import TINY, Samples, folder_samples, tiny_imagenet_samples
 from biper.errors import UsageError
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,7 +25,7 @@ IMAGENET_SIZE, IMAGENET_SHORTER = 224, 256
 class MemorySet:
     """A data set that is held on the device. read: (config, path, train) -> Images."""
 
-    read: Callable[[Config, Path, bool], Images]
+    read: Callable[[Settings, Path, bool], Images]
     mean: tuple[float, ...] = IMAGENET_MEAN  # published for CIFAR-10
     std: tuple[float, ...] = IMAGENET_STD
     padding: float = 1 / 8  # of the image's side: 4 pixels of 32
@@ -109,7 +109,7 @@ def default_data_path(dataset: str) -> Path:
     return REPOSITORY / "cifar10" / "data" / dataset.upper()
 
 
-def data_folder(config: Config) -> Path:
+def data_folder(config: Settings) -> Path:
     """The folder of a run's data. Raises UsageError if there is none."""
     if config.dataset == "digits":
         return Path()  # they come with scikit-learn

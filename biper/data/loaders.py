@@ -14,7 +14,7 @@ from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
 from biper.data.stream import StreamLoader
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 __all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "has_dali", "require_same_classes"]
 
@@ -58,7 +58,7 @@ def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
 
 
 def build_loaders(
-    config: Config,
+    config: Settings,
     device: torch.device,
     *,
     replicas: int = 1,
@@ -91,7 +91,7 @@ def build_loaders(
     return loaders
 
 
-def _in_memory(data: MemorySet, config: Config, place: Place, splits: Sequence[Images]) -> Loaders:
+def _in_memory(data: MemorySet, config: Settings, place: Place, splits: Sequence[Images]) -> Loaders:
     side, width = splits[0].pixels.shape[1:3]
     if side != width:
         raise UsageError(f"the images in {config.data_path} are {width}x{side}, not square: give --image_size N")
@@ -116,7 +116,7 @@ def _in_memory(data: MemorySet, config: Config, place: Place, splits: Sequence[I
     return Loaders(test, classes, classes, p.mean, p.std, side, train[0] if train else None)
 
 
-def _streamed(data: StreamSet, config: Config, place: Place, splits: Sequence[Samples]) -> Loaders:
+def _streamed(data: StreamSet, config: Settings, place: Place, splits: Sequence[Samples]) -> Loaders:
     size = config.image_size or IMAGENET_SIZE
     p = place
 

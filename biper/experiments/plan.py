@@ -11,7 +11,7 @@ from biper.data.datasets import REPOSITORY
 from biper.errors import UsageError
 from biper.experiments.recipe import Recipe, read_recipe, with_epochs
 from biper.models.published import EPOCHS, TOP1
-from biper.training.settings import SETTINGS, make_config
+from biper.training.settings import SETTINGS, make_settings
 
 log = logging.getLogger("biper")
 FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
@@ -100,7 +100,7 @@ def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
     for seed in seeds:
-        make_config(full.family, 1, {**full.stage1, "seed": seed})
+        make_settings(full.family, 1, {**full.stage1, "seed": seed})
     recipe = with_epochs(full, _epochs(full.epochs, given))
     place = Path(settings.get("data_path", "")).name if recipe.dataset == "folder" else ""
     label = "_".join(filter(None, [recipe.name, recipe.dataset, place, epochs_text(recipe.epochs).replace(" ", "")]))

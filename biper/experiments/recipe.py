@@ -7,9 +7,9 @@ from typing import Any
 
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.training.settings import SETTINGS, make_config, read_yaml
+from biper.training.settings import SETTINGS, make_settings, read_yaml
 
-Settings = Mapping[str, Any]  # by name; defaults are not among them
+Given = Mapping[str, Any]  # by name; defaults are not among them
 IMAGENET = ("imagenet", "tinyimagenet")
 OF_ONE_RUN = ("results_dir", "save", "resume", "evaluate", "seed", "load_ckpt_stage1", "start_epoch", "from_scratch")
 OF_BOTH = ("model", "freq", "dataset")  # which stage 2 takes from stage 1
@@ -21,31 +21,31 @@ class Recipe:
 
     name: str
     family: str
-    stage1: Settings
-    stage2: Settings
+    stage1: Given
+    stage2: Given
 
     @property
     def model(self) -> str:
         """The model that both stages train."""
-        return make_config(self.family, 1, self.stage1).model
+        return make_settings(self.family, 1, self.stage1).model
 
     @property
     def freq(self) -> float:
         """The frequency of both stages."""
-        return make_config(self.family, 1, self.stage1).freq
+        return make_settings(self.family, 1, self.stage1).freq
 
     @property
     def dataset(self) -> str:
         """The data set that both stages train on."""
-        return make_config(self.family, 1, self.stage1).dataset
+        return make_settings(self.family, 1, self.stage1).dataset
 
     @property
     def epochs(self) -> tuple[int, int]:
         """The epochs of stage 1 and of stage 2."""
-        return make_config(self.family, 1, self.stage1).epochs, make_config(self.family, 2, self.stage2).epochs
+        return make_settings(self.family, 1, self.stage1).epochs, make_settings(self.family, 2, self.stage2).epochs
 
 
-def read_recipe(path: Path, given: Settings, family: str | None = None) -> Recipe:
+def read_recipe(path: Path, given: Given, family: str | None = None) -> Recipe:
     """The recipe in a YAML file with sections stage1 and stage2; `given` settings win in both of its stages.
 
     What belongs to a single run, such as its seed and its folder, is left out. Raises UsageError if the file or a
@@ -58,8 +58,8 @@ def read_recipe(path: Path, given: Settings, family: str | None = None) -> Recip
             raise UsageError(f"{path}: {name} {value} in stage2 is not stage 1's {one[name]}, which stage 2 takes over")
     family = family or ("imagenet" if one.get("dataset") in IMAGENET else "cifar10")
     one, two = one | dict(given), two | dict(given)
-    two.setdefault("dataset", make_config(family, 1, one).dataset)
-    make_config(family, 2, two)
+    two.setdefault("dataset", make_settings(family, 1, one).dataset)
+    make_settings(family, 2, two)
     recipe = Recipe(_name(path), family, one, two)
     if recipe.model not in list_models(family):
         raise UsageError(f"{path}: unknown model {recipe.model!r}; choose from {', '.join(list_models(family))}")
@@ -93,9 +93,9 @@ def with_epochs(recipe: Recipe, epochs: tuple[int, int]) -> Recipe:
     )
 
 
-def lasting(family: str, stage: int, settings: Settings, epochs: int) -> Settings:
+def lasting(family: str, stage: int, settings: Given, epochs: int) -> Given:
     """A stage's settings with another number of epochs, warm-up and steps of the learning rate in proportion."""
-    c = make_config(family, stage, settings)
+    c = make_settings(family, stage, settings)
     if epochs == c.epochs:
         return settings
     scale = epochs / c.epochs

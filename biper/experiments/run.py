@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from biper.errors import UsageError
-from biper.experiments.recipe import Settings
+from biper.experiments.recipe import Given
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.inheritance import training_config
 from biper.training.log import LOG_FILE, METRICS_FILE
 from biper.training.run_folder import CONFIG_FILE, read_settings, run_folder
-from biper.training.settings import Config
+from biper.training.settings import Settings
 from biper.training.train import train
 from biper.training.trainer import History, best_row
 
@@ -29,7 +29,7 @@ SECONDS = re.compile(r" epoch (\d+)/.*  ([\d.]+) s(?:  |$)")  # of a finished ep
 class Run:
     """A finished stage."""
 
-    config: Config
+    config: Settings
     history: History  # a row an epoch
 
     @property
@@ -60,7 +60,7 @@ class Run:
         return statistics.median(found.values()) if found else math.nan
 
 
-def conduct(family: str, settings: Mapping[int, Settings], seed: int, folders: Mapping[int, Path]) -> dict[int, Run]:
+def conduct(family: str, settings: Mapping[int, Given], seed: int, folders: Mapping[int, Path]) -> dict[int, Run]:
     """The stages of one seed, by number; stage 2 starts from stage 1's best epoch if there is a stage 1.
 
     A stage is trained in its folder, from where it was interrupted if it was; not if it is there already. Raises
@@ -75,7 +75,7 @@ def conduct(family: str, settings: Mapping[int, Settings], seed: int, folders: M
     return runs
 
 
-def _run(family: str, stage: int, settings: Settings, folder: Path) -> Run:
+def _run(family: str, stage: int, settings: Given, folder: Path) -> Run:
     given = {**settings, "results_dir": str(folder), "resume": True}
     if (folder / LATEST).exists():
         _keep_paths(given, read_settings(folder, stage), folder)
@@ -89,7 +89,7 @@ def _run(family: str, stage: int, settings: Settings, folder: Path) -> Run:
     return Run(config, read_checkpoint(folder / LATEST)["history"])
 
 
-def _keep_paths(given: dict[str, Any], stored: Settings, folder: Path) -> None:
+def _keep_paths(given: dict[str, Any], stored: Given, folder: Path) -> None:
     """Where a run started from stays what it was when its folder has moved since; other data are worth a line."""
     if "load_ckpt_stage1" in given:
         given["load_ckpt_stage1"] = stored["load_ckpt_stage1"]
@@ -98,7 +98,7 @@ def _keep_paths(given: dict[str, Any], stored: Settings, folder: Path) -> None:
         log.warning("%s was trained on the data in %s, not in %s", folder, stored["data_path"], here)
 
 
-def _finished(config: Config) -> bool:
+def _finished(config: Settings) -> bool:
     """Whether a run is whole: metrics.csv is the last file that an epoch writes. Raises UsageError if BEST is gone."""
     folder = run_folder(config)
     rows = logged(folder)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from biper.experiments.recipe import Recipe, Settings, lasting
-from biper.training.settings import make_config
+from biper.experiments.recipe import Given, Recipe, lasting
+from biper.training.settings import make_settings
 
 FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
 
@@ -13,7 +13,7 @@ class Variant:
     """A way to train: the settings of its stages by number, each with the folder of its runs (shared by variants)."""
 
     title: str
-    stages: dict[int, tuple[str, Settings]]
+    stages: dict[int, tuple[str, Given]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def studies(recipe: Recipe) -> dict[str, Study]:
     return {study.name: study for study in made}
 
 
-def _both(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, Settings]]:
+def _both(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, Given]]:
     """Both stages, with the same changes."""
     return {1: (key, {**recipe.stage1, **changes}), 2: (key, {**recipe.stage2, **changes})}
 
@@ -78,7 +78,7 @@ def _regularizer(recipe: Recipe, base: Variant) -> Study:
         "off": _both(recipe, "regularizer_off", regularizer=False),
         "cos², opposite": _both(recipe, "regularizer_cos2", regularizer=True, regularizer_form="cos2"),
     }
-    both = [make_config(recipe.family, stage, s) for stage, s in ((1, recipe.stage1), (2, recipe.stage2))]
+    both = [make_settings(recipe.family, stage, s) for stage, s in ((1, recipe.stage1), (2, recipe.stage2))]
     kinds = {c.regularizer_form if c.regularizer else "off" for c in both}
     own = {"sin2": "sin², published", "off": "off", "cos2": "cos², opposite"}[kinds.pop()] if len(kinds) == 1 else ""
     variants = tuple(Variant(title, base.stages if title == own else stages) for title, stages in forms.items())
@@ -88,7 +88,9 @@ def _regularizer(recipe: Recipe, base: Variant) -> Study:
 
 def _learning_rate(recipe: Recipe, base: Variant) -> Study:
     """Stage 2 is varied from the same stage 1."""
-    one, two = (make_config(recipe.family, s, settings).lr for s, settings in ((1, recipe.stage1), (2, recipe.stage2)))
+    one, two = (
+        make_settings(recipe.family, s, settings).lr for s, settings in ((1, recipe.stage1), (2, recipe.stage2))
+    )
     variants = [Variant(f"{one:g}, {two:g}", base.stages)]
     for factor in (0.5, 2.0):
         key = f"stage1_lr_{factor * one:g}"

@@ -1,10 +1,20 @@
 """The blocks of the ResNets; how the shape changes in a skip is each family's own."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from biper.models.registry import Precision
+
+Layer = TypeVar("Layer", bound=nn.Module)
+NO_WEIGHT_DECAY = "no_weight_decay"
+
+
+def without_weight_decay(layer: Layer) -> Layer:
+    """Mark a convolution or linear layer that the published training leaves out of ImageNet's weight decay."""
+    setattr(layer, NO_WEIGHT_DECAY, True)
+    return layer
 
 
 class Block(nn.Module):

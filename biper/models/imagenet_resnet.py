@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.models.blocks import DoubleSkip
+from biper.models.blocks import DoubleSkip, without_weight_decay
 from biper.models.registry import Network, Precision, register
 
 INITIAL_GAIN = 1e-8  # published: every residual branch starts as almost nothing beside its skip
@@ -19,7 +19,8 @@ class DownsampledDoubleSkip(DoubleSkip):
         super().__init__(in_channels, channels, stride, precision)
         self.downsample = nn.Sequential()
         if stride != 1 or in_channels != channels:
-            self.downsample.append(precision.real_conv(in_channels, channels, 1, stride, bias=False))
+            convolution = precision.real_conv(in_channels, channels, 1, stride, bias=False)
+            self.downsample.append(without_weight_decay(convolution))
             self.downsample.append(nn.BatchNorm2d(channels))
 
     def skip(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biper.models.blocks import without_weight_decay
 from biper.models.registry import Network, Precision, register
 
 GROUP = 16  # input channels that a 3x3 filter sees; depth-wise ones would leave a binary sum of nine terms
@@ -14,7 +15,8 @@ class Stem(nn.Sequential):
     """Real 3x3/2 convolution and batch norm, then the activation of the network's precision."""
 
     def __init__(self, channels: int, precision: Precision) -> None:
-        super().__init__(precision.real_conv(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels))
+        convolution = precision.real_conv(3, channels, 3, stride=2, padding=1, bias=False)
+        super().__init__(without_weight_decay(convolution), nn.BatchNorm2d(channels))
         self.activation = precision.activation
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ WITH_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one layer. became: the class that stands in its place now, '' if it stays; reason: why it stays."""
+    """What became of a layer. became: the class that stands in its place now, '' if it stays; reason: why it does."""
 
     name: str
     layer: str

@@ -1,4 +1,7 @@
-"""Several processes that train together, as torchrun starts them. With one process everything here does nothing."""
+"""Several processes that train together, as torchrun starts them. With one process everything here does nothing.
+
+Functions named after a collective operation (all_reduce, broadcast, all_gather) must be called by every process.
+"""
 
 import inspect
 import os
@@ -105,7 +108,7 @@ def joint() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in each of them."""
     if joint():
         tensor = tensor.clone()
@@ -113,7 +116,7 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def decided(value: bool) -> bool:
+def broadcast_decision(value: bool) -> bool:
     """What the first process says, in all of them; no device waits for it."""
     if not joint():
         return value
@@ -122,7 +125,7 @@ def decided(value: bool) -> bool:
     return bool(told.item())
 
 
-def require_equal(value: Any, what: str) -> None:  # noqa: ANN401
+def all_gather_equal(value: Any, what: str) -> None:  # noqa: ANN401
     """Raise UsageError in every process unless all of them bring the same value."""
     if not joint():
         return
@@ -142,10 +145,10 @@ def replicated(network: nn.Module) -> DistributedDataParallel:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
+def all_reduce_buffers(model: nn.Module) -> None:
     """Set every floating buffer (batch norm's statistics) to its mean over the processes."""
     if joint():
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        flat = total(torch.cat([buffer.flatten() for buffer in buffers])) / dist.get_world_size()
+        flat = all_reduce_sum(torch.cat([buffer.flatten() for buffer in buffers])) / dist.get_world_size()
         for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(mean.view_as(buffer))

@@ -12,13 +12,13 @@ from biper.training.distributed import Processes, joined
 from biper.training.log import Progress
 from biper.training.loop import Metrics, evaluate
 from biper.training.process import describe_devices, seed_everything, select_devices
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
 ALONE = Processes()
 
 
-def evaluate_checkpoint(network: Network | PackedNetwork, config: Config, processes: Processes = ALONE) -> Metrics:
+def evaluate_checkpoint(network: Network | PackedNetwork, config: Settings, processes: Processes = ALONE) -> Metrics:
     """Log and return the metrics of a loaded network, packed or not, over the test images.
 
     They are shared with the other processes if there are any.
@@ -28,7 +28,7 @@ def evaluate_checkpoint(network: Network | PackedNetwork, config: Config, proces
         return _evaluate(network, config, processes)
 
 
-def _evaluate(network: Network | PackedNetwork, config: Config, processes: Processes) -> Metrics:
+def _evaluate(network: Network | PackedNetwork, config: Settings, processes: Processes) -> Metrics:
     devices = select_devices(config.device, config.gpus, config.type, processes)
     device = devices[0]
     seed_everything(config.seed, config.deterministic)

@@ -22,7 +22,7 @@ from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack
 from biper.training.inheritance import evaluation
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
 COMPARED, RANDOM = 256, 16  # images
@@ -99,7 +99,7 @@ def _require_free(path: Path, ours: Callable[[Path], bool]) -> None:
         raise UsageError(f"{path} cannot be written: its folder is read-only")
 
 
-def _images(network: Network, config: Config, required: bool) -> tuple[Iterator[Tensor], str]:
+def _images(network: Network, config: Settings, required: bool) -> tuple[Iterator[Tensor], str]:
     """Batches of normalized images to compare on, and what they are: test images where they are at hand."""
     m = network.metadata
     try:

@@ -12,7 +12,7 @@ from biper.models.metadata import Metadata
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
 from biper.training.run_folder import read_settings, run_folder, settings_of
-from biper.training.settings import DATASETS, Config, differences, make_config
+from biper.training.settings import DATASETS, Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
@@ -20,7 +20,7 @@ NAMED = tuple(name for name in DATASETS if name != FOLDER)
 OF_FOLDERS = ("dataset", "data_path", "image_size")
 
 
-def training_config(family: str, stage: int, given: Given) -> Config:
+def training_config(family: str, stage: int, given: Given) -> Settings:
     """The settings of a training run: the user's, then the run's that is resumed or stage 1's, then the defaults.
 
     Raises UsageError where the user's contradict the resumed run's or stage 1's.
@@ -46,20 +46,20 @@ def training_config(family: str, stage: int, given: Given) -> Config:
         # the default folder is named after data and model, which stage 2 may leave to stage 1's checkpoint
         named = start and not given.get("results_dir") and Path(given["load_ckpt_stage1"]).is_file()
         inherited = inherit_stage1(family, given) if named else {}
-        stored = read_settings(run_folder(make_config(family, stage, inherited | given)), stage)
+        stored = read_settings(run_folder(make_settings(family, stage, inherited | given)), stage)
         if stored:
             stored = {"amp": "off"} | stored  # as it was before there was a choice
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
-            return _resumed(make_config(family, stage, stored | given), stored)
+            return _resumed(make_settings(family, stage, stored | given), stored)
     if stage == 2 and not fresh:
         if not start:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
-        return make_config(family, stage, inherit_stage1(family, given) | given)
-    return make_config(family, stage, given)
+        return make_settings(family, stage, inherit_stage1(family, given) | given)
+    return make_settings(family, stage, given)
 
 
-def _resumed(config: Config, stored: Given) -> Config:
+def _resumed(config: Settings, stored: Given) -> Settings:
     changed = differences(config, stored)
     if changed:
         text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
@@ -86,7 +86,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     return inherited
 
 
-def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Config]:
+def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Settings]:
     """The network of --evaluate's file, a checkpoint or packed, and the settings of its evaluation.
 
     The file decides; what the user gave may only add to it. Raises UsageError for a contradiction. family and stage are
@@ -112,7 +112,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
-    return network, make_config(m.family, m.stage, taken | given | _identity(m))
+    return network, make_settings(m.family, m.stage, taken | given | _identity(m))
 
 
 def _identity(m: Metadata) -> Given:
@@ -120,7 +120,7 @@ def _identity(m: Metadata) -> Given:
     return {"model": m.model} | ({} if m.freq is None else {"freq": m.freq})
 
 
-def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Config]:
+def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Settings]:
     path = Path(given["evaluate"])
     packed = read(path)
     network, m = packed.network, packed.metadata
@@ -132,7 +132,7 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
     if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
         settings.setdefault("image_size", m.image_size)
-    return network, make_config(m.family, m.stage, settings | _identity(m))
+    return network, make_settings(m.family, m.stage, settings | _identity(m))
 
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from biper.data.sharding import Loader
 from biper.errors import TrainingDiverged
 from biper.nn.losses import Regularizer, periodic_regularizer
-from biper.training.distributed import total
+from biper.training.distributed import all_reduce_sum
 from biper.training.process import DelayedRead
 
 
@@ -70,7 +70,7 @@ class Totals:
 
     def over_processes(self) -> tuple[list[float], int]:
         """The sums and the count of all processes; this waits for the device. Raises TrainingDiverged."""
-        values = total(torch.cat([self.sums, self.sums.new_full((1,), self.count)])).tolist()
+        values = all_reduce_sum(torch.cat([self.sums, self.sums.new_full((1,), self.count)])).tolist()
         if not math.isfinite(values[0] + values[1]):  # every process sees it, so all of them stop
             self._name_divergence()
             raise TrainingDiverged(f"the loss is {values[0] + values[1]} in {self.where}")

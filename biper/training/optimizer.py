@@ -1,26 +1,37 @@
 """The optimizer of a run, and which of its parameters decay."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.modules.conv import _ConvNd
 
-Decays = Callable[[str], bool]  # by a parameter's name
-DECAYS: dict[str, Decays] = {
-    "cifar10": lambda name: True,
-    # the convolutions' (alpha included) and the classifier's; not batch norm's, not the downsampling branch's
-    "imagenet": lambda name: name.rsplit(".", 2)[-2].startswith(("conv", "fc")),
-}
+from biper.models.blocks import NO_WEIGHT_DECAY
+
+
+def decays(owner: nn.Module, family: str) -> bool:
+    """Whether a module's own parameters decay, as published for a family.
+
+    CIFAR's: all. ImageNet's: those of convolutions (alpha included) and linear layers, unless the architecture has
+    marked the layer by `without_weight_decay`; not those of norms, nor of the model itself.
+    """
+    if family != "imagenet":
+        return True
+    return isinstance(owner, _ConvNd | nn.Linear) and not getattr(owner, NO_WEIGHT_DECAY, False)
 
 
 def parameter_groups(model: nn.Module, family: str, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that decay and those that do not, as published for a family; a group that is empty is left out."""
-    names = [name for name, _ in model.named_parameters()]
-    decayed = {name for name in names if DECAYS[family](name)}
+    """The parameters that decay, then those that do not, each in the model's order; a group that is empty is left out.
+
+    A parameter that several modules share is its first owner's.
+    """
+    decayed: dict[nn.Parameter, bool] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            decayed.setdefault(parameter, decays(module, family))
     groups = [
-        {"params": [p for n, p in model.named_parameters() if n in decayed], "weight_decay": weight_decay},
-        {"params": [p for n, p in model.named_parameters() if n not in decayed], "weight_decay": 0.0},
+        {"params": [p for p, decay in decayed.items() if decay], "weight_decay": weight_decay},
+        {"params": [p for p, decay in decayed.items() if not decay], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -12,12 +12,12 @@ from biper.errors import UsageError
 from biper.files import atomically
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.settings import SETTINGS, Config, convert, read_yaml
+from biper.training.settings import SETTINGS, Settings, convert, read_yaml
 
 CONFIG_FILE = "config.yaml"
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(config: Settings) -> Path:
     """Where a run keeps its files."""
     default = f"results/{config.dataset}_{config.model}_stage{config.stage}"
     return Path(config.results_dir or default) / config.save
@@ -38,14 +38,14 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"the results folder {folder} cannot be written: {there} is read-only")
 
 
-def run_settings(config: Config) -> dict[str, Any]:
+def run_settings(config: Settings) -> dict[str, Any]:
     """The settings that belong to a run, as plain values; where it lies and what is done with it do not."""
     own = {"family", "stage", "results_dir", "save", "resume", "evaluate"}
     values = {name: value for name, value in asdict(config).items() if name not in own}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def write_settings(config: Config, folder: Path) -> None:
+def write_settings(config: Settings, folder: Path) -> None:
     """The whole configuration as YAML, in the form that --config reads."""
     with atomically(folder / CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump({f"stage{config.stage}": run_settings(config)}, sort_keys=False))

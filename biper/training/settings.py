@@ -29,13 +29,13 @@ def setting(
     below: float | None = None,
     runtime: bool = False,
 ) -> Any:  # noqa: ANN401
-    """A field of Config. low, above and below bound its value; runtime: it does not change what a run computes."""
+    """A field of Settings. low, above and below bound its value; runtime: it does not change what a run computes."""
     facts = {"group": group, "text": text, "short": short, "choices": tuple(choices), "runtime": runtime}
     return field(default=default, metadata=facts | {"low": low, "above": above, "below": below})
 
 
 @dataclass(frozen=True)
-class Config:
+class Settings:
     """Every setting of one run of one stage. Units: epochs, images, radians per unit weight (freq)."""
 
     family: str
@@ -130,8 +130,8 @@ class Config:
             raise UsageError("--lr_type step needs --lr_decay_step EPOCH [EPOCH ...]")
 
 
-SETTINGS = {f.name: f for f in fields(Config) if f.metadata}
-FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {  # as published, where they differ from Config's, which are CIFAR's
+SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {  # as published, where they differ from Settings', which are CIFAR's
     "cifar10": {},
     "imagenet": {
         "dataset": "imagenet",
@@ -147,9 +147,9 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {  # as published, where they diffe
 }
 
 
-def make_config(family: str, stage: int, given: Mapping[str, Any]) -> Config:
+def make_settings(family: str, stage: int, given: Mapping[str, Any]) -> Settings:
     """The settings of a run: those given, then the family's defaults. Raises UsageError for values out of bounds."""
-    return Config(family, stage, **(FAMILY_DEFAULTS[family] | dict(given)))
+    return Settings(family, stage, **(FAMILY_DEFAULTS[family] | dict(given)))
 
 
 def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401
@@ -175,7 +175,7 @@ def convert(name: str, value: Any) -> Any:  # noqa: ANN401
     """A value read from YAML or a checkpoint, as the type of the setting. Raises UsageError if it is of another."""
     if value is False and name == "amp":
         value = "off"  # which YAML 1.1 reads as false
-    hint = float if name == "tau" else get_type_hints(Config)[name]
+    hint = float if name == "tau" else get_type_hints(Settings)[name]
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_scalar(name, item, get_args(hint)[0]) for item in items)
@@ -210,7 +210,7 @@ def expand_tau(values: Mapping[str, Any]) -> dict[str, Any]:
     return rest | dict.fromkeys(("tau_min", "tau_max"), values["tau"])
 
 
-def differences(config: Config, settings: Mapping[str, Any]) -> list[str]:
+def differences(config: Settings, settings: Mapping[str, Any]) -> list[str]:
     """The settings that decide what a run computes and differ, as 'name: here (there)'."""
     return [
         f"{name}: {getattr(config, name)} (there {settings[name]})"

@@ -11,14 +11,14 @@ from biper.training.distributed import Processes, joined
 from biper.training.log import Clock, Recorder
 from biper.training.process import describe_devices
 from biper.training.run_folder import write_settings
-from biper.training.settings import Config
+from biper.training.settings import Settings
 from biper.training.trainer import Stage, best_row
 
 log = logging.getLogger("biper")
 ALONE = Processes()
 
 
-def train(config: Config, processes: Processes = ALONE) -> Path:
+def train(config: Settings, processes: Processes = ALONE) -> Path:
     """Run a stage to its end, with the other processes if there are any, and return the path of its best checkpoint.
 
     Raises UsageError before anything is written if the settings, the data or the folder are unfit, and
@@ -79,7 +79,7 @@ def run_epochs(stage: Stage, recorder: Recorder | None) -> None:
         log.info("%s  %.1f s%s%s", describe(row, config), seconds, replaced, expected)
 
 
-def describe(row: Mapping[str, Any], config: Config) -> str:
+def describe(row: Mapping[str, Any], config: Settings) -> str:
     """An epoch in one line."""
     return (
         f"epoch {row['epoch']}/{config.epochs}  lr {row['lr']:.4g}  tau {row['tau']:.4f}"

@@ -18,19 +18,26 @@ from biper.nn.losses import opposite
 from biper.nn.quantization_error import quantization_error
 from biper.training.acceleration import accelerate, chosen_amp
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
-from biper.training.distributed import Processes, average_buffers, decided, replicated, require_equal, total
+from biper.training.distributed import (
+    Processes,
+    all_gather_equal,
+    all_reduce_buffers,
+    all_reduce_sum,
+    broadcast_decision,
+    replicated,
+)
 from biper.training.log import Progress, metric_columns
 from biper.training.loop import Metrics, Totals, check_finite, evaluate, train_one_epoch
 from biper.training.optimizer import build_optimizer, load_optimizer
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
 from biper.training.schedule import lr_at, tau_at
-from biper.training.settings import Config
+from biper.training.settings import Settings
 
 History = list[dict[str, Any]]  # a row an epoch
 
 
-def initial_network(config: Config, num_classes: int) -> Network:
+def initial_network(config: Settings, num_classes: int) -> Network:
     """Stage 1: a fresh network. Stage 2: stage 1's network with the square wave switched on (warm start).
 
     With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
@@ -68,7 +75,7 @@ def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class Stage:
     """Making one writes nothing; all processes make one together."""
 
-    def __init__(self, config: Config, processes: Processes) -> None:
+    def __init__(self, config: Settings, processes: Processes) -> None:
         self.config, self.processes = config, processes
         c = config
         self.folder = run_folder(c)
@@ -105,7 +112,7 @@ class Stage:
         self.partial: dict[str, Any] = {}  # what those steps have summed up, over all processes
         if saved:
             self._go_on_from(saved)
-        require_equal((self.epoch, self.step), "where to go on")
+        all_gather_equal((self.epoch, self.step), "where to go on")
         self.model = self._parallel()
         self.saved_at = time.monotonic()
 
@@ -178,7 +185,7 @@ class Stage:
         loader.replaced = self.partial.pop("replaced", 0) if self.processes.main else 0
         totals = Totals(loader.device, f"epoch {epoch + 1}", **(self.partial if self.processes.main else {}))
         train = self._train(loader, epoch, tau, totals)
-        average_buffers(self.network)
+        all_reduce_buffers(self.network)
         check_finite(self.network, f"at the end of epoch {epoch + 1}")
         if self.processes.size > 1:  # if one process cannot read a test image, the others hear of it too late to save
             self._save_within(len(loader), totals)
@@ -213,12 +220,12 @@ class Stage:
 
     def _save_if_due(self, step: int, totals: Totals) -> None:
         minutes = self.config.checkpoint_minutes
-        if minutes and decided(time.monotonic() - self.saved_at >= 60 * minutes):
+        if minutes and broadcast_decision(time.monotonic() - self.saved_at >= 60 * minutes):
             self._save_within(step, totals)
 
     def _save_within(self, step: int, totals: Totals) -> None:
         sums, count = totals.over_processes()
-        average_buffers(self.network)
+        all_reduce_buffers(self.network)
         check_finite(self.network, f"after step {step} of epoch {self.epoch + 1}")
         self.step, self.partial = step, {"sums": sums, "count": count, "replaced": self._replaced()}
         self.save()
@@ -226,7 +233,7 @@ class Stage:
     def _replaced(self) -> int:
         """Damaged images of this epoch for which others were taken, over all processes."""
         assert self.loaders.train is not None
-        return int(total(torch.tensor(self.loaders.train.replaced)).item())
+        return int(all_reduce_sum(torch.tensor(self.loaders.train.replaced)).item())
 
     def save(self) -> None:
         """Write the latest checkpoint, in the first process alone."""

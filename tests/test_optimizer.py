@@ -1,7 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from biper import create_model
+from biper.models import list_models
+from biper.models.blocks import without_weight_decay
+from biper.nn.layers import BinaryConv2d
 from biper.training.optimizer import build_optimizer, load_optimizer, parameter_groups
 
 
@@ -28,32 +32,49 @@ def test_unknown_name():
         build("lamb")
 
 
-DECAY = {  # a parameter's name, and whether it decays
-    "resnet18_1w1a": {
-        "conv1.weight": True,
-        "bn1.weight": False,
-        "layer2.0.conv1.weight": True,
-        "layer2.0.conv1.alpha": True,
-        "layer2.0.bn1.bias": False,
-        "layer2.0.downsample.0.weight": False,
-        "layer2.0.downsample.1.weight": False,
-        "bn2.weight": False,
-        "fc.weight": True,
-        "fc.bias": True,
-    },
-    "mobilenet_1w1a": {"model.0.0.weight": False, "model.1.conv3.alpha": True, "model.1.bn3.weight": False},
-}
+def published_rule(name):
+    """The published code's, which goes by a parameter's name."""
+    return name.rsplit(".", 2)[-2].startswith(("conv", "fc"))
 
 
-@pytest.mark.parametrize("name", DECAY)
-def test_of_imagenet_networks_only_layers_named_conv_and_fc_decay(name):
+@pytest.mark.parametrize("name", list_models("imagenet"))
+def test_of_imagenet_networks_decays_what_the_published_code_names(name):
     model = create_model(name, family="imagenet", num_classes=3)
     decayed, kept = parameter_groups(model, "imagenet", 1e-4)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-4, 0.0)
-    inside = {id(p) for p in decayed["params"]}
-    parameters = dict(model.named_parameters())
-    assert {key: id(parameters[key]) in inside for key in DECAY[name]} == DECAY[name]
-    assert len(decayed["params"]) + len(kept["params"]) == len(parameters)
+    names = {parameter: key for key, parameter in model.named_parameters()}
+    assert [names[p] for p in decayed["params"]] == [n for n in names.values() if published_rule(n)]
+    assert [names[p] for p in kept["params"]] == [n for n in names.values() if not published_rule(n)]
+
+
+class OtherNames(nn.Module):
+    """Layers of other names than the published ones, and parameters of the model itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.convolved_norm = nn.BatchNorm2d(16)
+        self.binary = BinaryConv2d(16, 16, 3)
+        self.norm = nn.GroupNorm(2, 16)
+        self.head = nn.Linear(16, 3)
+
+
+def test_the_kind_of_the_layer_decides_not_its_name():
+    model = OtherNames()
+    decayed, kept = parameter_groups(model, "imagenet", 1e-4)
+    names = {parameter: key for key, parameter in model.named_parameters()}
+    layers = ["stem.weight", "stem.bias", "binary.weight", "binary.alpha", "head.weight", "head.bias"]
+    norms = ["convolved_norm.weight", "convolved_norm.bias", "norm.weight", "norm.bias"]
+    assert {names[p] for p in decayed["params"]} == set(layers)
+    assert [names[p] for p in kept["params"]] == ["temperature", *norms]
+
+
+def test_an_architecture_can_leave_a_layer_out():
+    model = OtherNames()
+    without_weight_decay(model.head)
+    decayed, _ = parameter_groups(model, "imagenet", 1e-4)
+    assert not {model.head.weight, model.head.bias} & set(decayed["params"])
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -64,7 +85,7 @@ def test_a_state_of_another_memory_format_is_taken_over(name):
         torch.manual_seed(0)
         saved = None
         for memory_format in (torch.contiguous_format, layout):
-            layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=memory_format)
+            layer = nn.Conv2d(4, 8, 3).to(memory_format=memory_format)
             with torch.no_grad():
                 layer.weight.copy_(torch.arange(288.0).view(8, 4, 3, 3))
             settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
