@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,18 +15,57 @@ from biper.data.folder import decode, open_image, read_folder
 from biper.data.memory import Images
 from biper.data.samples import TINY, Samples, folder_samples, tiny_imagenet_samples
 from biper.errors import UsageError
-from biper.training.settings import Config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_SIZE, IMAGENET_SHORTER = 224, 256
 
 
+class DataSettings(Protocol):
+    """What the data need to know of a run's settings."""
+
+    @property
+    def family(self) -> str:
+        """Whose networks see the data."""
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+
+    @property
+    def data_path(self) -> str:
+        """Its folder; empty: where it lies by default."""
+
+    @property
+    def image_size(self) -> int | None:
+        """The side at which images are shown; None: the data set's own."""
+
+    @property
+    def workers(self) -> int:
+        """Processes or threads that decode images."""
+
+    @property
+    def use_dali(self) -> bool:
+        """Whether DALI reads what is streamed."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step of training, over all processes."""
+
+    @property
+    def batch_size_test(self) -> int:
+        """Images of a step of evaluation, over all processes."""
+
+    @property
+    def seed(self) -> int:
+        """What order and augmentation follow from."""
+
+
 @dataclass(frozen=True)
 class MemorySet:
-    """A data set that is held on the device. read: (config, path, train) -> Images."""
+    """A data set that is held on the device. read: (settings, path, train) -> Images."""
 
-    read: Callable[[Config, Path, bool], Images]
+    read: Callable[[DataSettings, Path, bool], Images]
     mean: tuple[float, ...] = IMAGENET_MEAN  # published for CIFAR-10
     std: tuple[float, ...] = IMAGENET_STD
     padding: float = 1 / 8  # of the image's side: 4 pixels of 32
@@ -48,13 +88,13 @@ class StreamSet:
 
 
 MEMORY_SETS = {
-    "cifar10": MemorySet(lambda config, path, train: read_cifar("cifar10", path, train)),
+    "cifar10": MemorySet(lambda settings, path, train: read_cifar("cifar10", path, train)),
     "cifar100": MemorySet(
-        lambda config, path, train: read_cifar("cifar100", path, train), (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+        lambda settings, path, train: read_cifar("cifar100", path, train), (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
     ),
-    "folder": MemorySet(lambda config, path, train: read_folder(path, train, config.image_size, config.workers)),
+    "folder": MemorySet(lambda settings, path, train: read_folder(path, train, settings.image_size, settings.workers)),
     "digits": MemorySet(
-        lambda config, path, train: read_digits(train, config.image_size or 32),
+        lambda settings, path, train: read_digits(train, settings.image_size or 32),
         mean=(0.305,) * 3,  # ours: measured on the 8x8 training images
         std=(0.376,) * 3,
         padding=1 / 16,
@@ -109,19 +149,19 @@ def default_data_path(dataset: str) -> Path:
     return REPOSITORY / "cifar10" / "data" / dataset.upper()
 
 
-def data_folder(config: Config) -> Path:
+def data_folder(settings: DataSettings) -> Path:
     """The folder of a run's data. Raises UsageError if there is none."""
-    if config.dataset == "digits":
+    if settings.dataset == "digits":
         return Path()  # they come with scikit-learn
-    if config.dataset == "folder" and not config.data_path:
+    if settings.dataset == "folder" and not settings.data_path:
         raise UsageError("--dataset folder needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it")
-    if config.image_size and config.dataset.startswith("cifar"):
-        raise UsageError(f"--image_size is not for {config.dataset}, which has 32x32 images")
-    path = Path(config.data_path) if config.data_path else default_data_path(config.dataset)
-    if config.data_path and not path.is_dir():
+    if settings.image_size and settings.dataset.startswith("cifar"):
+        raise UsageError(f"--image_size is not for {settings.dataset}, which has 32x32 images")
+    path = Path(settings.data_path) if settings.data_path else default_data_path(settings.dataset)
+    if settings.data_path and not path.is_dir():
         raise UsageError(f"no data at {path}: --data_path is not a folder")
-    if config.dataset == "imagenet" and not path.is_dir():
+    if settings.dataset == "imagenet" and not path.is_dir():
         raise UsageError(f"no ImageNet in {path}: see imagenet/dataset/README.md, or give --data_path FOLDER")
-    if config.dataset == "tinyimagenet" and not path.is_dir():
+    if settings.dataset == "tinyimagenet" and not path.is_dir():
         raise UsageError(f"no Tiny ImageNet in {path}: unpack its archive there, or give --data_path FOLDER")
     return path
