@@ -2,20 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from biper.data.crops import cut
 from biper.data.dali import DaliReader, has_dali
-from biper.data.datasets import (
-    IMAGENET_SIZE,
-    DataSettings,
-    MemorySet,
-    StreamSet,
-    data_folder,
-    default_data_path,
-    find_set,
-)
-from biper.data.memory import Images, MemoryLoader
+from biper.data.datasets import IMAGENET_SIZE, DataSettings, MemorySet, StreamSet, find_dataset, find_folder
+from biper.data.folder import decode, open_image
+from biper.data.memory import Augmentation, Images, MemoryLoader
 from biper.data.pillow import PillowReader, Reader, Source
 from biper.data.samples import Samples
 from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
@@ -23,7 +19,7 @@ from biper.data.stream import StreamLoader
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
 
-__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "has_dali", "require_same_classes"]
+__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "has_dali", "require_same_classes", "view_image"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,14 @@ def build_loaders(
     if train and smallest_share(settings.batch_size, replicas, shard.size) < 2:
         shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
         raise UsageError(f"-b {settings.batch_size} over {shares} leaves one a single image: batch norm needs two")
-    data, path = find_set(settings.dataset, settings.family), data_folder(settings)
+    data = find_dataset(settings.dataset, settings.family)
+    path = find_folder(data, settings)
     place = Place(device, mean or data.mean, std or data.std, shard, replicas)
     splits = (False, True) if train else (False,)
     if isinstance(data, StreamSet):
         loaders = _streamed(data, settings, place, [data.read(path, split) for split in splits])
     else:
-        loaders = _in_memory(data, settings, place, [data.read(settings, path, split) for split in splits])
+        loaders = _in_memory(data, settings, place, [data.read(path, split, settings) for split in splits])
     if loaders.train is not None and not loaders.train.count:
         raise UsageError(f"too few training images in {path}: batch norm needs two for each GPU or process")
     return loaders
@@ -112,7 +109,7 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
             mean=p.mean,
             std=p.std,
             device=p.device,
-            augmentation=data.augmentation(side) if training else None,
+            augmentation=Augmentation(round(side * data.padding), data.flip) if training else None,
             seed=settings.seed,
             replicas=p.replicas,
             shard=p.shard,
@@ -124,7 +121,7 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
 
 
 def _streamed(data: StreamSet, settings: DataSettings, place: Place, splits: Sequence[Samples]) -> Loaders:
-    size = settings.image_size or IMAGENET_SIZE
+    size = settings.image_size or data.fixed_size or IMAGENET_SIZE
     p = place
 
     def loader(samples: Samples, training: bool) -> StreamLoader:
@@ -142,3 +139,15 @@ def _streamed(data: StreamSet, settings: DataSettings, place: Place, splits: Seq
     test, *train = (loader(samples, bool(training)) for training, samples in enumerate(splits))
     s = splits[0]
     return Loaders(test, s.classes, s.names, p.mean, p.std, size, train[0] if train else None)
+
+
+def view_image(file: Path, data: MemorySet | StreamSet, size: int) -> np.ndarray:
+    """One image as evaluation on a data set shows it, (size, size, 3) uint8.
+
+    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. Raises
+    UsageError naming an image that cannot be read.
+    """
+    if isinstance(data, MemorySet):
+        return decode(file, size)
+    image = open_image(file)
+    return cut(image, data.view(size, False).window(image.width, image.height, np.random.default_rng(0)))
