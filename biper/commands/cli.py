@@ -159,7 +159,7 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
 def _download(argv: Sequence[str] | None) -> None:
     args = download_parser().parse_args(argv)
     from biper.data.cifar import fetch_cifar
-    from biper.data.loaders import default_data_path
+    from biper.data.datasets import default_data_path
 
     path = args.data_path or default_data_path(args.dataset)
     fetch_cifar(args.dataset, path, args.archive)
@@ -168,8 +168,8 @@ def _download(argv: Sequence[str] | None) -> None:
 
 def _prepare(argv: Sequence[str] | None) -> None:
     args = prepare_parser().parse_args(argv)
+    from biper.data.datasets import default_data_path
     from biper.data.imagenet import prepare_imagenet
-    from biper.data.loaders import default_data_path
 
     path = args.data_path or default_data_path("imagenet")
     prepare_imagenet(args.archives, path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
+from biper.data.datasets import MemorySet
 from biper.data.memory import Images
 from biper.errors import UsageError
 
@@ -118,3 +119,9 @@ def check_memory(folder: Path, needed: int) -> None:
     if needed > 0.8 * total:
         sizes = f"{needed / 2**30:.0f} GiB in memory, the machine has {total / 2**30:.0f}"
         raise UsageError(f"the images of {folder} need {sizes}: give a smaller --image_size")
+
+
+FOLDER = MemorySet(
+    title="a folder of images",
+    read=lambda path, train, settings: read_folder(path, train, settings.image_size, settings.workers),
+)

@@ -82,7 +82,7 @@ def metadata_from(saved: Mapping[str, Any]) -> Metadata:
 
     Raises TypeError, KeyError or ValueError for others.
     """
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in saved.items()}
     if "freq" in values or "stage" in values:
         pair = biper_quantizers(values["model"], values.pop("freq"), values.pop("stage"))
         values["weight_quantizer"], values["input_quantizer"] = pair

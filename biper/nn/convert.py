@@ -4,6 +4,7 @@ import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +14,8 @@ from biper.nn.graph import module_of, trace
 from biper.nn.layers import BIPER_INPUTS, BinaryConv2d, BinaryLinear, binary_layers
 from biper.nn.quantizers import InputQuantizer, WeightQuantizer
 
-Skip = Callable[[str, nn.Module], str | None] | Iterable[str]
+Skip = Callable[[str, nn.Module], str | bool | None] | Iterable[str]
+Rule = Callable[[str, nn.Module], str | None]  # why a layer stays real; None: it does not
 DOWNSAMPLING = ("downsample", "shortcut", "skip", "proj")  # names under which networks keep the branch of a skip
 NOT_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus, nn.Hardsigmoid)
 RELU_NAMES = ("relu", "relu_", "relu6", "sigmoid", "softplus", "hardsigmoid")
@@ -64,14 +66,14 @@ def convert(
     for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
         if value is not None and not isinstance(value, kind):
             raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     reason_of = _skip_rule(skip, layers)
     reasons = {name: reason_of(name, layer) or _obstacle(layer) for name, layer in layers.items()}
     chosen = {layers[name] for name, reason in reasons.items() if not reason}
     if not chosen:
         known = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
         raise UsageError(f"there is nothing to convert: {known or 'the model has no nn.Conv2d and no nn.Linear'}")
-    made = {layer: _binary(layer, weight_quantizer, input_quantizer) for layer in chosen}
+    made: dict[nn.Module, nn.Module] = {m: _binary(m, weight_quantizer, input_quantizer) for m in chosen}
     decisions = [
         Decision(name, type(layer).__name__, "" if reasons[name] else type(made[layer]).__name__, reasons[name] or "")
         for name, layer in layers.items()
@@ -79,13 +81,13 @@ def convert(
     model = _substitute(model, made)
     if input_quantizer is not None:
         decisions += _open_signs(model)
-    model.conversion = tuple(decisions)
+    model.__dict__["conversion"] = tuple(decisions)
     if verbose:
         print("\n".join(map(str, decisions)))
     return model
 
 
-def keep_real(layers: dict[str, nn.Module]) -> Callable[[str, nn.Module], str | None]:
+def keep_real(layers: dict[str, nn.Module]) -> Rule:
     """The default rule of what stays real, as BiPer's networks have it. layers: by name, in the model's order."""
     first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), None)
     last = next((m for m in reversed(layers.values()) if isinstance(m, nn.Linear)), None)
@@ -104,12 +106,17 @@ def keep_real(layers: dict[str, nn.Module]) -> Callable[[str, nn.Module], str | 
     return reason
 
 
-def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Callable[[str, nn.Module], str | None]:
+def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Rule:
     if skip is None:
         return keep_real(layers)
     if callable(skip):
         chosen = skip
-        return lambda name, layer: "skipped" if (reason := chosen(name, layer)) is True else reason or None
+
+        def reason(name: str, layer: nn.Module) -> str | None:
+            found = chosen(name, layer)
+            return found if isinstance(found, str) and found else "skipped" if found else None
+
+        return reason
     patterns = [skip] if isinstance(skip, str) else list(skip)
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
@@ -135,14 +142,13 @@ def _binary(layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer |
     """The binary layer of a real one's shape, weights and bias."""
     new: BinaryConv2d | BinaryLinear
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    quantizers = {"weight_quantizer": weights, "input_quantizer": inputs}
-    bias = layer.bias is not None
+    options: dict[str, Any] = {"bias": layer.bias is not None, "weight_quantizer": weights, "input_quantizer": inputs}
+    options |= {"device": layer.weight.device, "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Conv2d):
-        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
-        new = BinaryConv2d(*sizes, layer.dilation, layer.groups, bias, **options, **quantizers)  # type: ignore[arg-type]
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        new = BinaryConv2d(**{name: getattr(layer, name) for name in names}, **options)
     else:
-        new = BinaryLinear(layer.in_features, layer.out_features, bias, **options, **quantizers)  # type: ignore[arg-type]
+        new = BinaryLinear(layer.in_features, layer.out_features, **options)
     new.weight, new.bias = layer.weight, layer.bias
     new.alpha.copy_(_best_scale(layer.weight, new.effective_weight()).view_as(new.alpha))
     new.alpha.requires_grad_(layer.weight.requires_grad)

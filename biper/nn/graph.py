@@ -69,7 +69,8 @@ def _as_function(node: fx.Node, modules: Modules) -> None:
     m = module_of(node, modules)
     if m is None or is_watched(m) or len(node.args) != 1 or node.kwargs:
         return
-    function, given = None, dict[str, Any]()
+    function: Callable[..., torch.Tensor] | None = None
+    given: dict[str, Any] = {}
     if type(m) is nn.Hardtanh:
         function, given = F.hardtanh, {"min_val": m.min_val, "max_val": m.max_val, "inplace": m.inplace}
     elif type(m) is nn.ReLU:

@@ -98,17 +98,13 @@ def read(path: Path, model: nn.Module | None = None) -> Packed:
         metadata = None if own else metadata_from(facts)
         if metadata is not None:
             _require_sound(metadata)
-        if metadata is None and model is None:
-            raise UsageError(
-                f"it holds a network of somebody's own ({own}): give load_packed(path, model=...) one like it"
-            )
-        network = _skeleton(metadata) if metadata is not None and model is None else _shape_of(model, metadata)
+        network = _skeleton(metadata) if metadata is not None else _shape_of(model, own)
         tensors = read_tensors(contents)
     except UsageError as error:
         raise UsageError(f"{path} cannot be rebuilt: {error}") from error
     except (SafetensorError, TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise UsageError(f"{path} is damaged: {one_line(error)}") from error
-    _require_fit(network, tensors, path, own or metadata.model)
+    _require_fit(network, tensors, path, own if metadata is None else metadata.model)
     network.network.load_state_dict(tensors, assign=True)
     return Packed(network, metadata, top1)
 
@@ -139,11 +135,13 @@ def _skeleton(m: Metadata) -> PackedNetwork:
         return pack_shape(network_like(m), m)
 
 
-def _shape_of(model: nn.Module, metadata: Metadata | None) -> PackedNetwork:
-    """What a model looks like packed, in shape alone; the model is left as it is."""
+def _shape_of(model: nn.Module | None, own: str) -> PackedNetwork:
+    """What a model like somebody's own looks like packed, in shape alone; the model is left as it is."""
+    if model is None:
+        raise UsageError(f"it holds a network of somebody's own ({own}): give load_packed(path, model=...) one like it")
     if not any(True for _ in binary_layers(model)):
         raise UsageError("model has no binary layers: convert it as the one that was packed (see biper.convert)")
-    return pack_shape(copy.deepcopy(model).cpu(), metadata)
+    return pack_shape(copy.deepcopy(model).cpu())
 
 
 def _require_sound(m: Metadata) -> None:

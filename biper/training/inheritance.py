@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from biper.data.datasets import DATASETS, find_dataset
 from biper.data.loaders import has_dali
 from biper.errors import UsageError
 from biper.models import Network, list_models
@@ -12,7 +13,7 @@ from biper.models.metadata import Metadata
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
 from biper.training.run_folder import read_settings, run_folder, settings_of
-from biper.training.settings import DATASETS, Settings, differences, make_settings
+from biper.training.settings import Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
@@ -101,7 +102,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     m = network.metadata
     saved = settings_of(contents)
     if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
-        size = {} if given["dataset"].startswith("cifar") else {"image_size": m.image_size}
+        size = {} if find_dataset(given["dataset"]).fixed_size else {"image_size": m.image_size}
         saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS} | size
     for name in ("dataset", "image_size"):
         if name in saved and name in given and given[name] != getattr(m, name):
@@ -130,7 +131,7 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
     if not known_data and "dataset" not in given:
         raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
     settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
-    if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
+    if m.image_size and not find_dataset(settings["dataset"]).fixed_size:
         settings.setdefault("image_size", m.image_size)
     return network, make_settings(m.family, m.stage, settings | _identity(m))
 

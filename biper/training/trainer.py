@@ -43,8 +43,8 @@ def initial_network(config: Settings, num_classes: int) -> Network:
     With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
     """
     if config.stage == 1 or config.from_scratch:
-        identity = {"family": config.family, "num_classes": num_classes}
-        return create_model(config.model, **identity, freq=config.freq, stage=config.stage)
+        c = config
+        return create_model(c.model, family=c.family, num_classes=num_classes, freq=c.freq, stage=c.stage)
     path = Path(config.load_ckpt_stage1)
     network = load_checkpoint(path, config.freq, model=config.model, family=config.family, stage=1)
     binarize_(network)
