@@ -11,7 +11,7 @@ from biper.data.crops import cut
 from biper.data.dali import DaliReader, has_dali
 from biper.data.datasets import IMAGENET_SIZE, DataSettings, MemorySet, StreamSet, find_dataset, find_folder
 from biper.data.folder import decode, open_image
-from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.data.pillow import PillowReader, Reader, Source
 from biper.data.samples import Samples
 from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
@@ -109,7 +109,7 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
             mean=p.mean,
             std=p.std,
             device=p.device,
-            augmentation=Augmentation(round(side * data.padding), data.flip) if training else None,
+            augmentation=RandomCrop(round(side * data.padding), data.flip) if training else None,
             seed=settings.seed,
             replicas=p.replicas,
             shard=p.shard,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from biper.data.crops import Whole
 from biper.data.datasets import StreamSet
-from biper.data.folder import class_names
+from biper.data.folder import list_classes
 from biper.data.samples import Samples, collect_samples, read_lines
 from biper.data.stream import Augmentation
 from biper.errors import UsageError
@@ -26,7 +26,7 @@ def list_tiny_imagenet(path: Path, train: bool) -> Samples:
         raise UsageError(f"no Tiny ImageNet in {path}: expected train/<wnid>/images and val/val_annotations.txt in it")
     if not (path / "train").is_dir():
         raise UsageError(f"no folder train in {path}: its folders name the classes")
-    classes = class_names(path / "train")
+    classes = list_classes(path / "train")
     if not classes:
         raise UsageError(f"no class folders in {path / 'train'}: expected train/<wnid>/images")
     if train:
