@@ -141,7 +141,7 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
     before = best.read_bytes()
     target = tmp_path / "net.safetensors"
     cases = {
-        "stage 1 has real weights": [trained / "stage1/model_best.pth.tar", "-o", target],
+        "are real, as in stage 1": [trained / "stage1/model_best.pth.tar", "-o", target],
         "is packed already": [exported, "-o", target],
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],

@@ -123,7 +123,7 @@ def test_folded_norm_has_the_bits_of_the_batch_norm(norm):
 
 
 def test_stage_1_cannot_be_packed():
-    with pytest.raises(UsageError, match="stage 1 has real weights"):
+    with pytest.raises(UsageError, match="weights of Sine are real"):
         PackedConv2d.of(BinaryConv2d(3, 4, 3, weight_quantizer=Sine(20.0)))
 
 
