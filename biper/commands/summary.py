@@ -14,6 +14,7 @@ from biper.models.metadata import Metadata
 from biper.nn.layers import BinaryConv2d
 from biper.packed.bits import bits_shape
 from biper.training.inheritance import load_network
+from biper.training.process import name_out_of_memory
 
 FAMILIES = {"cifar10": 10, "imagenet": 1000}  # and their classes
 
@@ -43,6 +44,7 @@ class LayerCost:
         return self.flops + self.bops / 64
 
 
+@name_out_of_memory()
 def described(network: str, given: dict[str, Any]) -> str:
     """The table of a model by name, or of a checkpoint or packed file.
 

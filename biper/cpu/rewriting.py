@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from biper.cpu import functions as kernels
 from biper.cpu.modules import Signs, Sums, Unit
+from biper.errors import one_line
 from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
 from biper.nn.losses import periodic_regularizer
 
@@ -212,8 +213,7 @@ class Fused:
         try:
             return Rewriter(self.network).rewritten()
         except Exception as error:  # whatever a network of somebody's own may do
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("no fused kernels for this network, so this is slower: %s", line)
+            log.warning("no fused kernels for this network, so this is slower: %s", one_line(error))
             return self.network
 
 

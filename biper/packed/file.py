@@ -15,7 +15,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written
 from torch import Tensor
 
-from biper.errors import UsageError
+from biper.errors import UsageError, one_line
 from biper.files import atomically
 from biper.models import create_model
 from biper.models.metadata import Metadata
@@ -89,7 +89,7 @@ def read(path: Path) -> Packed:
     except UsageError as error:
         raise UsageError(f"{path} cannot be rebuilt: {error}") from error
     except (SafetensorError, TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise UsageError(f"{path} is damaged: {_line(error)}") from error
+        raise UsageError(f"{path} is damaged: {one_line(error)}") from error
     _require_fit(network, tensors, path)
     network.network.load_state_dict(tensors, assign=True)
     return Packed(network, metadata, top1)
@@ -104,7 +104,7 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(header["biper"])
         newer = int(facts.pop("format")) > FORMAT
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise UsageError(f"{path} is damaged, or no packed network ({_line(error)})") from error
+        raise UsageError(f"{path} is damaged, or no packed network ({one_line(error)})") from error
     if kind != KIND:
         raise UsageError(f"{path} is no packed network: it is a {kind!r}")
     if newer:
@@ -144,7 +144,3 @@ def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Pa
         name, model = odd[0], network.metadata.model if network.metadata else ""
         text = f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
         raise UsageError(f"{path} does not fit {model}: {text} ({len(odd)} such)")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from biper.errors import UsageError
+from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.nn.layers import BinaryConv2d, binary_layers
 from biper.packed import runtime as kernels
@@ -85,8 +85,7 @@ class PackedNetwork(nn.Module):
         except UsageError:  # of the network itself, about the images: layer by layer it says it again
             return None
         except Exception as error:  # whatever a network of somebody's own may do
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("this packed network runs layer by layer, which is slower: %s", line)
+            log.warning("this packed network runs layer by layer, which is slower: %s", one_line(error))
             return None
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.errors import UsageError
+from biper.errors import UsageError, one_line
 from biper.files import atomically
 from biper.packed.layers import FoldedNorm, PackedConv2d
 from biper.packed.network import PackedNetwork
@@ -103,7 +103,6 @@ def export_onnx(packed: PackedNetwork, path: Path, image_size: int) -> None:
         except OSError:
             raise
         except Exception as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f"this network cannot be exported as ONNX: {line}") from error
+            raise UsageError(f"this network cannot be exported as ONNX: {one_line(error)}") from error
         finally:
             loud.setLevel(level)
