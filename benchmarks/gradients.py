@@ -81,7 +81,7 @@ def network_cosines(name: str, family: str, stage: int, half: bool, seed: int) -
     for ours in (False, True):
         torch.manual_seed(0)
         network = (
-            create_model(name, family, CLASSES[family], 20.0, stage)
+            create_model(name, family=family, num_classes=CLASSES[family], freq=20.0, stage=stage)
             if ours
             else published_model(name, family, CLASSES[family], stage)
         )

@@ -30,7 +30,7 @@ from biper.models import create_model
 from biper.nn.layers import BinaryConv2d
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
-from biper.packed.network import pack
+from biper.packed.pack import pack
 from biper.training.process import flush_denormals, keep_memory
 
 SECONDS = 0.05  # that a way runs in a round, at least
@@ -87,7 +87,9 @@ def timed(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 def networks(case: Case) -> dict[str, nn.Module]:
     """What is compared, before layouts and compilers; the same at every call."""
     torch.manual_seed(0)
-    network = variants.randomized(create_model(case.model, case.family, CLASSES[case.family], 20.0, stage=2))
+    network = variants.randomized(
+        create_model(case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=2)
+    )
     twin = variants.randomized(variants.twin_network(case))
     return {"packed": pack(network), "training network": network, "twin": twin}
 

@@ -18,26 +18,26 @@ import torch
 
 from biper.data.folder import open_image
 from biper.data.loaders import build_loaders
-from biper.data.pillow import available_cores
+from biper.data.pillow import count_cores
 from biper.errors import UsageError
 from biper.training.process import select_devices
 from biper.training.settings import make_settings
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data_path", type=Path, required=True, help="a folder of class folders with images")
     parser.add_argument("--image_size", type=int, default=224, help="default 224")
     parser.add_argument("-b", "--batch_size", type=int, default=32, help="default 32")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="default: the cores")
+    parser.add_argument("--workers", type=int, default=count_cores(), help="default: the cores")
     parser.add_argument(
         "--repeats", type=int, default=5, help="passes over the images, after one to warm up; default 5"
     )
     return parser.parse_args()
 
 
-def rates(one_pass: Callable[[int], int], repeats: int) -> list[float]:
+def measure_rates(one_pass: Callable[[int], int], repeats: int) -> list[float]:
     """Images per second of each pass; one_pass(number) reads them and returns how many there were."""
     one_pass(0)
     measured = []
@@ -48,7 +48,7 @@ def rates(one_pass: Callable[[int], int], repeats: int) -> list[float]:
     return measured
 
 
-def decoding(files: list[Path], threads: int) -> Callable[[int], int]:
+def make_decoding_pass(files: list[Path], threads: int) -> Callable[[int], int]:
     """Bare decoding by Pillow, which leaves Python's lock while it decodes: no resizing, no batches."""
 
     def one_pass(number: int) -> int:
@@ -58,7 +58,7 @@ def decoding(files: list[Path], threads: int) -> Callable[[int], int]:
     return one_pass
 
 
-def loading(args: argparse.Namespace, data: Path, use_dali: bool, train: bool) -> Callable[[int], int]:
+def make_loading_pass(args: argparse.Namespace, data: Path, use_dali: bool, train: bool) -> Callable[[int], int]:
     """A pass of a loader, up to the normalized batch on the device."""
     given = {"dataset": "folder", "data_path": str(data), "image_size": args.image_size, "workers": args.workers}
     given |= {"batch_size": args.batch_size, "batch_size_test": args.batch_size, "use_dali": use_dali}
@@ -70,7 +70,7 @@ def loading(args: argparse.Namespace, data: Path, use_dali: bool, train: bool) -
 
 def main() -> None:
     """Print the table."""
-    args = arguments()
+    args = parse_arguments()
     files = [file for file in sorted(args.data_path.glob("*/**/*")) if file.is_file()]
     if not files:
         sys.exit(f"error: no images in {args.data_path}: expected {args.data_path}/<class>/<image>")
@@ -83,15 +83,15 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for split in ("train", "val"):
             (Path(folder) / split).symlink_to(args.data_path.resolve())
-        rows = {f"bare decoding, {args.workers} threads": decoding(files, args.workers)}
+        rows = {f"bare decoding, {args.workers} threads": make_decoding_pass(files, args.workers)}
         for name, use_dali in (("torchvision", False), ("DALI", True)):
             for split in ("training", "evaluation"):
                 try:
-                    rows[f"{name}, {split}"] = loading(args, Path(folder), use_dali, split == "training")
+                    rows[f"{name}, {split}"] = make_loading_pass(args, Path(folder), use_dali, split == "training")
                 except UsageError as error:
                     print(f"{name} is left out: {error}", file=sys.stderr)
         for name, one_pass in rows.items():
-            measured = rates(one_pass, args.repeats)
+            measured = measure_rates(one_pass, args.repeats)
             middle = statistics.median(measured)
             print(f"{name:28} {middle:8.1f}  ({min(measured):.1f} to {max(measured):.1f})", flush=True)
 

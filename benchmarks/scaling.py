@@ -41,7 +41,9 @@ def arguments() -> argparse.Namespace:
 
 def shared_step(case: Case) -> Step:
     """Our step, with gradients averaged over the processes."""
-    network = create_model(case.model, case.family, CLASSES[case.family], 20.0, case.stage)
+    network = create_model(
+        case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=case.stage
+    )
     amp = chosen_amp("auto", case.device) == "bf16"
     fast = accelerate(network, case.device, amp=amp, compiled=True, steps=10**6)
     model = replicated(fast.train())

@@ -81,7 +81,9 @@ def eager(case: Case) -> Step:
 
 def ours(case: Case, amp: str = "auto", compiled: bool = True) -> Step:
     """What the training command runs, by default or with --amp and --no-compile."""
-    network = create_model(case.model, case.family, CLASSES[case.family], 20.0, case.stage)
+    network = create_model(
+        case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=case.stage
+    )
     half = chosen_amp(amp, case.device) == "bf16"
     model = accelerate(network, case.device, amp=half, compiled=compiled, steps=10**6).train()
     images, labels, tau = case.images(), case.labels(), TAU[case.family]
@@ -95,7 +97,7 @@ def ours(case: Case, amp: str = "auto", compiled: bool = True) -> Step:
 
 def twin_network(case: Case) -> Network:
     """The full-precision network of the same architecture, fresh."""
-    return create_model(case.model.rsplit("_", 1)[0] + "_32w32a", case.family, CLASSES[case.family])
+    return create_model(case.model.rsplit("_", 1)[0] + "_32w32a", family=case.family, num_classes=CLASSES[case.family])
 
 
 def twin(case: Case, half: bool, channels_last: bool, compiled: bool) -> Step:
@@ -115,7 +117,9 @@ def twin(case: Case, half: bool, channels_last: bool, compiled: bool) -> Step:
 
 def bare_convolutions(case: Case) -> Step:
     """The network's convolutions alone, forward and backward, in ours' type and layout: what no trick can save."""
-    network = create_model(case.model, case.family, CLASSES[case.family], 20.0, case.stage)
+    network = create_model(
+        case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=case.stage
+    )
     half = chosen_amp("auto", case.device) == "bf16"
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
     for module in network.modules():

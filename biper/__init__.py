@@ -9,35 +9,64 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from biper.models import create_model, list_models
     from biper.models.checkpoint import load_checkpoint
+    from biper.nn.convert import convert
     from biper.nn.functional import binary_sign, square_wave
-    from biper.nn.layers import BinaryConv2d
+    from biper.nn.layers import BinaryConv2d, BinaryLinear, binarize_
+    from biper.nn.losses import periodic_regularizer
     from biper.nn.quantization_error import quantization_error
+    from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign, Sine, SquareWave, WeightQuantizer
+    from biper.packed.file import load_packed, save_packed
+    from biper.packed.onnx import export_onnx
+    from biper.packed.pack import pack
 
 __version__ = "0.1.0"
 __all__ = [
     "BinaryConv2d",
+    "BinaryLinear",
+    "InputQuantizer",
+    "PolynomialSign",
+    "Sign",
+    "Sine",
+    "SquareWave",
+    "WeightQuantizer",
+    "binarize_",
     "binary_sign",
+    "convert",
     "create_model",
+    "export_onnx",
     "list_models",
     "load_checkpoint",
+    "load_packed",
+    "pack",
+    "periodic_regularizer",
     "quantization_error",
+    "save_packed",
     "square_wave",
 ]
 
 _HOME = {
-    "BinaryConv2d": "nn.layers",
-    "binary_sign": "nn.functional",
-    "create_model": "models",
-    "list_models": "models",
-    "load_checkpoint": "models.checkpoint",
-    "quantization_error": "nn.quantization_error",
-    "square_wave": "nn.functional",
+    "models": ("create_model", "list_models"),
+    "models.checkpoint": ("load_checkpoint",),
+    "nn.convert": ("convert",),
+    "nn.functional": ("binary_sign", "square_wave"),
+    "nn.layers": ("BinaryConv2d", "BinaryLinear", "binarize_"),
+    "nn.losses": ("periodic_regularizer",),
+    "nn.quantization_error": ("quantization_error",),
+    "nn.quantizers": ("InputQuantizer", "PolynomialSign", "Sign", "Sine", "SquareWave", "WeightQuantizer"),
+    "packed.file": ("load_packed", "save_packed"),
+    "packed.onnx": ("export_onnx",),
+    "packed.pack": ("pack",),
 }
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (PEP 562)
-    if name not in _HOME:
+    home = next((home for home, names in _HOME.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'biper' has no attribute {name!r}")
-    value = getattr(import_module(f"biper.{_HOME[name]}"), name)
+    value = getattr(import_module(f"biper.{home}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

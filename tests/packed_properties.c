@@ -7,7 +7,7 @@
 
 #define WORK 500000 /* products of a case, at most */
 /* Numbers of the tensors; the first ones are the values too. */
-enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, MASKS, TERMS, KINDS, TENSORS };
+enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, BIAS_OF, MASKS, TERMS, KINDS, TENSORS };
 
 typedef struct {
     int64_t own[WIDTH], signs[WIDTH];        /* instructions; signs: makes the bits in scratch, if its code is not 0 */
@@ -64,7 +64,7 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
     c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, 64) / 64;
-    c->bits = WEIGHTS, c->alpha = ALPHA, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
+    c->bits = WEIGHTS, c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
 }
 
@@ -113,7 +113,9 @@ static void draw_signs(Case *k, const Conv *c, const Head *h) {
     if (chance(2)) {
         k->scratch = up(size + 2 * slack, 64), k->offset = chance(2) ? slack : k->scratch - slack - size;
         int64_t y = h->height, x = h->width;
-        *(Tail *)k->signs = (Tail){{TAIL, IN, -1, SIGNS, -1, 0, -1, -1, y, x, h->channels, y, x}, 1, 1, 0};
+        Head head = {.code = TAIL, .in = IN, .out = -1, .out_bits = SIGNS, .skip = -1, .gain = -1, .shift = -1};
+        head.channels = h->channels, head.height = head.out_height = y, head.width = head.out_width = x;
+        *(Tail *)k->signs = (Tail){.head = head, .kernel = 1, .stride = 1};
         return;
     }
     uint8_t *signs = k->tensors[SIGNS] = (uint8_t *)room(k->images * size + 2 * slack) + slack;
@@ -148,6 +150,7 @@ static void draw(Case *k) {
     int64_t weights = c->groups * up(k->channels / c->groups, LANES) * c->words * 8;
     k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
     k->tensors[ALPHA] = numbers(k->channels, -2, 0);
+    if (c->bias >= 0) k->tensors[BIAS_OF] = numbers(k->channels, -2, 0);
     draw_tables(k, c, h);
     draw_signs(k, c, h);
 }
@@ -165,7 +168,9 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
         for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
             total += (w[bit / 64 * LANES] >> bit % 64 & 1) == (uint64_t)(pixel[n] >= 0) ? 1 : -1;
     }
-    return total * ((float *)k->tensors[ALPHA])[o];
+    const float *bias = k->tensors[BIAS_OF];
+    float scaled = total * ((float *)k->tensors[ALPHA])[o];
+    return bias ? scaled + bias[o] : scaled;
 }
 
 static float normed(const Case *k, float x, int64_t channel) {
@@ -211,17 +216,19 @@ static void expect(Case *k, const Conv *c, const Head *h) {
 
 /* Whether a path gives what is expected. */
 static int right(const Case *k, const Conv *c, int path) {
-    int64_t scratch = k->signs[0] != 0, size = 4 + 2 * VALUES + (1 + scratch) * WIDTH, *program = room(8 * size);
-    memcpy(program, (int64_t[]){1 + scratch, VALUES, k->scratch, up(c->words + 4, 8)}, 32);
-    for (int64_t i = 0; i < VALUES; i++) program[4 + 2 * i] = i, program[5 + 2 * i] = k->bytes[i];
-    if (scratch) program[4 + 2 * SIGNS] = -1, program[5 + 2 * SIGNS] = k->offset;
-    memcpy(program + 4 + 2 * VALUES, k->signs, 8 * WIDTH);
-    memcpy(program + size - WIDTH, k->own, 8 * WIDTH);
+    int64_t scratch = k->signs[0] != 0, bytes_in_all = sizeof(Header) + 16 * VALUES + (1 + scratch) * 8 * WIDTH;
+    Header *program = room(bytes_in_all);
+    *program = (Header){.instructions = 1 + scratch, .values = VALUES, .scratch = k->scratch, .patch = up(c->words + 4, 8)};
+    int64_t(*values)[2] = (int64_t(*)[2])(program + 1), *rows = values[VALUES];
+    for (int64_t i = 0; i < VALUES; i++) values[i][0] = i, values[i][1] = k->bytes[i];
+    if (scratch) values[SIGNS][0] = -1, values[SIGNS][1] = k->offset;
+    memcpy(rows, k->signs, 8 * WIDTH);
+    memcpy(rows + scratch * WIDTH, k->own, 8 * WIDTH);
     const float *out = k->tensors[REALS], *want = k->expected[0];
     int64_t count = out ? k->images * k->places * k->channels : 0, bytes = k->images * k->bytes[BITS_OUT];
     for (int i = REALS; i <= BITS_OUT; i++)
         if (k->tensors[i]) memset(k->tensors[i], 0x5a, k->images * k->bytes[i]);
-    if (biper_run(program, k->tensors, k->images, k->threads, path, k->fused)) return 0;
+    if (biper_run((int64_t *)program, k->tensors, k->images, k->threads, path, k->fused)) return 0;
     for (int64_t i = 0; i < count; i++)
         if (memcmp(out + i, want + i, 4) && (out[i] == out[i] || want[i] == want[i])) return 0;
     return !k->tensors[BITS_OUT] || !memcmp(k->tensors[BITS_OUT], k->expected[1], bytes);

@@ -6,19 +6,9 @@ from pathlib import Path
 import pytest
 
 from biper.commands.parsers import build_parser, read_options
-from biper.data.datasets import MEMORY_SETS, STREAM_SETS
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.training.settings import (
-    DATASETS,
-    SETTINGS,
-    Settings,
-    convert,
-    differences,
-    expand_tau,
-    make_settings,
-    read_yaml,
-)
+from biper.training.settings import SETTINGS, Settings, convert, differences, expand_tau, make_settings, read_yaml
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 
@@ -170,10 +160,6 @@ def test_differences_ignore_where_and_on_what_a_run_runs():
     settings = {name: getattr(config, name) for name in SETTINGS}
     assert differences(other, settings) == []
     assert differences(replace(config, lr=0.2), settings) == ["lr: 0.2 (there 0.1)"]
-
-
-def test_the_data_sets_of_the_flag_are_those_that_can_be_read():
-    assert set(DATASETS) == set(MEMORY_SETS) | set(STREAM_SETS)
 
 
 def test_help_is_grouped_and_complete():

@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, photographs
 from biper import create_model
 from biper.data.digits import read_digits
 from biper.data.loaders import build_loaders
-from biper.data.memory import Augmentation, MemoryLoader
+from biper.data.memory import MemoryLoader, RandomCrop
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.loop import train_one_epoch
@@ -38,7 +38,7 @@ def test_nothing_in_the_loop_waits_for_the_device():
         mean=(0.3,) * 3,
         std=(0.4,) * 3,
         device=device,
-        augmentation=Augmentation(2, True),
+        augmentation=RandomCrop(2, True),
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 

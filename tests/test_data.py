@@ -13,14 +13,36 @@ from PIL import Image
 
 from biper.commands.cli import download_main
 from biper.data.cifar import READERS, read_cifar
-from biper.data.datasets import MEMORY_SETS
-from biper.data.digits import read_digits
+from biper.data.datasets import DATASETS, REPOSITORY, MemorySet, StreamSet, default_data_path, find_dataset
+from biper.data.digits import DIGITS, read_digits
 from biper.data.folder import check_memory, read_folder
-from biper.data.loaders import build_loaders, default_data_path
+from biper.data.loaders import build_loaders
 from biper.errors import UsageError
 from biper.training.settings import Settings
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_is_described(name):
+    for family in ("cifar10", "imagenet"):
+        data = find_dataset(name, family)
+        assert data.title
+        assert len(data.mean) == len(data.std) == 3
+        path = default_data_path(name)
+        assert (path != REPOSITORY) == (data.needs_folder and name != "folder")
+        if path != REPOSITORY:
+            assert path.relative_to(REPOSITORY).parts[:2] == (data.family, "data")
+
+
+def test_folders_are_held_in_memory_for_networks_of_cifar_and_streamed_for_those_of_imagenet():
+    assert isinstance(find_dataset("folder", "cifar10"), MemorySet)
+    assert isinstance(find_dataset("folder", "imagenet"), StreamSet)
+
+
+def test_an_unknown_data_set_is_told_the_choices():
+    with pytest.raises(UsageError, match="unknown data set 'mnist'; choose from cifar10, cifar100"):
+        find_dataset("mnist")
 
 
 def test_digits_are_split_once_and_stratified():
@@ -36,8 +58,8 @@ def test_digits_are_split_once_and_stratified():
 
 def test_digits_normalization_is_measured():
     pixels = read_digits(True, 8).pixels.float() / 255
-    assert pixels.mean().item() == pytest.approx(MEMORY_SETS["digits"].mean[0], abs=0.003)
-    assert pixels.std().item() == pytest.approx(MEMORY_SETS["digits"].std[0], abs=0.003)
+    assert pixels.mean().item() == pytest.approx(DIGITS.mean[0], abs=0.003)
+    assert pixels.std().item() == pytest.approx(DIGITS.std[0], abs=0.003)
 
 
 def test_folder_reads_every_format_and_mode(image_folder):

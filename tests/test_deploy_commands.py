@@ -15,7 +15,7 @@ from biper.commands.cli import export_main, main, predict_main, quantization_err
 from biper.commands.summary import costs, total
 from biper.data.digits import read_digits
 from biper.packed import runtime as kernels
-from biper.packed.file import load
+from biper.packed.file import load_packed
 from biper.training.export import top1_of
 
 
@@ -63,7 +63,7 @@ def test_evaluation_equals_the_checkpoints(trained, exported, command, monkeypat
 @torch.no_grad()
 def test_onnx_gives_the_same_predictions(trained, exported):
     session = onnxruntime.InferenceSession(trained / "net.onnx")
-    network = load(exported)
+    network = load_packed(exported)
     for batch in (1, 4):
         x = torch.randn(batch, 3, 8, 8)
         (logits,) = session.run(None, {"images": x.numpy()})
@@ -113,7 +113,7 @@ def test_summary_counts_the_published_parameters(name, family, parameters, comma
 
 def test_summary_of_imagenets_resnet18_agrees_with_the_literature():
     """Bi-Real Net (ECCV 2018), table of memory and computation: 33.6 Mbit, 1.63e8 operations for its ResNet-18."""
-    whole = total(costs(biper.create_model("resnet18_1w1a", "imagenet", 1000), 224))
+    whole = total(costs(biper.create_model("resnet18_1w1a", family="imagenet", num_classes=1000), 224))
     assert whole.packed * 8 / 1e6 == pytest.approx(33.6, abs=0.1)
     assert whole.ops == pytest.approx(1.63e8, rel=0.01)
 
@@ -183,10 +183,10 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
 
 
 def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
-    from biper.packed.file import save
-    from biper.packed.network import pack
+    from biper.packed.file import save_packed
+    from biper.packed.pack import pack
 
-    save(pack(biper.create_model("resnet20_1w1a", stage=2)), tmp_path / "net.safetensors")
+    save_packed(pack(biper.create_model("resnet20_1w1a", stage=2)), tmp_path / "net.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert "how its images are normalized" in refused(
         tmp_path / "net.safetensors", tmp_path / "a.png", entry=predict_main

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from biper import create_model
 from biper.data.digits import read_digits
-from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.errors import TrainingDiverged
 from biper.training.loop import Totals, check_finite, evaluate, train_one_epoch
 from biper.training.process import DelayedRead
@@ -27,7 +27,7 @@ class Watch:
 def loader(train, count=300):
     images = read_digits(train, 8)
     images = Images(images.pixels[:count], images.labels[:count], images.classes)
-    augmentation = Augmentation(0, False) if train else None
+    augmentation = RandomCrop(0, False) if train else None
     return MemoryLoader(images, batch_size=128, mean=(0.3,) * 3, std=(0.4,) * 3, device=CPU, augmentation=augmentation)
 
 
@@ -106,7 +106,7 @@ def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
         model.conv0.weight[0, 0, 0, 0] = math.nan
     images = Images(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.arange(4), tuple("0123456789"))
     train = MemoryLoader(
-        images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=Augmentation(0, False)
+        images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=RandomCrop(0, False)
     )
     train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
     with pytest.raises(TrainingDiverged, match=r"conv0\.weight is no longer finite at the end of epoch 1"):

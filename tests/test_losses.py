@@ -17,8 +17,8 @@ def test_regularizer_pulls_the_effective_weight_towards_zero():
     model = create_model("resnet20_1w1a", stage=2)
     periodic_regularizer(model, 1.0).backward()
     layer = next(binary_layers(model))[1]
-    s = torch.sin(layer.freq * layer.weight.detach())
-    moved = torch.sin(layer.freq * (layer.weight - 1e-4 * layer.weight.grad).detach())
+    s = torch.sin(layer.weight_quantizer.freq * layer.weight.detach())
+    moved = torch.sin(layer.weight_quantizer.freq * (layer.weight - 1e-4 * layer.weight.grad).detach())
     assert (moved.square().mean() < s.square().mean()).item()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from biper.data.memory import Augmentation, Images, MemoryLoader
+from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.data.sharding import smallest_share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,7 +34,7 @@ def test_evaluation_gives_every_image_once_in_order_as_torchvision_normalizes():
 
 def test_training_gives_every_image_once_in_an_order_of_seed_and_epoch():
     def order(seed, epoch):
-        train = loader(numbered(50), batch_size=8, augmentation=Augmentation(1, True), seed=seed)
+        train = loader(numbered(50), batch_size=8, augmentation=RandomCrop(1, True), seed=seed)
         return torch.cat([labels for _, labels in train.epoch(epoch)]).tolist()
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
@@ -44,7 +44,7 @@ def test_training_gives_every_image_once_in_an_order_of_seed_and_epoch():
 
 
 def test_epochs_may_be_read_in_any_order():
-    train = loader(numbered(20), batch_size=8, augmentation=Augmentation(2, True), seed=3)
+    train = loader(numbered(20), batch_size=8, augmentation=RandomCrop(2, True), seed=3)
     later = [x for x, _ in train.epoch(5)]
     list(train.epoch(1))
     assert all(torch.equal(a, b) for a, b in zip(later, (x for x, _ in train.epoch(5)), strict=True))
@@ -68,7 +68,7 @@ def test_crops_have_the_distribution_of_torchvision(size):
         mean=(0, 0, 0),
         std=(1 / 255,) * 3,
         device=CPU,
-        augmentation=Augmentation(pad, True),
+        augmentation=RandomCrop(pad, True),
     )
     ((ours, _),) = train.epoch(0)
     found, counts = ours[:, 0].flatten(1).unique(dim=0, return_counts=True)
@@ -79,7 +79,7 @@ def test_crops_have_the_distribution_of_torchvision(size):
 
 
 def test_no_flips_where_they_are_off():
-    train = loader(numbered(30), batch_size=30, augmentation=Augmentation(0, False))
+    train = loader(numbered(30), batch_size=30, augmentation=RandomCrop(0, False))
     ((x, labels),) = train.epoch(0)
     ((plain, _),) = loader(numbered(30), batch_size=30).epoch()
     torch.testing.assert_close(x, plain[labels])
@@ -87,11 +87,11 @@ def test_no_flips_where_they_are_off():
 
 def test_a_last_batch_too_small_for_batch_norm_is_left_out_of_training_only():
     images = numbered(9)
-    train = loader(images, batch_size=4, augmentation=Augmentation(1, True))
+    train = loader(images, batch_size=4, augmentation=RandomCrop(1, True))
     assert (len(train), train.count, [len(y) for _, y in train.epoch(0)]) == (2, 8, [4, 4])
     assert loader(images, batch_size=4).count == 9
-    assert loader(images, batch_size=5, augmentation=Augmentation(1, True)).count == 9
-    assert loader(numbered(17), batch_size=10, augmentation=Augmentation(1, True), replicas=3).count == 10  # 3, 3, 1
+    assert loader(images, batch_size=5, augmentation=RandomCrop(1, True)).count == 9
+    assert loader(numbered(17), batch_size=10, augmentation=RandomCrop(1, True), replicas=3).count == 10  # 3, 3, 1
 
 
 @pytest.mark.parametrize("batch", range(1, 40))

@@ -29,7 +29,7 @@ PARAMETERS = {
 @pytest.mark.parametrize(("family", "name"), MODELS)
 def test_every_model_learns_from_a_batch(family, name):
     torch.manual_seed(0)
-    model = create_model(name, family, num_classes=7, stage=2)
+    model = create_model(name, family=family, num_classes=7, stage=2)
     for module in model.modules():  # ImageNet's gains of 1e-8 leave gradients that underflow
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
@@ -45,21 +45,21 @@ def test_every_model_learns_from_a_batch(family, name):
 
 @pytest.mark.parametrize(("family", "name"), PARAMETERS)
 def test_parameters(family, name):
-    model = create_model(name, family, CLASSES[family])
+    model = create_model(name, family=family, num_classes=CLASSES[family])
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[family, name]
 
 
 @pytest.mark.parametrize(("family", "name"), [(f, name) for f, names in PUBLISHED.items() for name in names])
 def test_names_and_shapes_are_the_published_ones(family, name):
-    model = create_model(name, family, CLASSES[family])
+    model = create_model(name, family=family, num_classes=CLASSES[family])
     ours = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     assert ours == {k: v for k, v in PUBLISHED[family][name].items() if not k.endswith((".beta", ".tau"))}
 
 
 def test_precisions():
     one_bit, real_a, twin = (create_model(f"resnet18_{p}") for p in ("1w1a", "1w32a", "32w32a"))
-    assert all(m.binary_activations for m in one_bit.modules() if isinstance(m, BinaryConv2d))
-    assert not any(m.binary_activations for m in real_a.modules() if isinstance(m, BinaryConv2d))
+    assert all(m.input_quantizer is not None for m in one_bit.modules() if isinstance(m, BinaryConv2d))
+    assert not any(m.input_quantizer is not None for m in real_a.modules() if isinstance(m, BinaryConv2d))
     assert not any(isinstance(m, BinaryConv2d) for m in twin.modules())
     assert real_a.layer1[0].activation is nn.functional.relu
     assert twin.layer1[0].activation is one_bit.layer1[0].activation is nn.functional.hardtanh
@@ -72,13 +72,13 @@ def test_precisions():
     + [("imagenet", f"mobilenet_{precision}") for precision in ("1w1a", "32w32a")],
 )
 def test_networks_take_any_image_size(family, name):
-    model = create_model(name, family).eval()
+    model = create_model(name, family=family).eval()
     assert [model(torch.randn(1, 3, s, s)).shape for s in (8, 15, 64)] == [(1, 10)] * 3
 
 
 def test_imagenet_resnet_begins_as_published():
     """Every BatchNorm2d, the downsampling branch's included, at 1e-8; the head's BatchNorm1d at 1."""
-    model = create_model("resnet18_1w1a", "imagenet")
+    model = create_model("resnet18_1w1a", family="imagenet")
     gains = {name: m.weight.unique().tolist() for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert len(gains) == 1 + 16 + 3
     assert all(gain == [pytest.approx(1e-8)] for gain in gains.values())
@@ -90,7 +90,7 @@ def test_imagenet_resnet_begins_as_published():
 
 def test_imagenet_stems_and_downsampling_are_real():
     for name, binary in (("resnet18_1w1a", 16), ("resnet34_1w1a", 32), ("mobilenet_1w1a", 39)):
-        layers = [m for m in create_model(name, "imagenet").modules() if isinstance(m, nn.Conv2d)]
+        layers = [m for m in create_model(name, family="imagenet").modules() if isinstance(m, nn.Conv2d)]
         assert sum(isinstance(m, BinaryConv2d) for m in layers) == binary
         assert all(m.kernel_size in ((3, 3), (1, 1)) for m in layers if isinstance(m, BinaryConv2d))
     groups = {m.in_channels // m.groups for m in layers if m.kernel_size == (3, 3) and isinstance(m, BinaryConv2d)}

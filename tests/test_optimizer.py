@@ -39,7 +39,7 @@ def published_rule(name):
 
 @pytest.mark.parametrize("name", list_models("imagenet"))
 def test_of_imagenet_networks_decays_what_the_published_code_names(name):
-    model = create_model(name, "imagenet", num_classes=3)
+    model = create_model(name, family="imagenet", num_classes=3)
     decayed, kept = parameter_groups(model, "imagenet", 1e-4)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (1e-4, 0.0)
     names = {parameter: key for key, parameter in model.named_parameters()}

@@ -13,7 +13,7 @@ from biper.packed import runtime as kernels
 from biper.packed.compile import Segmented
 from biper.packed.layers import PackedConv2d
 from biper.packed.lowering import Segment
-from biper.packed.network import pack
+from biper.packed.pack import pack
 
 WAYS = kernels.available()
 NAMES = [(family, n) for family in ("cifar10", "imagenet") for n in biper.list_models(family) if n.endswith("_1w1a")]
@@ -23,7 +23,7 @@ def network(name="resnet20_1w1a", family="cifar10", seed=0):
     """A network of stage 2 as training leaves it: no parameter or statistic is a round number."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = biper.create_model(name, family, 10, 20.0, 2)
+    model = biper.create_model(name, family=family, num_classes=10, freq=20.0, stage=2)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

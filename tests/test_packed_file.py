@@ -12,20 +12,21 @@ from safetensors.torch import save_file
 
 import biper
 from biper.errors import UsageError
+from biper.nn.quantizers import SquareWave
 from biper.packed import file
-from biper.packed.file import load, save
-from biper.packed.network import pack
+from biper.packed.file import load_packed, save_packed
+from biper.packed.pack import pack
 
 
 def packed_network(name="resnet20_1w1a", family="cifar10", classes=10):
-    model = biper.create_model(name, family, classes, 20.0, 2).eval()
+    model = biper.create_model(name, family=family, num_classes=classes, freq=20.0, stage=2).eval()
     model.metadata = replace(model.metadata, dataset="cifar10", mean=(0.5,) * 3, image_size=32)
     return pack(model)
 
 
 @pytest.fixture
 def saved(tmp_path):
-    save(packed_network(), tmp_path / "net.safetensors", top1=87.5)
+    save_packed(packed_network(), tmp_path / "net.safetensors", top1=87.5)
     return tmp_path / "net.safetensors"
 
 
@@ -48,12 +49,12 @@ def reworked(path, change, **facts):
 def test_round_trip(saved):
     torch.manual_seed(0)
     network, x = packed_network(), torch.randn(2, 3, 32, 32)
-    save(network, saved, top1=12.5)
+    save_packed(network, saved, top1=12.5)
     found = file.read(saved)
     assert torch.equal(found.network(x), network(x))
     assert found.metadata == found.network.metadata == network.metadata
     assert found.top1 == 12.5
-    assert torch.equal(load(str(saved))(x), network(x))
+    assert torch.equal(load_packed(str(saved))(x), network(x))
     assert not found.network.training
 
 
@@ -67,7 +68,7 @@ def test_round_trip(saved):
     ],
 )
 def test_sizes(name, family, classes, most, tmp_path):
-    save(packed_network(name, family, classes), tmp_path / "net.safetensors")
+    save_packed(packed_network(name, family, classes), tmp_path / "net.safetensors")
     assert (tmp_path / "net.safetensors").stat().st_size <= most
 
 
@@ -89,13 +90,13 @@ def test_a_thousand_damaged_files(saved):
             continue
         saved.write_bytes(damaged)
         with pytest.raises(UsageError, match=r"net\.safetensors") as caught:
-            load(saved)
+            load_packed(saved)
         assert "\n" not in str(caught.value)
 
 
 def test_newer_format(saved):
     with pytest.raises(UsageError, match="newer format than 1: update biper"):
-        load(reworked(saved, lambda tensors: None, format=file.FORMAT + 1))
+        load_packed(reworked(saved, lambda tensors: None, format=file.FORMAT + 1))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_newer_format(saved):
 )
 def test_tensors_that_do_not_fit(saved, change, message):
     with pytest.raises(UsageError, match=message):
-        load(reworked(saved, change))
+        load_packed(reworked(saved, change))
 
 
 @pytest.mark.parametrize(
@@ -134,31 +135,31 @@ def test_tensors_that_do_not_fit(saved, change, message):
 )
 def test_facts_that_are_wrong(saved, facts, message):
     with pytest.raises(UsageError, match=message):
-        load(reworked(saved, lambda tensors: None, **facts))
+        load_packed(reworked(saved, lambda tensors: None, **facts))
 
 
 def test_files_of_others(tmp_path):
     path = tmp_path / "other.safetensors"
     with pytest.raises(UsageError, match="cannot read"):
-        load(path)
+        load_packed(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UsageError, match="damaged, or no packed network"):
-        load(path)
+        load_packed(path)
     save_file({"x": torch.zeros(1)}, path, {"kind": "other", "biper": '{"format": 1}', "sha256": ""})
     with pytest.raises(UsageError, match="it is a 'other'"):
-        load(path)
+        load_packed(path)
 
 
 def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path):
     network = packed_network()
     network.network.linear = torch.nn.Linear(64, 5)
     with pytest.raises(UsageError, match=r"this network does not fit resnet20_1w1a: linear\.weight"):
-        save(network, tmp_path / "net.safetensors")
+        save_packed(network, tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_without_metadata_is_not_saved(tmp_path):
-    layer = torch.nn.Sequential(biper.BinaryConv2d(3, 4, 3, stage=2))
+    layer = torch.nn.Sequential(biper.BinaryConv2d(3, 4, 3, weight_quantizer=SquareWave(20.0)))
     with pytest.raises(UsageError, match="no metadata"):
-        save(pack(layer), tmp_path / "net.safetensors")
+        save_packed(pack(layer), tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from torch import nn
 
 from biper import BinaryConv2d
 from biper.errors import UsageError
+from biper.nn.quantizers import Sine, SquareWave
 from biper.packed import runtime as kernels
 from biper.packed.bits import border, pack_bits, unpack_bits
 from biper.packed.layers import FoldedNorm, PackedConv2d
@@ -21,12 +22,14 @@ def way(request, monkeypatch):
     return request.param
 
 
-def random_layer(draw):
+def random_layer(draw, **options):
     groups = draw.choice([1, 1, 1, 2, 3, 4])
     channels = groups * draw.choice([1, 3, 8, 12, 16, 17, 32, 64, 65, 100])
     out_channels = groups * draw.choice([1, 3, 8, 16, 20, 32, 40])
     kernel, stride, padding = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3]), draw.choice([0, 1, 2])
-    layer = BinaryConv2d(channels, out_channels, kernel, stride, padding, groups, stage=2).eval()
+    layer = BinaryConv2d(
+        channels, out_channels, kernel, stride, padding, groups=groups, weight_quantizer=SquareWave(20.0), **options
+    ).eval()
     x = torch.randn(draw.choice([1, 2, 3, 5]), channels, draw.randint(kernel, 9), draw.randint(kernel, 9))
     return layer, x.where(x.abs() > 0.05, 0)  # zeros too: their sign is +1
 
@@ -47,7 +50,7 @@ def test_sums_equal_the_training_layers_bit_for_bit(way, threads):
 
 @torch.no_grad()
 def test_alpha_and_layouts(way):
-    layer, x = BinaryConv2d(40, 24, 3, padding=1, stage=2).eval(), torch.randn(2, 40, 7, 5)
+    layer, x = BinaryConv2d(40, 24, 3, padding=1, weight_quantizer=SquareWave(20.0)).eval(), torch.randn(2, 40, 7, 5)
     layer.alpha.copy_(torch.randn(24, 1, 1))
     packed = PackedConv2d.of(layer)
     assert torch.equal(packed(x), layer(x))
@@ -56,9 +59,35 @@ def test_alpha_and_layouts(way):
     assert packed(x[:0]).shape == (0, 24, 7, 5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_scaled_and_biased_sums_equal_the_training_layers_bit_for_bit(way, threads):
+    torch.set_num_threads(threads)
+    draw = random.Random(threads)
+    torch.manual_seed(threads)
+    for _ in range(40):
+        layer, x = random_layer(draw, bias=True)
+        layer.alpha.normal_()
+        layer.bias.normal_()
+        assert torch.equal(PackedConv2d.of(layer)(x), layer(x)), (layer, x.shape)
+
+
+@torch.no_grad()
+def test_a_bias_is_kept_where_there_is_one():
+    layer, x = BinaryConv2d(8, 5, 3, bias=True, weight_quantizer=SquareWave(20.0)).eval(), torch.randn(2, 8, 6, 6)
+    packed = PackedConv2d.of(layer)
+    assert set(packed.state_dict()) == {"bits", "alpha", "bias"}
+    assert set(PackedConv2d.of(BinaryConv2d(8, 5, 3, weight_quantizer=SquareWave(20.0))).state_dict()) == {
+        "bits",
+        "alpha",
+    }
+    assert torch.equal(packed.bias, layer.bias)
+    assert torch.equal(packed.double()(x.double()), layer.double()(x.double()))
+
+
 @torch.no_grad()
 def test_real_activations_meet_binary_weights(way):
-    layer = BinaryConv2d(12, 5, 3, padding=1, stage=2, binary_activations=False).eval()
+    layer = BinaryConv2d(12, 5, 3, padding=1, weight_quantizer=SquareWave(20.0), input_quantizer=None).eval()
     x = torch.randn(2, 12, 6, 6)
     assert torch.equal(PackedConv2d.of(layer)(x), layer(x))
 
@@ -95,20 +124,21 @@ def test_folded_norm_has_the_bits_of_the_batch_norm(norm):
 
 def test_stage_1_cannot_be_packed():
     with pytest.raises(UsageError, match="stage 1 has real weights"):
-        PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=1))
+        PackedConv2d.of(BinaryConv2d(3, 4, 3, weight_quantizer=Sine(20.0)))
 
 
 def test_unknown_way_is_refused(monkeypatch):
     monkeypatch.setenv(kernels.CHOICE, "abacus")
     with pytest.raises(UsageError, match="BIPER_POPCOUNT=abacus cannot run here: choose from"):
-        PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=2))(torch.randn(1, 3, 5, 5))
+        PackedConv2d.of(BinaryConv2d(3, 4, 3, weight_quantizer=SquareWave(20.0)))(torch.randn(1, 3, 5, 5))
 
 
 def test_layer_says_what_it_is():
-    assert "3, 4, kernel_size=(3, 3)" in repr(PackedConv2d.of(BinaryConv2d(3, 4, 3, stage=2)))
+    assert "3, 4, kernel_size=(3, 3)" in repr(PackedConv2d.of(BinaryConv2d(3, 4, 3, weight_quantizer=SquareWave(20.0))))
 
 
 def test_operator_passes_torchs_own_checks():
-    layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, stage=2))
+    layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, weight_quantizer=SquareWave(20.0)))
     arguments = torch.randn(2, 8, 5, 5), layer.bits, layer.alpha, [3, 3], [1, 1], [1, 1], 1, True
     torch.library.opcheck(torch.ops.biper.binary_conv2d.default, arguments)
+    torch.library.opcheck(torch.ops.biper.binary_conv2d.default, (*arguments, torch.randn(16)))

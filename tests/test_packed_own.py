@@ -1,5 +1,6 @@
 """Packing networks of somebody's own, and what torch may be told around them."""
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +8,11 @@ from torch import nn
 
 import biper
 from benchmarks.variants import randomized
+from biper.nn.quantizers import SquareWave
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
-from biper.packed.network import pack
+from biper.packed.onnx import export_onnx, float_network
+from biper.packed.pack import pack
 
 WAYS = kernels.available()
 
@@ -30,7 +33,7 @@ def test_whatever_torchs_defaults_are():
 
 @torch.no_grad()
 def test_wrong_channels_and_sizes_are_refused():
-    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 16, 3, stage=2)))
+    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 16, 3, weight_quantizer=SquareWave(20.0))))
     for shape in ((2, 4, 6, 6), (2, 16, 6, 6), (2, 8, 2, 2), (8, 6, 6)):
         with pytest.raises((ValueError, RuntimeError), match=r"expected|smaller"):
             packed(torch.randn(shape))
@@ -41,7 +44,7 @@ class Coupled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a = self.b = biper.BinaryConv2d(8, 8, 3, padding=1, stage=2)
+        self.a = self.b = biper.BinaryConv2d(8, 8, 3, padding=1, weight_quantizer=SquareWave(20.0))
 
     def forward(self, x):
         y = self.a(x)
@@ -70,8 +73,10 @@ def test_a_layer_alone_and_layers_of_ones_own():
 
     x = torch.randn(2, 8, 6, 6)
     for layer in (
-        biper.BinaryConv2d(8, 16, 3, stage=2),
-        nn.Sequential(Named(8, 4, 1, stage=2), Changed(4, 8, 1, stage=2)),
+        biper.BinaryConv2d(8, 16, 3, weight_quantizer=SquareWave(20.0)),
+        nn.Sequential(
+            Named(8, 4, 1, weight_quantizer=SquareWave(20.0)), Changed(4, 8, 1, weight_quantizer=SquareWave(20.0))
+        ),
     ):
         packed = pack(layer.eval())
         assert any(isinstance(m, PackedConv2d) for m in packed.modules())
@@ -96,10 +101,10 @@ class Own(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 18, 3, padding=1)
         self.norm0, self.norm1, self.norm2 = nn.BatchNorm2d(18), nn.BatchNorm2d(30), nn.BatchNorm2d(30)
-        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, stage=2)
-        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, stage=2)
-        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, stage=2)
-        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, stage=2), nn.BatchNorm2d(30)
+        self.conv1 = biper.BinaryConv2d(18, 30, 3, padding=1, groups=3, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(30, 30, 3, padding=1, groups=3, weight_quantizer=SquareWave(20.0))
+        self.conv3 = biper.BinaryConv2d(40, 8, 1, stride=2, weight_quantizer=SquareWave(20.0))
+        self.conv4, self.norm4 = biper.BinaryConv2d(18, 30, 1, weight_quantizer=SquareWave(20.0)), nn.BatchNorm2d(30)
 
     def forward(self, x):
         x = F.max_pool2d(F.hardtanh(self.norm0(self.stem(x))), 3, 2, 1)
@@ -119,6 +124,58 @@ def test_networks_of_ones_own(way, monkeypatch):
     packed = pack(own)
     torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
     assert packed.metadata is None
+
+
+class Exact(nn.Module):
+    """Binary convolutions alone, with biases: before a maximum, a batch norm, a sum, a sign and the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(20), nn.BatchNorm2d(32)
+        self.conv1 = biper.BinaryConv2d(3, 20, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv3 = biper.BinaryConv2d(32, 32, 3, padding=1, groups=2, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv4 = biper.BinaryConv2d(32, 7, 1, weight_quantizer=SquareWave(20.0))
+
+    def forward(self, x):
+        x = F.hardtanh(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.hardtanh(self.norm2(self.conv2(x)))
+        x = self.conv3(x) + x
+        return self.conv4(self.conv3(x))
+
+
+def exact():
+    network = randomized(Exact())
+    for module in network.modules():
+        if isinstance(module, biper.BinaryConv2d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    return network
+
+
+@torch.no_grad()
+def test_onnx_has_the_same_layers(tmp_path):
+    torch.manual_seed(0)
+    own, x = exact(), torch.randn(3, 3, 12, 12)
+    assert torch.equal(float_network(pack(own))(x), own(x))
+    alone = nn.Sequential(own.conv1).eval()  # further signs would turn where the other runtime rounds in another place
+    export_onnx(pack(alone), tmp_path / "net.onnx", 12)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), alone(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@torch.no_grad()
+def test_biases_round_as_torchs(way, threads, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    torch.set_num_threads(threads)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        own = exact()
+        packed = pack(own)
+        for shape in ((1, 3, 12, 9), (5, 3, 9, 12)):
+            x = torch.randn(shape)
+            assert torch.equal(packed(x), own(x))
 
 
 @torch.no_grad()

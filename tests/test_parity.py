@@ -25,12 +25,12 @@ ROUNDING = 2e-6  # of the gradient of the same layer's weight
 
 def networks(family, name, classes, images):
     """Stage 1 filled; stage 2 as the published code was measured. Both in float64."""
-    first = create_model(name, family, classes, stage=1)
+    first = create_model(name, family=family, num_classes=classes, stage=1)
     fill(first.state_dict())
-    moved = create_model(name, family, classes, stage=1)
+    moved = create_model(name, family=family, num_classes=classes, stage=1)
     moved.load_state_dict(first.state_dict())
     moved.double().train()(images)
-    second = create_model(name, family, classes, stage=2).double()
+    second = create_model(name, family=family, num_classes=classes, stage=2).double()
     second.load_state_dict(moved.state_dict())
     return {1: first.double(), 2: second}
 

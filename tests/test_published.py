@@ -44,7 +44,7 @@ def published(tmp_path):
 def test_every_published_model_loads_with_the_freq_of_its_config(published, family, name, prefix):
     config = f"2024-04-01 10:00:00\n\nmodel:  x\nfreq:  20.0\ndataset:  {family}\ntau:  0.0468\n"
     model = load_checkpoint(published(name, prefix, config, family))
-    expected = create_model(name, family, 10 if family == "cifar10" else 1000, freq=20.0, stage=2)
+    expected = create_model(name, family=family, num_classes=10 if family == "cifar10" else 1000, freq=20.0, stage=2)
     fill(expected.state_dict())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

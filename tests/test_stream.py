@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision import transforms
 
 from biper.data.loaders import Shard, build_loaders
-from biper.data.pillow import available_cores
+from biper.data.pillow import count_cores
 from biper.data.sharding import Order
-from biper.data.stream import Augmentation, StreamLoader, draw, turn
+from biper.data.stream import Augmentation, StreamLoader, draw, rotate
 from biper.errors import UsageError
 from biper.training.settings import make_settings
 
@@ -136,9 +136,9 @@ def test_a_turn_is_torchvisions_rotation():
     square = torch.rand(1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
     for angle in (-20.0, 0.0, 7.5, 20.0):
         expected = transforms.functional.rotate(square, angle)
-        ours = turn(square, torch.tensor([angle]))
+        ours = rotate(square, torch.tensor([angle]))
         assert (ours == expected).float().mean() > 0.99  # nearest pixel: a tie may fall on the other side
-    assert torch.equal(turn(square, torch.zeros(1)), square)
+    assert torch.equal(rotate(square, torch.zeros(1)), square)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_both_readers_see_the_same_in_every_format(tmp_path, kind):
 
 
 def test_workers_are_no_more_than_the_cores(data):
-    assert loaders(data, workers=64).train.reader.loader.num_workers == available_cores()
+    assert loaders(data, workers=64).train.reader.loader.num_workers == count_cores()
 
 
 @pytest.mark.skipif("BIPER_TEST_IMAGENET" not in os.environ, reason="BIPER_TEST_IMAGENET: a folder of photographs")

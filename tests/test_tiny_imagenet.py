@@ -9,7 +9,7 @@ from conftest import RUN, WNIDS, photographs
 from PIL import Image
 
 from biper.data.loaders import build_loaders
-from biper.data.samples import tiny_imagenet_samples
+from biper.data.tiny_imagenet import list_tiny_imagenet
 from biper.errors import UsageError
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
@@ -39,7 +39,7 @@ def tiny(tmp_path):
 @pytest.mark.parametrize("inside", [True, False])
 def test_tiny_imagenet_is_read_as_it_is(tiny, inside):
     path = tiny if inside else tiny.parent
-    train, val = tiny_imagenet_samples(path, True), tiny_imagenet_samples(path, False)
+    train, val = list_tiny_imagenet(path, True), list_tiny_imagenet(path, False)
     assert (len(train), len(val)) == (12, 6)
     assert train.classes == val.classes == tuple(WNIDS)
     assert val.names == ("tench", "goldfish", "English springer")
@@ -52,7 +52,7 @@ def test_tiny_imagenet_is_read_as_it_is(tiny, inside):
 def test_tiny_imagenet_that_is_not_whole(tiny):
     def error(train=False):
         with pytest.raises(UsageError) as caught:
-            tiny_imagenet_samples(tiny, train)
+            list_tiny_imagenet(tiny, train)
         return str(caught.value)
 
     annotations = tiny / "val" / "val_annotations.txt"

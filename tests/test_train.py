@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import biper
 from biper.models.checkpoint import read_checkpoint
-from biper.packed.file import save
-from biper.packed.network import pack
+from biper.packed.file import save_packed
+from biper.packed.pack import pack
 from biper.training import trainer as stage_module
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.loop import Metrics
@@ -204,7 +204,7 @@ def test_a_network_of_a_folder_is_evaluated_on_a_named_copy_of_its_data(trained,
     contents["settings"] |= {"dataset": "folder", "data_path": "/nowhere"}
     path, packed = tmp_path / "folder.pth.tar", tmp_path / "folder.safetensors"
     torch.save(contents, path)
-    save(pack(biper.load_checkpoint(path)), packed)
+    save_packed(pack(biper.load_checkpoint(path)), packed)
     named = ["--dataset", "digits", "--image_size", 8]
     for file in (path, packed):
         code, out, err = command("-e", file, *named, family=None, stage=None)

@@ -143,7 +143,7 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
             print(f"{path} is left out: {m.model} has no binarized layers", file=sys.stderr)
             continue
         rows.append((path, model, error))
-        print(f"{path}: {m.model}, stage {m.stage}, freq {m.freq:g}\n{format_table(error)}\n")
+        print(f"{path}: {m.model}, stage {m.stage}, {m.quantizer_text}\n{format_table(error)}\n")
     if not rows:
         raise UsageError("no checkpoint with binarized layers was given")
     if args.csv:
@@ -159,7 +159,7 @@ def _quantization_error(argv: Sequence[str] | None) -> None:
 def _download(argv: Sequence[str] | None) -> None:
     args = download_parser().parse_args(argv)
     from biper.data.cifar import fetch_cifar
-    from biper.data.loaders import default_data_path
+    from biper.data.datasets import default_data_path
 
     path = args.data_path or default_data_path(args.dataset)
     fetch_cifar(args.dataset, path, args.archive)
@@ -168,8 +168,8 @@ def _download(argv: Sequence[str] | None) -> None:
 
 def _prepare(argv: Sequence[str] | None) -> None:
     args = prepare_parser().parse_args(argv)
+    from biper.data.datasets import default_data_path
     from biper.data.imagenet import prepare_imagenet
-    from biper.data.loaders import default_data_path
 
     path = args.data_path or default_data_path("imagenet")
     prepare_imagenet(args.archives, path)

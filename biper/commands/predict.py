@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from biper.data.datasets import find_set, shown
+from biper.data.datasets import DATASETS, find_dataset
+from biper.data.loaders import view_image
 from biper.errors import UsageError
 from biper.models import Network
 from biper.packed.network import PackedNetwork
 from biper.training.process import name_out_of_memory
-from biper.training.settings import DATASETS
 
 TOP = 5
 
@@ -36,8 +36,8 @@ def predict(network: Network | PackedNetwork, images: Sequence[Path]) -> list[li
         raise UsageError("this network does not say how its images are normalized: it was not trained, or not by biper")
     if m.dataset not in DATASETS:
         raise UsageError(f"the data set {m.dataset!r} of this network is not known: its images cannot be shown alike")
-    data = find_set(m.dataset, m.family)
-    pixels = [torch.from_numpy(shown(image, data, m.shown_size).copy()) for image in images]
+    data = find_dataset(m.dataset, m.family)
+    pixels = [torch.from_numpy(view_image(image, data, m.shown_size).copy()) for image in images]
     mean, std = torch.tensor(m.mean) * 255, torch.tensor(m.std) * 255  # as the loaders have them
     names = m.class_names or m.classes or tuple(map(str, range(m.num_classes)))
     guesses = []

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from biper.errors import UsageError
 from biper.models import create_model, list_models
 from biper.models.metadata import Metadata
+from biper.models.registry import FAMILIES, network_like
 from biper.nn.layers import BinaryConv2d
 from biper.packed.bits import bits_shape
 from biper.training.inheritance import load_network
 from biper.training.process import name_out_of_memory
-
-FAMILIES = {"cifar10": 10, "imagenet": 1000}  # and their classes
 
 COUNTED = """params: trainable ones; float32 and packed: bytes of these and of the batch norms' statistics (packed:
 a bit a binary weight in whole words of 64, alpha, and a gain and a shift for each channel of a batch norm).
@@ -51,7 +50,7 @@ def described(network: str, given: dict[str, Any]) -> str:
     given: family, num_classes, image_size, freq and model, where the user gave them. Raises UsageError.
     """
     m = _identity(network, given)
-    model = create_model(m.model, m.family, m.num_classes, m.freq, m.stage)
+    model = network_like(m)
     size = given.get("image_size", m.shown_size)
     if size < 8:
         raise UsageError(f"--image_size {size} is too small: at least 8")
@@ -75,7 +74,7 @@ def _identity(network: str, given: dict[str, Any]) -> Metadata:
     classes = given.get("num_classes", FAMILIES[family])
     if classes < 1:
         raise UsageError(f"--num_classes {classes} is too small: at least 1")
-    return Metadata(network, family, classes, freq=20.0, stage=1)
+    return create_model(network, family=family, num_classes=classes).metadata
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def costs(model: nn.Module, image_size: int) -> list[LayerCost]:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(_cost(names[module], module, output))
 
-    watched = [m for m in model.modules() if not list(m.children()) and list(m.parameters(recurse=False))]
+    watched = [m for m in model.modules() if list(m.parameters(recurse=False))]
     hooks = [module.register_forward_hook(note) for module in watched]
     try:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
@@ -110,8 +109,8 @@ def _cost(name: str, module: nn.Module, output: Tensor) -> LayerCost:
         height, width = module.weight.shape[2:]
         words = torch.Size(bits_shape(module.out_channels, inputs, (height, width), module.groups)).numel()
         packed, macs = 8 * words + 4 * module.alpha.numel(), weights * places
-        flops, bops = (0, macs) if module.binary_activations else (macs, 0)
-        kind = "binary conv" if module.binary_activations else "binary-weight conv"
+        flops, bops = (0, macs) if module.input_quantizer is not None else (macs, 0)
+        kind = "binary conv" if module.input_quantizer is not None else "binary-weight conv"
         return LayerCost(name, kind, shape, weights, parameters - weights, size, packed, flops, bops)
     if isinstance(module, nn.Conv2d | nn.Linear):
         macs = module.weight.numel() * (places if isinstance(module, nn.Conv2d) else 1)

@@ -5,12 +5,14 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from biper.cpu.compiler import load
+from biper.nn.layers import BinaryConv2d
+from biper.nn.norms import fold_norm
+from biper.nn.quantizers import Sine, SquareWave
 
 LANES = 16  # the kernels take channels, and weights, in multiples of it
 _POINTER, _SIZE, _FLAG, _FLOAT, _DOUBLE = (
@@ -105,19 +107,9 @@ class _Unit(Function):
         return grad_u, grad_alpha, parameters[1], parameters[2], grad if ctx.has_skip else None, *[None] * 4
 
 
-def folded(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A batch norm of running statistics as x * gain + shift, (C,) each, with the bits that torch computes with."""
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    # rounded as a scalar's root and quotient are: torch.sqrt of a float32 vector may be off in the last bit
-    root = (variance + norm.eps).double().sqrt().to(variance.dtype)
-    gain = (1 / root.double()).to(variance.dtype)
-    shift = F.batch_norm(torch.zeros_like(mean)[None], mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
-    return gain if norm.weight is None else gain * norm.weight, shift[0]
-
-
 def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What the statistics kernel gives in training, from the running statistics; the mean is in the bias."""
-    gain, shift = folded(norm)
+    gain, shift = fold_norm(norm)
     nothing = torch.zeros_like(gain)
     return torch.stack([nothing, nothing, gain]), shift
 
@@ -143,10 +135,10 @@ class _Signs(Function):
 
 class _Weights(Function):
     @staticmethod
-    def forward(ctx: Any, w: Tensor, freq: float, stage: int, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, w: Tensor, freq: float, binary: bool, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
         w = cast(Tensor, _dense(w))
         out = torch.empty_like(w, dtype=dtype)
-        _call("biper_weights", w, freq, stage == 2, out, w.numel(), dtype == torch.bfloat16)
+        _call("biper_weights", w, freq, binary, out, w.numel(), dtype == torch.bfloat16)
         ctx.save_for_backward(w)
         ctx.freq = freq
         return out
@@ -215,9 +207,12 @@ def standardized_signs(a: Tensor, dtype: torch.dtype) -> Tensor:
     return cast(Tensor, _Signs.apply(a, dtype))
 
 
-def weights(w: Tensor, freq: float, stage: int, dtype: torch.dtype) -> Tensor:
-    """The effective weight of a stage, of w's shape, in another type."""
-    return cast(Tensor, _Weights.apply(w, freq, stage, dtype))
+def effective_weight(layer: BinaryConv2d, dtype: torch.dtype) -> Tensor:
+    """layer.effective_weight() in another type; BiPer's quantizers by the kernels, all others by torch."""
+    w, quantizer = layer.weight, layer.weight_quantizer
+    if isinstance(quantizer, Sine | SquareWave) and type(quantizer) in (Sine, SquareWave):
+        return cast(Tensor, _Weights.apply(w, quantizer.freq, quantizer.binary, dtype))
+    return layer.effective_weight().to(dtype)
 
 
 def mean_squared_sines(latent: list[Tensor], freqs: list[float]) -> Tensor:

@@ -1,10 +1,10 @@
-"""The modules of a rewritten network: what fusion.py puts in the place of its layers. They own no parameters."""
+"""The modules of a rewritten network: what rewriting.py puts in the place of its layers. They own no parameters."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.cpu import functions as kernels
+from biper.cpu import functions
 from biper.nn.layers import BinaryConv2d
 
 
@@ -18,10 +18,12 @@ class Sums(nn.Module):
     def forward(self, s: Tensor) -> Tensor:
         """s: (N, C_in, H, W) -> (N, C_out, H', W')."""
         layer = self.layer
-        w = kernels.weights(layer.weight, layer.freq, layer.stage, s.dtype)
+        if layer.training:
+            layer.watch(s)
+        w = functions.effective_weight(layer, s.dtype)
         if self.turned:  # so that a maximum taken of the sums is the one that alpha's sign would choose
             w = w * torch.where(layer.alpha < 0, -1.0, 1.0).to(w.dtype)[..., None]  # (C_out, 1, 1, 1)
-        return F.conv2d(s, w, None, layer.stride, layer.padding, groups=layer.groups)
+        return F.conv2d(s, w, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class Unit(nn.Module):
@@ -32,7 +34,7 @@ class Unit(nn.Module):
         self.norm, self.layer, self.turned, self.clamp = norm, layer, turned, clamp
         self.signs, self.activations = False, True  # what of the two is used
 
-    def forward(self, u: Tensor, skip: Tensor | None = None) -> kernels.Outputs:
+    def forward(self, u: Tensor, skip: Tensor | None = None) -> functions.Outputs:
         """u, skip: (N, C, H, W) -> activations, signs."""
         alpha: Tensor | None = self.layer.alpha if self.layer else None
         if alpha is not None and self.turned:
@@ -40,21 +42,33 @@ class Unit(nn.Module):
         if not self.norm.training and torch.is_grad_enabled():  # frozen: the kernels' gradient is a batch's
             return self._plain(u, alpha, skip)
         signs = sign_type() if self.signs else None
-        return kernels.unit(u, alpha, self.norm, skip, clamp=self.clamp, signs=signs, activations=self.activations)
+        return functions.unit(u, alpha, self.norm, skip, clamp=self.clamp, signs=signs, activations=self.activations)
 
-    def _plain(self, u: Tensor, alpha: Tensor | None, skip: Tensor | None) -> kernels.Outputs:
+    def _plain(self, u: Tensor, alpha: Tensor | None, skip: Tensor | None) -> functions.Outputs:
         a = self.norm(u.float() if alpha is None else u.float() * alpha)
         a = a if skip is None else a + skip
         a = F.hardtanh(a) if self.clamp else a
-        return a, kernels.standardized_signs(a, sign_type()) if self.signs else None
+        return a, functions.standardized_signs(a, sign_type()) if self.signs else None
 
 
-class Signs(nn.Module):
+class BiperSigns(nn.Module):
     """The standardized sign of activations that no unit made, in the type that autocast asks for."""
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C, H, W), and so is what comes out."""
-        return kernels.standardized_signs(a.float(), sign_type())
+        return functions.standardized_signs(a.float(), sign_type())
+
+
+class Signs(nn.Module):
+    """What a layer's own input quantizer makes of activations, in the type that autocast asks for."""
+
+    def __init__(self, layer: BinaryConv2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, C, H, W), and so is what comes out."""
+        return self.layer.quantized_input(a.float()).to(sign_type())
 
 
 def sign_type() -> torch.dtype:

@@ -8,10 +8,11 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from biper.data.datasets import REPOSITORY, MemorySet
 from biper.data.memory import Images
 from biper.errors import UsageError
 
-DOWNLOAD = Path(__file__).resolve().parents[2] / "cifar10" / "dataset" / "download.py"
+DOWNLOAD = REPOSITORY / "cifar10" / "dataset" / "download.py"
 READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
@@ -43,3 +44,19 @@ def fetch_cifar(name: str, path: Path, archive: Path | None = None) -> None:
             f"cannot get {name} into {path}: {error}; with {reader.filename} on disk, use --archive"
         ) from error
     read_cifar(name, path, train=False)
+
+
+CIFAR10 = MemorySet(  # normalized with ImageNet's mean and standard deviation, as published
+    title="CIFAR-10",
+    default_path="cifar10/data/CIFAR10",
+    fixed_size=32,
+    read=lambda path, train, settings: read_cifar("cifar10", path, train),
+)
+CIFAR100 = MemorySet(
+    title="CIFAR-100",
+    default_path="cifar10/data/CIFAR100",
+    fixed_size=32,
+    read=lambda path, train, settings: read_cifar("cifar100", path, train),
+    mean=(0.507, 0.487, 0.441),
+    std=(0.267, 0.256, 0.276),
+)

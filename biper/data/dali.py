@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from biper.data.folder import open_image
-from biper.data.pillow import Batch, Request, Requests, Source, available_cores
+from biper.data.pillow import Batch, Request, Requests, Source, count_cores
 from biper.errors import UsageError
 
 AHEAD = 3  # batches whose files are read before they are due
@@ -52,7 +52,7 @@ class DaliReader:
     def __init__(self, source: Source, workers: int, device: torch.device, batch_size: int) -> None:
         require_dali()
         self.source, self.device, self.batch_size = source, device, batch_size
-        self.threads = max(1, min(workers, available_cores()))
+        self.threads = max(1, min(workers, count_cores()))
 
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
         """One Batch for each that is asked for."""
@@ -142,7 +142,9 @@ class _Feed:
     def __next__(self) -> tuple[list[np.ndarray], ...]:
         for batch in islice(self.batches, AHEAD + 1 - len(self.coming)):
             requests = list(batch)
-            self.coming.append((requests, [self.pool.submit(self.source.intact, r, self._prepare) for r in requests]))
+            self.coming.append(
+                (requests, [self.pool.submit(self.source.read_intact, r, self._prepare) for r in requests])
+            )
         if not self.coming or self.error:
             raise StopIteration
         requests, futures = self.coming.popleft()
@@ -167,7 +169,7 @@ class _Feed:
 
     def _prepare(self, request: Request) -> Prepared:
         file = self.source.samples.path(request.image)
-        encoded, (width, height) = encoded_image(file, self.careful)
+        encoded, (width, height) = encode_image(file, self.careful)
         window = self.source.view.window(width, height, self.source.random(request))
         left, top, region_width, region_height = window.region
         corner = np.array(window.corner[::-1], np.int32)
@@ -175,7 +177,7 @@ class _Feed:
         return encoded, start, shape, np.array(window.resized[::-1], np.float32), corner
 
 
-def encoded_image(file: str, careful: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
+def encode_image(file: str, careful: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
     """An image's bytes for DALI, (N,) uint8, and its (width, height).
 
     A JPEG in grey or RGB whose parts are all there is given as it is. For everything else Pillow's word counts: it is

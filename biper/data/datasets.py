@@ -1,127 +1,152 @@
-"""The data sets by name: how each is read, presented and augmented. One table for each kind of loader."""
+"""The data sets by name, and what can be said of one before it is read.
+
+A data set is a file of this folder, with its reader and its description, and a line in DATASETS. The descriptions
+are imported on first use: the flags take their choices from here, and `--help` does not wait for torch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from biper.data import memory, stream
-from biper.data.cifar import read_cifar
-from biper.data.crops import Centre, RandomArea, View, Whole, cut
-from biper.data.digits import read_digits
-from biper.data.folder import decode, open_image, read_folder
-from biper.data.memory import Images
-from biper.data.samples import TINY, Samples, folder_samples, tiny_imagenet_samples
 from biper.errors import UsageError
-from biper.training.settings import Settings
+
+if TYPE_CHECKING:
+    from biper.data.crops import View
+    from biper.data.memory import Images
+    from biper.data.samples import Samples
+    from biper.data.stream import Augmentation
+
+DATASETS = {  # where each description is
+    "cifar10": "biper.data.cifar:CIFAR10",
+    "cifar100": "biper.data.cifar:CIFAR100",
+    "digits": "biper.data.digits:DIGITS",
+    "imagenet": "biper.data.imagenet:IMAGENET",
+    "tinyimagenet": "biper.data.tiny_imagenet:TINY_IMAGENET",
+    "folder": "biper.data.folder:FOLDER",
+}
+STREAMED = {"folder": "biper.data.imagenet:FOLDER"}  # instead of those above, for ImageNet's networks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_SIZE, IMAGENET_SHORTER = 224, 256
+IMAGENET_SIZE = 224
 
 
-@dataclass(frozen=True)
-class MemorySet:
-    """A data set that is held on the device. read: (config, path, train) -> Images."""
+class DataSettings(Protocol):
+    """What the data need to know of a run's settings."""
 
-    read: Callable[[Settings, Path, bool], Images]
-    mean: tuple[float, ...] = IMAGENET_MEAN  # published for CIFAR-10
-    std: tuple[float, ...] = IMAGENET_STD
-    padding: float = 1 / 8  # of the image's side: 4 pixels of 32
-    flip: bool = True
+    @property
+    def family(self) -> str:
+        """Whose networks see the data."""
 
-    def augmentation(self, side: int) -> memory.Augmentation:
-        """The augmentation of images of this size."""
-        return memory.Augmentation(round(side * self.padding), self.flip)
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+
+    @property
+    def data_path(self) -> str:
+        """Its folder; empty: where it lies by default."""
+
+    @property
+    def image_size(self) -> int | None:
+        """The side at which images are shown; None: the data set's own."""
+
+    @property
+    def workers(self) -> int:
+        """Processes or threads that decode images."""
+
+    @property
+    def use_dali(self) -> bool:
+        """Whether DALI reads what is streamed."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step of training, over all processes."""
+
+    @property
+    def batch_size_test(self) -> int:
+        """Images of a step of evaluation, over all processes."""
+
+    @property
+    def seed(self) -> int:
+        """What order and augmentation follow from."""
 
 
-@dataclass(frozen=True)
-class StreamSet:
-    """A data set that is read batch by batch. read: (path, train) -> Samples; view: (size, train) -> View."""
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What every data set says of itself.
 
-    read: Callable[[Path, bool], Samples]
-    view: Callable[[int, bool], View]
-    augmentation: stream.Augmentation
+    title: what tables call it; default_path: where it lies in the repository unless --data_path says otherwise, empty
+    if only the user can say; needs_folder: False if its images come with an installed package; fixed_size: the side of
+    its images if they can be shown at no other, so that --image_size is refused; mean, std: per channel, for images in
+    [0, 1].
+    """
+
+    title: str
+    default_path: str = ""
+    needs_folder: bool = True
+    fixed_size: int | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
 
-MEMORY_SETS = {
-    "cifar10": MemorySet(lambda config, path, train: read_cifar("cifar10", path, train)),
-    "cifar100": MemorySet(
-        lambda config, path, train: read_cifar("cifar100", path, train), (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-    ),
-    "folder": MemorySet(lambda config, path, train: read_folder(path, train, config.image_size, config.workers)),
-    "digits": MemorySet(
-        lambda config, path, train: read_digits(train, config.image_size or 32),
-        mean=(0.305,) * 3,  # ours: measured on the 8x8 training images
-        std=(0.376,) * 3,
-        padding=1 / 16,
-        flip=False,  # a mirrored 2 is no 2
-    ),
-}
+@dataclass(frozen=True, kw_only=True)
+class MemorySet(Description):
+    """A data set that is held on the device.
 
-
-def imagenet_view(size: int, train: bool) -> View:
-    """Training: a random area. Evaluation: the shorter side at 256/224 of the size, then the centre."""
-    return RandomArea(size) if train else Centre(size, round(size * IMAGENET_SHORTER / IMAGENET_SIZE))
-
-
-IMAGENET = StreamSet(folder_samples, imagenet_view, stream.Augmentation(lighting=0.1))
-STREAM_SETS = {
-    "imagenet": IMAGENET,
-    "folder": IMAGENET,
-    "tinyimagenet": StreamSet(
-        tiny_imagenet_samples,
-        lambda size, train: Whole(size),
-        stream.Augmentation(degrees=20.0),
-        mean=(0.4802, 0.4481, 0.3975),
-        std=(0.2302, 0.2265, 0.2262),
-    ),
-}
-
-
-def find_set(dataset: str, family: str) -> MemorySet | StreamSet:
-    """A data set by name: folders are held in memory for CIFAR's networks and streamed for ImageNet's."""
-    if dataset == "folder":
-        return (STREAM_SETS if family == "imagenet" else MEMORY_SETS)["folder"]
-    return STREAM_SETS.get(dataset) or MEMORY_SETS[dataset]
-
-
-def shown(file: Path, data: MemorySet | StreamSet, size: int) -> np.ndarray:
-    """One image as evaluation on a data set shows it, (size, size, 3) uint8.
-
-    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. Raises
-    UsageError naming an image that cannot be read.
+    read: (path, train, settings) -> Images; padding: of the random crop, as a share of the image's side; flip: half the
+    time; family: whose networks train on it unless told otherwise.
     """
-    if isinstance(data, MemorySet):
-        return decode(file, size)
-    image = open_image(file)
-    return cut(image, data.view(size, False).window(image.width, image.height, np.random.default_rng(0)))
+
+    read: "Callable[[Path, bool, DataSettings], Images]"
+    padding: float = 1 / 8  # 4 pixels of 32
+    flip: bool = True
+    family: str = "cifar10"
 
 
-def default_data_path(dataset: str) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class StreamSet(Description):
+    """A data set that is read batch by batch.
+
+    read: (path, train) -> Samples; view: (size, train) -> View; family: as a MemorySet's.
+    """
+
+    read: "Callable[[Path, bool], Samples]"
+    view: "Callable[[int, bool], View]"
+    augmentation: "Augmentation"
+    family: str = "imagenet"
+
+
+def find_dataset(name: str, family: str = "cifar10") -> MemorySet | StreamSet:
+    """A data set's description; some have another form for ImageNet's networks. Raises UsageError if there is none."""
+    if name not in DATASETS:
+        raise UsageError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+    home = STREAMED.get(name, DATASETS[name]) if family == "imagenet" else DATASETS[name]
+    module, attribute = home.split(":")
+    description: MemorySet | StreamSet = getattr(import_module(module), attribute)
+    return description
+
+
+def default_data_path(name: str) -> Path:
     """Where a data set lies unless told otherwise: where download.py and prepare.py put it."""
-    streamed = {"imagenet": "ImageNet", "tinyimagenet": TINY}
-    if dataset in streamed:
-        return REPOSITORY / "imagenet" / "data" / streamed[dataset]
-    return REPOSITORY / "cifar10" / "data" / dataset.upper()
+    return REPOSITORY / find_dataset(name).default_path
 
 
-def data_folder(config: Settings) -> Path:
-    """The folder of a run's data. Raises UsageError if there is none."""
-    if config.dataset == "digits":
-        return Path()  # they come with scikit-learn
-    if config.dataset == "folder" and not config.data_path:
-        raise UsageError("--dataset folder needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it")
-    if config.image_size and config.dataset.startswith("cifar"):
-        raise UsageError(f"--image_size is not for {config.dataset}, which has 32x32 images")
-    path = Path(config.data_path) if config.data_path else default_data_path(config.dataset)
-    if config.data_path and not path.is_dir():
+def find_folder(data: Description, settings: DataSettings) -> Path:
+    """The folder of a run's data, which may not be there if it is the default one: the reader says how to get it.
+
+    Raises UsageError if the settings do not fit the data.
+    """
+    if not data.needs_folder:
+        return Path()
+    if not data.default_path and not settings.data_path:
+        text = "needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it"
+        raise UsageError(f"--dataset {settings.dataset} {text}")
+    if settings.image_size and data.fixed_size:
+        size = f"{data.fixed_size}x{data.fixed_size}"
+        raise UsageError(f"--image_size is not for {settings.dataset}, which has {size} images")
+    path = Path(settings.data_path) if settings.data_path else REPOSITORY / data.default_path
+    if settings.data_path and not path.is_dir():
         raise UsageError(f"no data at {path}: --data_path is not a folder")
-    if config.dataset == "imagenet" and not path.is_dir():
-        raise UsageError(f"no ImageNet in {path}: see imagenet/dataset/README.md, or give --data_path FOLDER")
-    if config.dataset == "tinyimagenet" and not path.is_dir():
-        raise UsageError(f"no Tiny ImageNet in {path}: unpack its archive there, or give --data_path FOLDER")
     return path

@@ -13,13 +13,14 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
+from biper.data.datasets import MemorySet
 from biper.data.memory import Images
 from biper.errors import UsageError
 
 COPIES = 3  # at the peak: the decoded images, their padded copy, and the other split
 
 
-def split_folder(path: Path, train: bool) -> Path:
+def find_split(path: Path, train: bool) -> Path:
     """The folder of a split. Raises UsageError if it is not there."""
     names = ("train",) if train else ("test", "val")
     for name in names:
@@ -28,7 +29,7 @@ def split_folder(path: Path, train: bool) -> Path:
     raise UsageError(f"no folder {' or '.join(names)} in {path}: expected {names[0]}/<class>/<image>")
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
+def list_classes(folder: Path) -> tuple[str, ...]:
     """The names of the class folders, sorted: their places are the labels."""
     return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
 
@@ -47,11 +48,11 @@ def list_split(path: Path, train: bool) -> tuple[Path, tuple[str, ...], list[tup
 
     Raises UsageError if there are none, or if the test images have other classes than the training images.
     """
-    folder = split_folder(path, train)
-    classes = class_names(folder)
+    folder = find_split(path, train)
+    classes = list_classes(folder)
     other = path / "train"
-    if not train and other.is_dir() and class_names(other) != classes:
-        odd = sorted(set(classes) ^ set(class_names(other)))
+    if not train and other.is_dir() and list_classes(other) != classes:
+        odd = sorted(set(classes) ^ set(list_classes(other)))
         raise UsageError(f"{folder} and {other} hold other classes: {', '.join(odd[:5])} only in one of them")
     files = list(list_images(folder, classes))
     if not files:
@@ -118,3 +119,9 @@ def check_memory(folder: Path, needed: int) -> None:
     if needed > 0.8 * total:
         sizes = f"{needed / 2**30:.0f} GiB in memory, the machine has {total / 2**30:.0f}"
         raise UsageError(f"the images of {folder} need {sizes}: give a smaller --image_size")
+
+
+FOLDER = MemorySet(
+    title="a folder of images",
+    read=lambda path, train, settings: read_folder(path, train, settings.image_size, settings.workers),
+)

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) from the archives that its owners give, to class folders."""
+"""ImageNet (ILSVRC 2012): the archives that its owners give, unpacked to class folders, and how those are read."""
 
 import hashlib
 import re
@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 from torchvision.datasets import imagenet as torchvision_imagenet
 from tqdm import tqdm
 
-from biper.data.samples import WORDS
+from biper.data.crops import Centre, RandomArea, View
+from biper.data.datasets import IMAGENET_SIZE, StreamSet
+from biper.data.samples import WORDS, Samples, list_folder
+from biper.data.stream import Augmentation
 from biper.errors import UsageError
 
 SITE = "image-net.org (an account is needed)"
@@ -21,6 +25,7 @@ SIZES = {"train": "138 GB", "val": "6.3 GB", "devkit": "2.5 MB"}  # of the archi
 BLOCK = 1 << 24  # bytes
 DONE, BEGUN = ".complete", ".unpacking"  # in the folder of a split: it is whole; it is ours
 WNID = re.compile(r"n\d{8}")
+SHORTER = 256  # of an image's sides in evaluation, of which the central 224 pixels are shown
 
 
 def archive_name(kind: str) -> tuple[str, str]:
@@ -167,3 +172,25 @@ def _reading(archive: Path) -> Iterator[tuple[tarfile.TarFile, Any]]:
 
 def _bar(title: str, size: int) -> Any:  # noqa: ANN401  (tqdm is generic for its type checkers alone)
     return tqdm(desc=title, total=size, unit="B", unit_scale=True, disable=None)
+
+
+def list_imagenet(path: Path, train: bool) -> Samples:
+    """A split, as `prepare_imagenet` leaves it: `train/<wnid>/*` and `val/<wnid>/*`. Raises UsageError if missing."""
+    if not path.is_dir():
+        raise UsageError(f"no ImageNet in {path}: see imagenet/dataset/README.md, or give --data_path FOLDER")
+    return list_folder(path, train)
+
+
+def choose_view(size: int, train: bool) -> View:
+    """Training: a random area. Evaluation: the shorter side at 256/224 of the size, then the centre."""
+    return RandomArea(size) if train else Centre(size, round(size * SHORTER / IMAGENET_SIZE))
+
+
+IMAGENET = StreamSet(
+    title="ImageNet",
+    default_path="imagenet/data/ImageNet",
+    read=list_imagenet,
+    view=choose_view,
+    augmentation=Augmentation(lighting=0.1),
+)
+FOLDER = replace(IMAGENET, title="a folder of images", default_path="", read=list_folder)

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from biper.data.crops import cut
 from biper.data.dali import DaliReader, has_dali
-from biper.data.datasets import IMAGENET_SIZE, MemorySet, StreamSet, data_folder, default_data_path, find_set
-from biper.data.memory import Images, MemoryLoader
+from biper.data.datasets import IMAGENET_SIZE, DataSettings, MemorySet, StreamSet, find_dataset, find_folder
+from biper.data.folder import decode, open_image
+from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.data.pillow import PillowReader, Reader, Source
 from biper.data.samples import Samples
 from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
 from biper.data.stream import StreamLoader
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
-from biper.training.settings import Settings
 
-__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "default_data_path", "has_dali", "require_same_classes"]
+__all__ = ["Loader", "Loaders", "Shard", "build_loaders", "has_dali", "require_same_classes", "view_image"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def require_same_classes(metadata: Metadata, loaders: Loaders) -> None:
 
 
 def build_loaders(
-    config: Settings,
+    settings: DataSettings,
     device: torch.device,
     *,
     replicas: int = 1,
@@ -72,41 +75,42 @@ def build_loaders(
     replicas: GPUs among which DataParallel divides a batch; shard: this process's place among those that share it;
     mean, std: a checkpoint's normalization, else the data set's. Raises UsageError if the data are missing or unfit.
     """
-    if train and config.batch_size % shard.size:
+    if train and settings.batch_size % shard.size:
         raise UsageError(
-            f"-b {config.batch_size} cannot be divided among {shard.size} processes: give a multiple of them"
+            f"-b {settings.batch_size} cannot be divided among {shard.size} processes: give a multiple of them"
         )
-    if train and smallest_share(config.batch_size, replicas, shard.size) < 2:
+    if train and smallest_share(settings.batch_size, replicas, shard.size) < 2:
         shares = f"{replicas} GPUs" if shard.size == 1 else f"{shard.size} processes"
-        raise UsageError(f"-b {config.batch_size} over {shares} leaves one a single image: batch norm needs two")
-    data, path = find_set(config.dataset, config.family), data_folder(config)
+        raise UsageError(f"-b {settings.batch_size} over {shares} leaves one a single image: batch norm needs two")
+    data = find_dataset(settings.dataset, settings.family)
+    path = find_folder(data, settings)
     place = Place(device, mean or data.mean, std or data.std, shard, replicas)
     splits = (False, True) if train else (False,)
     if isinstance(data, StreamSet):
-        loaders = _streamed(data, config, place, [data.read(path, split) for split in splits])
+        loaders = _streamed(data, settings, place, [data.read(path, split) for split in splits])
     else:
-        loaders = _in_memory(data, config, place, [data.read(config, path, split) for split in splits])
+        loaders = _in_memory(data, settings, place, [data.read(path, split, settings) for split in splits])
     if loaders.train is not None and not loaders.train.count:
         raise UsageError(f"too few training images in {path}: batch norm needs two for each GPU or process")
     return loaders
 
 
-def _in_memory(data: MemorySet, config: Settings, place: Place, splits: Sequence[Images]) -> Loaders:
+def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Sequence[Images]) -> Loaders:
     side, width = splits[0].pixels.shape[1:3]
     if side != width:
-        raise UsageError(f"the images in {config.data_path} are {width}x{side}, not square: give --image_size N")
+        raise UsageError(f"the images in {settings.data_path} are {width}x{side}, not square: give --image_size N")
     if splits[-1].pixels.shape[1:] != splits[0].pixels.shape[1:]:
-        raise UsageError(f"training and test images in {config.data_path} differ in size: give --image_size N")
+        raise UsageError(f"training and test images in {settings.data_path} differ in size: give --image_size N")
     p = place
     test, *train = (
         MemoryLoader(
             images,
-            batch_size=config.batch_size if training else config.batch_size_test,
+            batch_size=settings.batch_size if training else settings.batch_size_test,
             mean=p.mean,
             std=p.std,
             device=p.device,
-            augmentation=data.augmentation(side) if training else None,
-            seed=config.seed,
+            augmentation=RandomCrop(round(side * data.padding), data.flip) if training else None,
+            seed=settings.seed,
             replicas=p.replicas,
             shard=p.shard,
         )
@@ -116,22 +120,34 @@ def _in_memory(data: MemorySet, config: Settings, place: Place, splits: Sequence
     return Loaders(test, classes, classes, p.mean, p.std, side, train[0] if train else None)
 
 
-def _streamed(data: StreamSet, config: Settings, place: Place, splits: Sequence[Samples]) -> Loaders:
-    size = config.image_size or IMAGENET_SIZE
+def _streamed(data: StreamSet, settings: DataSettings, place: Place, splits: Sequence[Samples]) -> Loaders:
+    size = settings.image_size or data.fixed_size or IMAGENET_SIZE
     p = place
 
     def loader(samples: Samples, training: bool) -> StreamLoader:
-        batch = config.batch_size if training else config.batch_size_test
-        source = Source(samples, data.view(size, training), config.seed, replace=training)
+        batch = settings.batch_size if training else settings.batch_size_test
+        source = Source(samples, data.view(size, training), settings.seed, replace=training)
         reader: Reader
-        if config.use_dali:
-            reader = DaliReader(source, config.workers, p.device, -(-batch // p.shard.size))
+        if settings.use_dali:
+            reader = DaliReader(source, settings.workers, p.device, -(-batch // p.shard.size))
         else:
-            reader = PillowReader(source, config.workers, pin_memory=p.device.type == "cuda")
-        order = Order(len(samples), batch, training, config.seed, p.shard, p.replicas)
+            reader = PillowReader(source, settings.workers, pin_memory=p.device.type == "cuda")
+        order = Order(len(samples), batch, training, settings.seed, p.shard, p.replicas)
         augmentation = data.augmentation if training else None
         return StreamLoader(reader, order, mean=p.mean, std=p.std, device=p.device, augmentation=augmentation)
 
     test, *train = (loader(samples, bool(training)) for training, samples in enumerate(splits))
     s = splits[0]
     return Loaders(test, s.classes, s.names, p.mean, p.std, size, train[0] if train else None)
+
+
+def view_image(file: Path, data: MemorySet | StreamSet, size: int) -> np.ndarray:
+    """One image as evaluation on a data set shows it, (size, size, 3) uint8.
+
+    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. Raises
+    UsageError naming an image that cannot be read.
+    """
+    if isinstance(data, MemorySet):
+        return decode(file, size)
+    image = open_image(file)
+    return cut(image, data.view(size, False).window(image.width, image.height, np.random.default_rng(0)))

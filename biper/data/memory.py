@@ -21,7 +21,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class RandomCrop:
     """Random crop of the image's own size after zero padding by `padding` pixels a side, then a flip half the time.
 
     The distribution of torchvision's RandomCrop(size, padding) and RandomHorizontalFlip.
@@ -46,7 +46,7 @@ class MemoryLoader:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
-        augmentation: Augmentation | None = None,
+        augmentation: RandomCrop | None = None,
         seed: int = 0,
         replicas: int = 1,
         shard: Shard = ALONE,

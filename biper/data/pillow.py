@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from biper.data.crops import View, cut
 from biper.data.folder import open_image
 from biper.data.samples import Samples
-from biper.data.sharding import generator
+from biper.data.sharding import make_generator
 from biper.errors import UsageError, WorkerLost, one_line
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Source:
     seed: int
     replace: bool
 
-    def intact(self, request: Request, read: Callable[[Request], T]) -> tuple[T, int, list[str]]:
+    def read_intact(self, request: Request, read: Callable[[Request], T]) -> tuple[T, int, list[str]]:
         """What `read` gives for an image, or if it is damaged and may be replaced for the next one, and its label.
 
         Also what was wrong. Raises UsageError naming the image if it may not be replaced.
@@ -77,7 +77,7 @@ class Source:
 
     def random(self, request: Request) -> np.random.Generator:
         """What decides where a random view looks: the same for every reader and every number of processes."""
-        return generator(self.seed, request.epoch, request.image)
+        return make_generator(self.seed, request.epoch, request.image)
 
 
 class PillowDataset(Dataset[Batch]):
@@ -88,7 +88,7 @@ class PillowDataset(Dataset[Batch]):
 
     def __getitem__(self, requests: Requests) -> Batch:
         try:
-            images, labels, wrong = zip(*(self.source.intact(r, self._pixels) for r in requests), strict=True)
+            images, labels, wrong = zip(*(self.source.read_intact(r, self._pixels) for r in requests), strict=True)
         except UsageError as error:  # told, not raised: DataLoader would add a traceback
             return Batch(torch.empty(0), torch.empty(0), [], str(error))
         return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), [w for w in wrong if w])
@@ -121,17 +121,17 @@ class PillowReader:
 
     def __init__(self, source: Source, workers: int, pin_memory: bool) -> None:
         self.asked = _Asked()
-        workers = min(workers, available_cores())
+        workers = min(workers, count_cores())
         self.loader = DataLoader(
             PillowDataset(source),
             batch_size=None,  # a request is for a whole batch
             sampler=self.asked,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_pass_on,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
-            multiprocessing_context=_context() if workers else None,
+            multiprocessing_context=_make_context() if workers else None,
         )
 
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
@@ -147,12 +147,12 @@ class PillowReader:
             raise WorkerLost(one_line(error)) from error
 
 
-def available_cores() -> int:
+def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _make_context() -> multiprocessing.context.BaseContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -166,5 +166,5 @@ def _start_worker(number: int) -> None:
     warnings.simplefilter("ignore")  # of Pillow, about odd metadata in files that it reads
 
 
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401
+def _pass_on(batch: Any) -> Any:  # noqa: ANN401
     return batch

@@ -93,9 +93,9 @@ class Order:
 
     def indices(self, epoch: int) -> np.ndarray:
         """All images in the order of an epoch."""
-        return generator(self.seed, epoch).permutation(self.total) if self.shuffled else np.arange(self.total)
+        return make_generator(self.seed, epoch).permutation(self.total) if self.shuffled else np.arange(self.total)
 
 
-def generator(*keys: int) -> np.random.Generator:
+def make_generator(*keys: int) -> np.random.Generator:
     """A random generator of its own for every tuple of non-negative numbers: (seed 0, epoch 1) is not (1, 0)."""
     return np.random.default_rng(np.random.SeedSequence(keys))

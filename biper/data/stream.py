@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from biper.data.pillow import Reader, Request
-from biper.data.sharding import Order, generator
+from biper.data.sharding import Order, make_generator
 from biper.errors import UsageError
 
 log = logging.getLogger("biper")
@@ -54,7 +54,7 @@ def draw(
     return Draws(flips, angles.float(), lights.float())
 
 
-def turn(images: Tensor, degrees: Tensor) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Images (B, C, H, W) turned counter-clockwise by degrees (B,) about their centre, nearest pixel, zero outside.
 
     The square images of a batch; the distribution of torchvision's RandomRotation.
@@ -118,10 +118,10 @@ class StreamLoader:
         a = self.augmentation
         if a is None:
             return (images - self.mean) / self.std
-        random = generator(self.order.seed, epoch, self.order.total + step)  # beyond the keys of the images' crops
+        random = make_generator(self.order.seed, epoch, self.order.total + step)  # beyond the keys of the images' crops
         draws = draw(a, self.order.size(step), self.order.part(step), random, self.device)
         if a.degrees:
-            images = turn(images, draws.angle)
+            images = rotate(images, draws.angle)
         images = torch.where(draws.flipped[:, None, None, None], images.flip(3), images)
         offset = draws.light @ self.colours.T  # (B, 3)
         return (images + offset[:, :, None, None] - self.mean) / self.std

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biper.data.datasets import REPOSITORY
+from biper.data.datasets import REPOSITORY, find_dataset
 from biper.errors import UsageError
 from biper.experiments.recipe import Recipe, read_recipe, with_epochs
 from biper.models.published import EPOCHS, TOP1
@@ -15,14 +15,6 @@ from biper.training.settings import SETTINGS, make_settings
 
 log = logging.getLogger("biper")
 FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
-NAMES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "digits": "scikit-learn's digits",
-    "imagenet": "ImageNet",
-    "tinyimagenet": "Tiny ImageNet",
-    "folder": "a folder of images",
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
         full_epochs=full.epochs,
         seeds=seeds,
         folder=given.get("results_dir", Path("results") / (label if kind == "reproduce" else f"{kind}_{label}")),
-        data=given.get("data_name") or NAMES[recipe.dataset],
+        data=given.get("data_name") or find_dataset(recipe.dataset).title,
         command=_command(f"{kind}.py", given),
     )
 

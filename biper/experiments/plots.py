@@ -11,7 +11,6 @@ from torch import nn
 
 from biper.errors import UsageError
 from biper.models import Network
-from biper.nn.functional import sine
 from biper.nn.layers import binary_layers
 from biper.nn.quantization_error import quantization_error
 
@@ -49,7 +48,7 @@ def effective_weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray
     """Names of the binarized layers, and the share of each layer's sin(freq*w) per bin of [-1, 1]: (layers, BINS)."""
     names, rows = [], []
     for name, layer in binary_layers(model):
-        counts = torch.histc(sine(layer.weight, layer.freq).float(), BINS, -1, 1)
+        counts = torch.histc(layer.weight_quantizer.real(layer.weight).float(), BINS, -1, 1)
         names.append(name)
         rows.append((counts / counts.sum()).cpu().numpy())
     return names, np.stack(rows)
@@ -67,7 +66,7 @@ def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -
             m, top = model.metadata, axes[0, column]
             extent = (-1, 1, len(names) - 0.5, -0.5)
             image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", norm=PowerNorm(0.5, 0, densest))
-            top.set(title=f"{title}\n{m.model}, stage {m.stage}, freq {m.freq:g}", xlabel="sin(freq·w)")
+            top.set(title=f"{title}\n{m.model}, stage {m.stage}, {m.quantizer_text}", xlabel="sin(freq·w)")
             top.set_yticks(np.arange(len(names)), names)
             _draw_errors(axes[1, column], model, names)
         axes[1, -1].legend(loc="lower right")

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from biper.data.datasets import find_dataset
 from biper.errors import UsageError
 from biper.models import list_models
 from biper.training.settings import SETTINGS, make_settings, read_yaml
 
 Given = Mapping[str, Any]  # by name; defaults are not among them
-IMAGENET = ("imagenet", "tinyimagenet")
 OF_ONE_RUN = ("results_dir", "save", "resume", "evaluate", "seed", "load_ckpt_stage1", "start_epoch", "from_scratch")
 OF_BOTH = ("model", "freq", "dataset")  # which stage 2 takes from stage 1
 
@@ -56,7 +56,7 @@ def read_recipe(path: Path, given: Given, family: str | None = None) -> Recipe:
         value = two.pop(name, None)
         if value is not None and one.setdefault(name, value) != value:
             raise UsageError(f"{path}: {name} {value} in stage2 is not stage 1's {one[name]}, which stage 2 takes over")
-    family = family or ("imagenet" if one.get("dataset") in IMAGENET else "cifar10")
+    family = family or find_dataset(one.get("dataset", "cifar10")).family
     one, two = one | dict(given), two | dict(given)
     two.setdefault("dataset", make_settings(family, 1, one).dataset)
     make_settings(family, 2, two)

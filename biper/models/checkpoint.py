@@ -12,10 +12,12 @@ from torch import Tensor
 
 from biper.errors import UsageError
 from biper.models import published
-from biper.models.metadata import Metadata
-from biper.models.registry import Network, create_model
+from biper.models.metadata import Metadata, metadata_from
+from biper.models.registry import Network, network_like
+from biper.nn.quantizers import set_progress
 
-FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
+FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers by name and settings, progress
+PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained_models"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,24 +86,51 @@ def build_network(
     else:
         weights = published.weights(contents["state_dict"])
         metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
-    return rebuild(metadata, weights, path).eval()
+    network = rebuild(metadata, weights, path).eval()
+    set_progress(network, contents.get("progress", 1.0))
+    return network
+
+
+def load_model(
+    name: str,
+    path: str | os.PathLike[str] | None,
+    *,
+    family: str | None,
+    num_classes: int | None,
+    freq: float | None,
+    stage: int | None,
+) -> Network:
+    """The network of a checkpoint, or of the file that comes with biper if there is no path, which must be that one.
+
+    What is not None must agree with the file. Raises UsageError if it does not, or if there is no file.
+    """
+    if path is None:
+        path = PRETRAINED / name / "model.pth.tar"
+        if not path.is_file():
+            there = sorted(file.parent.name for file in PRETRAINED.glob("*/model.pth.tar"))
+            choices = f"there are some for {', '.join(there)}" if there else "none were installed"
+            raise UsageError(f"no pretrained weights for {name}: {choices}; give checkpoint_path")
+    network = load_checkpoint(path, freq, model=name, family=family, stage=stage)
+    for key, value in {"num_classes": num_classes, "stage": stage}.items():
+        found = getattr(network.metadata, key)
+        if value not in (None, found):
+            raise UsageError(f"{key} {value} contradicts {path}, which has {key} {found}")
+    return network
 
 
 def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
     """The metadata of one of our own checkpoints. Raises UsageError if they are damaged."""
     try:
-        saved: dict[str, Any] = contents["metadata"]
-        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return Metadata(**typed)
+        return metadata_from(contents["metadata"])
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be rebuilt: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} has no readable metadata: {error}") from error
 
 
 def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Network:
     """The network that metadata describe, with these weights. Raises UsageError listing names that do not fit."""
-    m = metadata
-    network = create_model(m.model, m.family, m.num_classes, m.freq, m.stage)
-    network.metadata = metadata
+    network = network_like(metadata)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if shapes != found:
@@ -110,6 +139,6 @@ def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Ne
         others = [name for name in shapes if name in found and shapes[name] != found[name]]
         parts = {"missing": missing, "unexpected": unexpected, "of another shape": others}
         text = "; ".join(f"{', '.join(names[:3])} {what} ({len(names)})" for what, names in parts.items() if names)
-        raise UsageError(f"{path} does not fit {m.model}: {text}")
+        raise UsageError(f"{path} does not fit {metadata.model}: {text}")
     network.load_state_dict(weights)
     return network

@@ -1,22 +1,28 @@
 """What a network must know of itself to be rebuilt, fed and read: saved with it, and never guessed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from biper.nn.quantizers import WEIGHT_QUANTIZERS, Description, PolynomialSign, Sine, SquareWave, describe
+
+REAL_INPUTS = ("_1w32a", "_32w32a")  # models whose layers take real activations
 
 
 @dataclass(frozen=True)
 class Metadata:
     """The identity of a network and of the data that it was trained on.
 
-    freq in radians per unit weight; mean and std per channel for images in [0, 1]; classes in the order of the
-    logits, class_names the same in words.
-    The fields of the data are empty on a network fresh from `create_model`.
+    weight_quantizer, input_quantizer: of its binary layers, by name and settings; input_quantizer is None where the
+    activations are real. mean and std per channel for images in [0, 1]; classes in the order of the logits, class_names
+    the same in words. The fields of the data are empty on a network fresh from `create_model`.
     """
 
     model: str
     family: str
     num_classes: int
-    freq: float
-    stage: int
+    weight_quantizer: Description
+    input_quantizer: Description | None
     dataset: str = ""
     classes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
@@ -25,6 +31,59 @@ class Metadata:
     image_size: int | None = None
 
     @property
+    def freq(self) -> float | None:
+        """The frequency in radians per unit weight; None for weights that no periodic function makes binary."""
+        return self.weight_quantizer.get("freq")
+
+    @property
+    def stage(self) -> int:
+        """1 if the weights are real, 2 if they are binary."""
+        kind = WEIGHT_QUANTIZERS.get(self.weight_quantizer["name"])
+        return 1 if kind is not None and not kind.binary else 2
+
+    @property
+    def quantizer_text(self) -> str:
+        """The weights' quantizer as a log has it."""
+        if self.freq is not None:
+            return f"freq {self.freq:g}"
+        return ", ".join(f"{key} {value}" for key, value in self.weight_quantizer.items())
+
+    @property
     def shown_size(self) -> int:
         """The side of the images that it is shown; its family's if it has not been trained."""
         return self.image_size or (224 if self.family == "imagenet" else 32)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values, which a file may hold."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def to_biper(self) -> dict[str, Any] | None:
+        """As plain values with freq and stage in the quantizers' place, as every release reads them.
+
+        None where the quantizers are not BiPer's own.
+        """
+        values = self.to_plain()
+        pair = values.pop("weight_quantizer"), values.pop("input_quantizer")
+        if self.freq is None or pair != biper_quantizers(self.model, self.freq, self.stage):
+            return None
+        values["freq"], values["stage"] = self.freq, self.stage
+        first = ("model", "family", "num_classes", "freq", "stage")
+        return {name: values[name] for name in (*first, *(n for n in values if n not in first))}
+
+
+def biper_quantizers(model: str, freq: float, stage: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """BiPer's quantizers of weights and inputs for a model's precision, in a stage."""
+    weights = Sine(freq) if stage == 1 else SquareWave(freq)
+    return describe(weights), None if model.endswith(REAL_INPUTS) else describe(PolynomialSign())
+
+
+def metadata_from(saved: Mapping[str, Any]) -> Metadata:
+    """The metadata of `to_plain` or, as older files have them, with freq and stage in place of the quantizers.
+
+    Raises TypeError, KeyError or ValueError for others.
+    """
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in saved.items()}
+    if "freq" in values or "stage" in values:
+        pair = biper_quantizers(values["model"], values.pop("freq"), values.pop("stage"))
+        values["weight_quantizer"], values["input_quantizer"] = pair
+    return Metadata(**values)

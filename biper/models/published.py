@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from biper.errors import UsageError
-from biper.models.metadata import Metadata
+from biper.models.metadata import Metadata, biper_quantizers
 
 TOP1 = {  # of stage 2 in percent, by family, which is the data set's name too, and model [BiPer, results]
     ("cifar10", "resnet18_1w1a"): 93.75,
@@ -60,12 +60,13 @@ def metadata(
     head = next((tensors[key] for key in ("linear.weight", "fc.weight") if key in tensors), None)
     if head is None or head.ndim != 2:
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no classifier linear.weight or fc.weight")
+    weights, inputs = biper_quantizers(name, _freq(path, config, freq), stage)
     return Metadata(
         model=name,
         family=family or _family(tensors),
         num_classes=len(head),
-        freq=_freq(path, config, freq),
-        stage=stage,
+        weight_quantizer=weights,
+        input_quantizer=inputs,
         dataset=config.get("dataset", ""),
     )
 

@@ -1,7 +1,8 @@
 """Every network by name, `<architecture>_<precision>`, in one registry for all families."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch.nn.functional as F
@@ -9,13 +10,39 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
-from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear
+from biper.nn import DEFAULT_FREQ
+from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
+from biper.nn.quantizers import (
+    INPUT_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    InputQuantizer,
+    PolynomialSign,
+    Sine,
+    SquareWave,
+    WeightQuantizer,
+    build_quantizer,
+    describe,
+)
+
+FAMILIES = {"cifar10": 10, "imagenet": 1000}  # the families, and how many classes their models have by default
 
 
 class Network(nn.Module):
     """Base of every registered network: a module that knows what it is."""
 
-    metadata: Metadata
+    @property
+    def metadata(self) -> Metadata:
+        """What it is; its quantizers are those that its layers have now."""
+        metadata: Metadata = self.__dict__["_metadata"]
+        layer = next((layer for _, layer in binary_layers(self)), None)
+        if layer is None:
+            return metadata
+        inputs = None if layer.input_quantizer is None else describe(layer.input_quantizer)
+        return replace(metadata, weight_quantizer=describe(layer.weight_quantizer), input_quantizer=inputs)
+
+    @metadata.setter
+    def metadata(self, value: Metadata) -> None:
+        self.__dict__["_metadata"] = value
 
 
 @dataclass(frozen=True)
@@ -33,12 +60,11 @@ class Precision:
 
 
 Architecture = Callable[[int, Precision], Network]  # (num_classes, precision) -> network
-PRECISIONS: dict[str, Callable[[float, int], Precision]] = {  # (freq, stage) -> precision
-    "1w1a": lambda freq, stage: Precision(partial(BinaryConv2d, freq=freq, stage=stage), F.hardtanh),
-    "1w32a": lambda freq, stage: Precision(
-        partial(BinaryConv2d, freq=freq, stage=stage, binary_activations=False), F.relu
-    ),
-    "32w32a": lambda freq, stage: Precision(partial(nn.Conv2d, bias=False), F.hardtanh, nn.Conv2d, nn.Linear),
+Build = Callable[[WeightQuantizer, InputQuantizer], Precision]
+PRECISIONS: dict[str, Build] = {
+    "1w1a": lambda w, a: Precision(partial(BinaryConv2d, weight_quantizer=w, input_quantizer=a), F.hardtanh),
+    "1w32a": lambda w, a: Precision(partial(BinaryConv2d, weight_quantizer=w, input_quantizer=None), F.relu),
+    "32w32a": lambda w, a: Precision(partial(nn.Conv2d, bias=False), F.hardtanh, nn.Conv2d, nn.Linear),
 }
 _ARCHITECTURES: dict[tuple[str, str], Architecture] = {}
 
@@ -55,28 +81,70 @@ def register(family: str, name: str) -> Callable[[Architecture], Architecture]:
     return enter
 
 
-def list_models(family: str = "cifar10") -> list[str]:
-    """The names of a family's models, sorted. Raises UsageError (a ValueError) for an unknown family."""
-    families = sorted({family for family, _ in _ARCHITECTURES})
-    if family not in families:
-        raise UsageError(f"unknown family {family!r}; choose from {', '.join(families)}")
-    return sorted(f"{name}_{precision}" for (f, name) in _ARCHITECTURES if f == family for precision in PRECISIONS)
+def list_models(family: str | None = None) -> list[str]:
+    """The names of all models, or of a family's, sorted. Raises UsageError (a ValueError) for an unknown family."""
+    if family is not None and family not in FAMILIES:
+        raise UsageError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+    names = {name for f, name in _ARCHITECTURES if family in (None, f)}
+    return sorted(f"{name}_{precision}" for name in names for precision in PRECISIONS)
 
 
 def create_model(
-    name: str, family: str = "cifar10", num_classes: int = 10, freq: float = 20.0, stage: int = 1
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    *,
+    family: str | None = None,
+    num_classes: int | None = None,
+    freq: float | None = None,
+    stage: int | None = None,
+    weight_quantizer: WeightQuantizer | None = None,
+    input_quantizer: InputQuantizer | None = None,
 ) -> Network:
-    """A freshly initialized network, `<architecture>_<precision>`, taking images (N, 3, H, W).
+    """A network `<architecture>_<precision>` that takes images (N, 3, H, W), freshly initialized or as it was saved.
 
-    Precisions: 1w1a binary weights and activations, 1w32a binary weights, 32w32a the full-precision twin. freq is in
-    radians per unit weight; stage 1 has real weights sin(freq*w), stage 2 binary ones. Raises UsageError (a
-    ValueError) for an unknown name. [BiPer, experiments]
+    Precisions: 1w1a binary weights and activations, 1w32a binary weights, 32w32a the full-precision twin.
+
+    pretrained: with the weights that come with biper; checkpoint_path: with those of a file. Such a network is in
+    evaluation mode, and what else is given here must agree with its file.
+    family: cifar10 or imagenet, for a name that both have, cifar10 if absent. num_classes: by default 10, ImageNet's
+    1,000. The binary layers take the quantizers given; by default BiPer's of a stage (1: real weights sin(freq*w), 2:
+    binary ones), with freq in radians per unit weight. Raises UsageError (a ValueError) for an unknown name, or for
+    arguments that contradict each other. [BiPer, experiments]
     """
     if name not in list_models(family):
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
-    if stage not in (1, 2):
+    if weight_quantizer is not None and not (freq is None and stage is None):
+        raise UsageError("weight_quantizer says how the weights become binary: leave freq and stage out")
+    if stage not in (None, 1, 2):
         raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
+    if pretrained or checkpoint_path is not None:
+        from biper.models.checkpoint import load_model  # which makes its networks here
+
+        if weight_quantizer is not None or input_quantizer is not None:
+            raise UsageError(
+                "a file says which quantizers its network has: leave weight_quantizer and input_quantizer out"
+            )
+        return load_model(name, checkpoint_path, family=family, num_classes=num_classes, freq=freq, stage=stage)
     architecture, precision = name.rsplit("_", 1)
-    network = _ARCHITECTURES[family, architecture](num_classes, PRECISIONS[precision](freq, stage))
-    network.metadata = Metadata(name, family, num_classes, freq, stage)
+    family = family or next(f for f in FAMILIES if (f, architecture) in _ARCHITECTURES)
+    classes = FAMILIES[family] if num_classes is None else num_classes
+    if weight_quantizer is None:
+        frequency = DEFAULT_FREQ if freq is None else freq
+        weight_quantizer = SquareWave(frequency) if stage == 2 else Sine(frequency)
+    inputs = PolynomialSign() if input_quantizer is None else input_quantizer
+    network = _ARCHITECTURES[family, architecture](classes, PRECISIONS[precision](weight_quantizer, inputs))
+    taken = describe(inputs) if precision == "1w1a" else None
+    network.metadata = Metadata(name, family, classes, describe(weight_quantizer), taken)
+    return network
+
+
+def network_like(m: Metadata) -> Network:
+    """A freshly initialized network as metadata describe it. Raises UsageError for an unknown name."""
+    weights = build_quantizer(m.weight_quantizer, WEIGHT_QUANTIZERS)
+    inputs = None if m.input_quantizer is None else build_quantizer(m.input_quantizer, INPUT_QUANTIZERS)
+    network = create_model(
+        m.model, family=m.family, num_classes=m.num_classes, weight_quantizer=weights, input_quantizer=inputs
+    )
+    network.metadata = m
     return network

@@ -1,9 +1,8 @@
-"""The two binarizations of BiPer and their surrogate gradients: maths only.
+"""Binarizations and their surrogate gradients: maths only.
 
-Weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate.
-Activations take the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
-On the CPU training runs the same mathematics in C (cpu/training.c), which tests compare with this one: to try
-another, change it here and train with --no-compile.
+BiPer's weights take the square wave of period 2*pi/freq, with the sine of the same period as surrogate; its activations
+the sign, with a piecewise polynomial as surrogate. Binary means two values: sign(0) is +1.
+On the CPU training runs BiPer's mathematics in C (cpu/training.c), which tests compare with this one.
 """
 
 from typing import Any, cast
@@ -56,6 +55,21 @@ class _BinarySign(Function):
         return _surrogate(x).mul_(grad)
 
 
+class _StraightThroughSign(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        x: Tensor = ctx.saved_tensors[0]
+        return grad * (x.abs() <= 1)
+
+
 class _StandardizedSign(Function):
     """One node, which keeps the activations alone: as separate ones they would keep them and two copies."""
 
@@ -104,3 +118,11 @@ def standardized_sign(a: Tensor) -> Tensor:
     lies. Used in training alone. [BiPer, activation binarization]
     """
     return cast(Tensor, _StandardizedSign.apply(a))
+
+
+def straight_through_sign(x: Tensor) -> Tensor:
+    """sign(x) in {-1, +1} with sign(0) = +1; gradient 1 where |x| <= 1, else 0 (the clipped identity).
+
+    [Courbariaux et al. 2016, Binarized Neural Networks, arXiv 1602.02830, section 1.3]
+    """
+    return cast(Tensor, _StraightThroughSign.apply(x))

@@ -1,8 +1,9 @@
-"""The layers: convolutions with binary weights and, unless told otherwise, activations; and those that stay real."""
+"""The layers: convolutions and linear layers with binary weights and inputs; and those that stay real."""
 
-import math
+import copy
+import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,57 +11,129 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from biper.errors import UsageError
-from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign
+from biper.nn import DEFAULT_FREQ
+from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sine, WeightQuantizer
+
+BIPER_INPUTS = PolynomialSign(standardized=True)  # layers take copies
+ONE_SIDED = "all activations are +1: {} sees no negative input, such as a ReLU leaves; put a hardtanh in its place"
 
 
-class BinaryConv2d(nn.Conv2d):
-    """conv2d(binary_sign(a), effective weight) * alpha.
+class _Quantized(nn.Module):
+    """What the binary layers share: their quantizers, and a warning where signs say nothing.
 
-    Stage 1's effective weight is sin(freq*w), stage 2's the square wave of the same period. `weight` holds the latent
-    weight w, (C_out, C_in/groups, k, k); `alpha` (C_out, 1, 1) is learned, initialized U(0, 1). Zero padding stays
-    zero: it is no binary value. Raises UsageError (a ValueError) unless stage is 1 or 2 and freq is positive.
-    [BiPer, arXiv 2404.01278]
+    watched: whether the inputs' signs were looked at, and what was found. A dictionary, as DataParallel's replicas,
+    which live for a step, share it.
+    """
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+    input_quantizer: InputQuantizer | None
+
+    def _take(self, weight_quantizer: WeightQuantizer | None, input_quantizer: InputQuantizer | None) -> None:
+        weight_quantizer = Sine(DEFAULT_FREQ) if weight_quantizer is None else weight_quantizer
+        for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
+            if value is not None and not isinstance(value, kind):
+                raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
+        self.weight_quantizer = copy.deepcopy(weight_quantizer)
+        self.input_quantizer = copy.deepcopy(input_quantizer)
+        self.watched: dict[str, bool] = {}
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer uses, of the shape of `weight`."""
+        weight: Tensor = self.weight_quantizer(self.weight)
+        return weight
+
+    def quantized_input(self, a: Tensor) -> Tensor:
+        """The signs of the activations, or the activations where the inputs stay real."""
+        if self.input_quantizer is None:
+            return a
+        signs: Tensor = self.input_quantizer(a)
+        if self.training:
+            self.watch(signs)
+        return signs
+
+    def watch(self, signs: Tensor) -> None:
+        """Warn once, of the first batch of a training, if all signs are +1; this waits for the device, once."""
+        if self.watched or torch.compiler.is_compiling():
+            return
+        self.watched["one_sided"] = bool((signs > 0).all())
+        if self.watched["one_sided"]:
+            warnings.warn(ONE_SIDED.format(f"a layer of {tuple(self.weight.shape)}"), stacklevel=3)
+
+
+class BinaryConv2d(_Quantized, nn.Conv2d):
+    """conv2d(quantized input, effective weight) * alpha + bias.
+
+    weight_quantizer: from `weight`, the latent weights (C_out, C_in/groups, k, k), to the effective ones; by default
+    BiPer's first stage. input_quantizer: from activations to signs; None leaves them real. The layer takes copies of
+    both. `alpha` (C_out, 1, 1) is learned, initialized U(0, 1). Zero padding stays zero: it is no binary value. The
+    rest is torch.nn.Conv2d's, without a bias unless asked for. Raises UsageError (a ValueError) for padding modes other
+    than zeros. [BiPer, arXiv 2404.01278]
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        freq: float = 20.0,
-        stage: int = 1,
-        binary_activations: bool = True,
+        weight_quantizer: WeightQuantizer | None = None,
+        input_quantizer: InputQuantizer | None = BIPER_INPUTS,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        if stage not in (1, 2):
-            raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
-        if not (freq > 0 and math.isfinite(freq)):
-            raise UsageError(f"freq is a positive number of radians per unit weight, not {freq!r}")
-        self.freq = freq
-        self.stage = stage
-        self.binary_activations = binary_activations
-        self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1))
-
-    def effective_weight(self) -> Tensor:
-        """The weight that the convolution uses, of the shape of `weight`."""
-        return sine(self.weight, self.freq) if self.stage == 1 else square_wave(self.weight, self.freq)
+        if padding_mode != "zeros":
+            raise UsageError(f"padding_mode {padding_mode!r}: a binary convolution pads with zeros alone")
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        super().__init__(*shape, device=device, dtype=dtype)
+        self._take(weight_quantizer, input_quantizer)
+        self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1, device=device, dtype=dtype))
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        if self.binary_activations:
-            a = standardized_sign(a) if self.training else binary_sign(a)
-        sums = F.conv2d(a, self.effective_weight(), None, self.stride, self.padding, groups=self.groups)
-        return sums * self.alpha  # (C_out, 1, 1), broadcasts over (N, C_out, H', W')
+        if a.dim() != 4:
+            raise UsageError(f"BinaryConv2d takes batches (N, C, H, W), not {tuple(a.shape)}: one image is x[None]")
+        x, w = self.quantized_input(a), self.effective_weight()
+        out = F.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups) * self.alpha
+        return out if self.bias is None else out + self.bias[:, None, None]  # (C_out, 1, 1) over (N, C_out, H', W')
 
-    def extra_repr(self) -> str:
-        """What print(model) shows."""
-        shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        how = f"padding={self.padding}, groups={self.groups}, binary_activations={self.binary_activations}"
-        return f"{shape}, {how}, freq={self.freq}, stage={self.stage}"
+
+class BinaryLinear(_Quantized, nn.Linear):
+    """linear(quantized input, effective weight) * alpha + bias: BinaryConv2d's counterpart.
+
+    `weight`: (out_features, in_features); `alpha`: (out_features,), learned, initialized U(0, 1).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        weight_quantizer: WeightQuantizer | None = None,
+        input_quantizer: InputQuantizer | None = BIPER_INPUTS,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._take(weight_quantizer, input_quantizer)
+        self.alpha = nn.Parameter(torch.rand(out_features, device=device, dtype=dtype))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, ..., in_features) -> (N, ..., out_features)."""
+        if a.dim() < 2:
+            raise UsageError(f"BinaryLinear takes batches (N, ..., features), not {tuple(a.shape)}: one is x[None]")
+        out = F.linear(self.quantized_input(a), self.effective_weight()) * self.alpha
+        return out if self.bias is None else out + self.bias
+
+
+BinaryLayer: TypeAlias = BinaryConv2d | BinaryLinear
 
 
 class _RealConvolution(Function):
@@ -118,6 +191,21 @@ class RealLinear(nn.Linear):
             return super().forward(x.to(self.weight.dtype))
 
 
-def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:
+def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     """The binarized layers of a model with their names, in the model's order."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, BinaryConv2d))
+    kinds = (BinaryConv2d, BinaryLinear)
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def binarize_(model: nn.Module) -> nn.Module:
+    """Make a model's real quantizers binary, in place: Sine(freq) becomes SquareWave(freq). Returns the model.
+
+    Latent weights stay, so the binary weights are the signs of the real ones: BiPer's warm start of stage 2. What is
+    binary stays as it is. Raises UsageError for a model without binary layers. [BiPer, stage 2]
+    """
+    layers = [layer for _, layer in binary_layers(model)]
+    if not layers:
+        raise UsageError("there is nothing to make binary: the model has no binary layers (see biper.convert)")
+    for layer in layers:
+        layer.weight_quantizer = layer.weight_quantizer.binarized().train(layer.training)
+    return model

@@ -5,22 +5,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from biper.nn.layers import binary_layers
+from biper.nn.layers import BinaryLayer, binary_layers
+from biper.nn.quantizers import Periodic
 
 Regularizer = Callable[[nn.Module, float], Tensor]
+
+
+def periodic_layers(model: nn.Module) -> tuple[list[BinaryLayer], list[float]]:
+    """The layers whose quantizer is BiPer's, of either stage, and their frequencies."""
+    layers = [layer for _, layer in binary_layers(model) if isinstance(layer.weight_quantizer, Periodic)]
+    return layers, [q.freq for layer in layers if isinstance(q := layer.weight_quantizer, Periodic)]
 
 
 def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
     """tau * sum over the binarized layers of mean(sin(freq*w)**2): a scalar on the model's device.
 
-    It pulls sin(freq*w) towards 0, an L2 penalty on the effective weight, in both stages. Zero for a network without
-    binarized layers. [BiPer's published code]
+    It pulls sin(freq*w) towards 0, an L2 penalty on the effective weight, in both stages. Only layers with a periodic
+    quantizer count; zero without one. [BiPer's published code]
     """
-    layers = [layer for _, layer in binary_layers(model)]
+    layers, freqs = periodic_layers(model)
     if not layers:
         return torch.zeros((), device=next(model.parameters()).device)
     # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
-    angles = torch._foreach_mul([layer.weight for layer in layers], [layer.freq for layer in layers])
+    angles = torch._foreach_mul([layer.weight for layer in layers], freqs)
     norms = torch._foreach_norm(torch._foreach_sin(angles))
     roots = torch._foreach_mul(norms, [layer.weight.numel() ** -0.5 for layer in layers])
     return tau * torch.stack(roots).square().sum()
@@ -34,6 +41,6 @@ def opposite(regularizer: Regularizer) -> Regularizer:
     """
 
     def complement(model: nn.Module, tau: float) -> Tensor:
-        return tau * sum(1 for _ in binary_layers(model)) - regularizer(model, tau)
+        return tau * len(periodic_layers(model)[0]) - regularizer(model, tau)
 
     return complement

@@ -1,4 +1,4 @@
-"""How far the real weights sin(freq*w) are from binary ones."""
+"""How far the real weights are from the binary ones that stand for them: BiPer's sin(freq*w) from its sign."""
 
 import csv
 import math
@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from biper.nn.functional import sine, square_wave
 from biper.nn.layers import binary_layers
+from biper.nn.quantizers import Periodic, WeightQuantizer
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """One binarized layer, with s = sin(freq*w) and w its latent weights.
+    """One binarized layer, with w its latent weights and s the real ones that its quantizer makes binary: sin(freq*w).
 
     l1: mean(|s - sign(s)|), the published error; scale: g = mean(|s|), the best one; squared: mean((s - g*sign(s))^2);
     mean_abs: mean(|w|); freq_std: freq*std(w); past_quarter: share of |w| > pi/(2*freq), past which the surrogate's
-    gradient has the other sign.
+    gradient has the other sign; these two are not numbers without a freq.
     """
 
     name: str
@@ -54,9 +54,10 @@ class QuantizationError:
         return sum(layer.mean_abs for layer in self.layers)
 
 
-def layer_error(name: str, w: Tensor, freq: float) -> LayerError:
-    """The errors of one layer's latent weights w, any shape; freq in radians per unit weight."""
-    real, binary = sine(w, freq), square_wave(w, freq)
+def layer_error(name: str, w: Tensor, quantizer: WeightQuantizer) -> LayerError:
+    """The errors of one layer's latent weights w, any shape, under its quantizer, in either stage."""
+    real, binary = quantizer.real(w), quantizer.binarized().signs(w)
+    freq = quantizer.freq if isinstance(quantizer, Periodic) else math.nan
     scale = real.abs().mean()
     values = torch.stack(
         [
@@ -65,7 +66,7 @@ def layer_error(name: str, w: Tensor, freq: float) -> LayerError:
             scale,
             w.abs().mean(),
             freq * w.std(),
-            (w.abs() > math.pi / (2 * freq)).float().mean(),
+            (w.abs() > math.pi / (2 * freq)).float().mean() if math.isfinite(freq) else w.new_tensor(freq),
         ]
     )
     return LayerError(name, w.numel(), *values.tolist())
@@ -74,7 +75,9 @@ def layer_error(name: str, w: Tensor, freq: float) -> LayerError:
 @torch.no_grad()
 def quantization_error(model: nn.Module) -> QuantizationError:
     """The quantization error of a model's binarized layers, in either stage. [BiPer, quantization error]"""
-    return QuantizationError(tuple(layer_error(n, layer.weight, layer.freq) for n, layer in binary_layers(model)))
+    return QuantizationError(
+        tuple(layer_error(n, layer.weight, layer.weight_quantizer) for n, layer in binary_layers(model))
+    )
 
 
 def format_table(error: QuantizationError) -> str:

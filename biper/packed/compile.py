@@ -1,22 +1,18 @@
 """A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from biper.cpu.rewriting import Forward, Tracer, mutates
-from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.nn.graph import module_of, mutates, trace
+from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.lowering import FLOATS, Segment
 from biper.packed.steps import Steps, known, shape_of
 
-
-class PackedTracer(Tracer):
-    """Packed layers stay whole, as ours do."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the tracer does not look inside."""
-        return isinstance(m, PackedConv2d | FoldedNorm) or super().is_leaf_module(m, module_qualified_name)
+PACKED = (PackedConv2d, PackedLinear, FoldedNorm)  # layers that stay whole; their results are new tensors
+Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
 
 class Shapes(fx.Interpreter):
@@ -42,7 +38,7 @@ class Segmented:
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
         self.modules = dict(network.named_modules())
-        graph = PackedTracer().trace(network)
+        graph = trace(network, leaves=PACKED, fresh=PACKED)
         Shapes(fx.GraphModule(network, graph)).run(example)
         if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
             raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")
@@ -61,7 +57,7 @@ class Segmented:
         self.forward: Forward = fx.GraphModule(self.owner, self.graph).forward
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return module_of(node, self.modules)
 
     def _rebuild(self, waiting: list[fx.Node]) -> None:
         """Torch's layers as early as they can run, and what runs between two of them as one segment."""

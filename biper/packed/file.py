@@ -1,11 +1,12 @@
 """The file of a packed network: safetensors, with metadata. Nothing in it can run; a damaged one is told as such."""
 
+import copy
 import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written
-from torch import Tensor
+from torch import Tensor, nn
 
 from biper.errors import UsageError, one_line
 from biper.files import atomically
-from biper.models import create_model
-from biper.models.metadata import Metadata
-from biper.packed.network import PackedNetwork, unfilled
+from biper.models.metadata import Metadata, metadata_from
+from biper.models.registry import network_like
+from biper.nn.layers import binary_layers
+from biper.packed.network import PackedNetwork
+from biper.packed.pack import pack_shape
 
-FORMAT = 1
+FORMAT = 2  # 2: networks of one's own, and quantizers other than BiPer's
 KIND = "biper packed network"
 UNSUMMED = "0" * 64  # stands in the file where its SHA-256 is to go
 LENGTH = 8  # bytes at the beginning of a safetensors file: the length of its header
@@ -29,10 +32,10 @@ LENGTH = 8  # bytes at the beginning of a safetensors file: the length of its he
 
 @dataclass(frozen=True)
 class Packed:
-    """What a file holds. top1: of the test images, in percent, when it was packed; None if not known."""
+    """What a file holds. metadata: None of a network of one's own. top1: in percent, when it was packed, if known."""
 
     network: PackedNetwork
-    metadata: Metadata
+    metadata: Metadata | None
     top1: float | None
 
 
@@ -47,50 +50,61 @@ def is_packed(path: Path) -> bool:
         return False
 
 
-def save(packed: PackedNetwork, path: str | os.PathLike[str], top1: float | None = None) -> None:
+def save_packed(packed: PackedNetwork, path: str | os.PathLike[str], top1: float | None = None) -> None:
     """Write a packed network, whole or not at all.
 
-    top1: its accuracy in percent, to be kept in the file. Raises UsageError for a network that does not come from
-    `create_model` or a checkpoint: it could not be rebuilt. Raises OSError if the file cannot be written.
+    top1: its accuracy in percent, to be kept in the file. A network of one's own is read back by
+    `load_packed(path, model=...)`. Raises OSError if the file cannot be written.
     """
-    if packed.metadata is None:
-        raise UsageError("this network has no metadata: only networks of create_model or a checkpoint can be saved")
-    _require_fit(_skeleton(packed.metadata), packed.network.state_dict(), "this network")
-    facts = {"format": FORMAT, **asdict(packed.metadata), "top1": top1}
-    header = {"kind": KIND, "biper": json.dumps(facts), "sha256": UNSUMMED}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in packed.network.state_dict().items()}
-    contents = written(tensors, header)
+    if not isinstance(packed, PackedNetwork):
+        raise UsageError("only a packed network can be saved as one: save_packed(biper.pack(model), path)")
+    state = packed.network.state_dict()
+    if packed.metadata is not None:
+        _require_fit(_skeleton(packed.metadata), state, "this network", packed.metadata.model)
+    header = {"kind": KIND, "biper": json.dumps({**_known(packed), "top1": top1}), "sha256": UNSUMMED}
+    contents = written({name: tensor.cpu().contiguous() for name, tensor in state.items()}, header)
     contents = contents.replace(UNSUMMED.encode(), hashlib.sha256(contents).hexdigest().encode(), 1)
     with atomically(Path(path)) as temporary:
         temporary.write_bytes(contents)
 
 
-def load(path: str | os.PathLike[str]) -> PackedNetwork:
-    """The packed network of a file, ready to run on the CPU, with its `metadata`. Raises UsageError (a ValueError)."""
-    return read(Path(path)).network
+def _known(packed: PackedNetwork) -> dict[str, Any]:
+    """What the file says of the network; BiPer's own say it as they always did, so that older releases read them."""
+    if packed.metadata is None:
+        return {"format": FORMAT, "own": type(packed.network).__name__}
+    biper = packed.metadata.to_biper()
+    return {"format": FORMAT, **packed.metadata.to_plain()} if biper is None else {"format": 1, **biper}
 
 
-def read(path: Path) -> Packed:
-    """A file's network and what is known of it. Raises UsageError if it is damaged, newer, or none of ours."""
+def load_packed(path: str | os.PathLike[str], model: nn.Module | None = None) -> PackedNetwork:
+    """The packed network of a file, ready to run on the CPU, with its `metadata`.
+
+    model: for a network of one's own, one of the same architecture with the same binary layers, whatever its weights
+    (it is left as it is): the file holds tensors, no code. Raises UsageError (a ValueError) for a file that is damaged,
+    newer, or does not fit, and if the model is missing.
+    """
+    return read(Path(path), model).network
+
+
+def read(path: Path, model: nn.Module | None = None) -> Packed:
+    """A file's network and what is known of it, as `load_packed`."""
     try:
         contents = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     facts = _facts(contents, path)
-    top1 = facts.pop("top1", None)
+    top1, own = facts.pop("top1", None), facts.pop("own", None)
     try:
-        typed: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
-        }
-        metadata = Metadata(**typed)
-        _require_sound(metadata)
-        network = _skeleton(metadata)
+        metadata = None if own else metadata_from(facts)
+        if metadata is not None:
+            _require_sound(metadata)
+        network = _skeleton(metadata) if metadata is not None else _shape_of(model, own)
         tensors = read_tensors(contents)
     except UsageError as error:
         raise UsageError(f"{path} cannot be rebuilt: {error}") from error
     except (SafetensorError, TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise UsageError(f"{path} is damaged: {one_line(error)}") from error
-    _require_fit(network, tensors, path)
+    _require_fit(network, tensors, path, own if metadata is None else metadata.model)
     network.network.load_state_dict(tensors, assign=True)
     return Packed(network, metadata, top1)
 
@@ -118,15 +132,22 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
 def _skeleton(m: Metadata) -> PackedNetwork:
     """A packed network of that kind, in shape alone. Raises UsageError if there is none."""
     with torch.device("meta"):
-        network = unfilled(create_model(m.model, m.family, m.num_classes, m.freq, m.stage))
-    network.metadata = m
-    return network
+        return pack_shape(network_like(m), m)
+
+
+def _shape_of(model: nn.Module | None, own: str) -> PackedNetwork:
+    """What a model like somebody's own looks like packed, in shape alone; the model is left as it is."""
+    if model is None:
+        raise UsageError(f"it holds a network of somebody's own ({own}): give load_packed(path, model=...) one like it")
+    if not any(True for _ in binary_layers(model)):
+        raise UsageError("model has no binary layers: convert it as the one that was packed (see biper.convert)")
+    return pack_shape(copy.deepcopy(model).cpu())
 
 
 def _require_sound(m: Metadata) -> None:
     """Raise TypeError or ValueError for metadata that no saved network has."""
     texts = (m.model, m.family, m.dataset, *m.classes, *m.class_names)
-    numbers = (m.freq, *m.mean, *m.std)
+    numbers = (*m.mean, *m.std)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
         raise TypeError("its metadata are of other types")
     lengths = ({len(m.classes), len(m.class_names)} - {0, m.num_classes}) | ({len(m.mean), len(m.std)} - {0, 3})
@@ -135,12 +156,11 @@ def _require_sound(m: Metadata) -> None:
         raise ValueError("its metadata contradict themselves")
 
 
-def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Raise UsageError unless names, shapes and types are those of the network."""
-    expected = {name: (tuple(t.shape), t.dtype) for name, t in network.network.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    odd = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Path | str, name: str) -> None:
+    """Raise UsageError unless names, shapes and types are those of the network, which is called `name`."""
+    expected = {key: (tuple(t.shape), t.dtype) for key, t in network.network.state_dict().items()}
+    found = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
+    odd = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
     if odd:
-        name, model = odd[0], network.metadata.model if network.metadata else ""
-        text = f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
-        raise UsageError(f"{path} does not fit {model}: {text} ({len(odd)} such)")
+        text = f"{odd[0]} is {found.get(odd[0], 'missing')}, expected {expected.get(odd[0], 'nothing')}"
+        raise UsageError(f"{path} does not fit {name}: {text} ({len(odd)} such)")

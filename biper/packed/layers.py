@@ -6,24 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from biper.cpu.functions import folded
 from biper.errors import UsageError
-from biper.nn.layers import BinaryConv2d
+from biper.nn.layers import BinaryConv2d, BinaryLinear
+from biper.nn.norms import Norm, fold_norm
 from biper.packed.bits import bits_shape, output_size, pack_bits, unpack_bits
 from biper.packed.operator import binary_conv2d
 
-Norms = nn.BatchNorm1d | nn.BatchNorm2d
-
 
 class PackedConv2d(nn.Module):
-    """conv2d(sign(a), binary weight) * alpha with weights of one bit: BinaryConv2d of stage 2, for inference.
+    """conv2d(sign(a), binary weight) * alpha + bias with weights of one bit: a BinaryConv2d for inference.
 
-    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1). Zero padding adds nothing to a sum.
-    On the CPU the sums are XOR and popcount; elsewhere, and without binary activations, the bits are unpacked.
+    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1); `bias` (C_out,), or None. Zero
+    padding adds nothing to a sum. On the CPU the sums are XOR and popcount; elsewhere, and without binary activations,
+    the bits are unpacked.
     """
 
     bits: Tensor
     alpha: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Conv2d, binary_activations: bool = True) -> None:
         """Of the shape of a convolution, without its weights."""
@@ -34,21 +34,22 @@ class PackedConv2d(nn.Module):
         shape = bits_shape(self.out_channels, self.in_channels // self.groups, self.kernel_size, self.groups)
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("alpha", torch.ones(self.out_channels, 1, 1))
+        self.register_buffer("bias", None if layer.bias is None else torch.zeros(self.out_channels))
 
     @classmethod
     def like(cls, layer: BinaryConv2d) -> "PackedConv2d":
         """Of a binary layer's shape, without its values."""
-        return cls(layer, layer.binary_activations)
+        return cls(layer, layer.input_quantizer is not None)
 
     @classmethod
     @torch.no_grad()
     def of(cls, layer: BinaryConv2d) -> "PackedConv2d":
-        """A layer of stage 2, packed. Raises UsageError for one of stage 1, whose weights are real."""
-        if layer.stage != 2:
-            raise UsageError(f"a network of stage {layer.stage} has real weights: train stage 2, then pack that one")
+        """A layer, packed. Raises UsageError for one whose weights are real."""
         packed = cls.like(layer)
-        packed.bits = pack_bits(layer.effective_weight(), layer.groups)
+        packed.bits = pack_bits(layer.weight_quantizer.signs(layer.weight), layer.groups)
         packed.alpha = layer.alpha.detach().clone()
+        if layer.bias is not None:
+            packed.bias = layer.bias.detach().clone()
         return packed
 
     def binary_weight(self) -> Tensor:
@@ -61,7 +62,7 @@ class PackedConv2d(nn.Module):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         self.output_sides(a.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
-        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations)
+        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations, self.bias)
         return out
 
     def output_sides(self, shape: Sequence[int]) -> list[int]:
@@ -77,7 +78,63 @@ class PackedConv2d(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{shape}, padding={self.padding}, groups={self.groups}, binary_activations={self.binary_activations}"
+        more = f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+        return f"{shape}, {more}, binary_activations={self.binary_activations}"
+
+
+class PackedLinear(nn.Module):
+    """linear(sign(a), binary weight) * alpha + bias with weights of one bit: a BinaryLinear for inference.
+
+    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (out_features,); `bias` likewise, or None.
+    """
+
+    bits: Tensor
+    alpha: Tensor
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, binary_activations: bool = True) -> None:
+        """Without weights."""
+        super().__init__()
+        self.in_features, self.out_features, self.binary_activations = in_features, out_features, binary_activations
+        shape = bits_shape(out_features, in_features, (1, 1), 1)
+        self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
+        self.register_buffer("alpha", torch.ones(out_features))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @classmethod
+    def like(cls, layer: BinaryLinear) -> "PackedLinear":
+        """Of a binary layer's shape, without its values."""
+        return cls(layer.in_features, layer.out_features, layer.bias is not None, layer.input_quantizer is not None)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, layer: BinaryLinear) -> "PackedLinear":
+        """A layer, packed. Raises UsageError for one whose weights are real."""
+        packed = cls.like(layer)
+        packed.bits = pack_bits(layer.weight_quantizer.signs(layer.weight)[:, :, None, None], 1)
+        packed.alpha = layer.alpha.detach().clone()
+        if layer.bias is not None:
+            packed.bias = layer.bias.detach().clone()
+        return packed
+
+    def binary_weight(self) -> Tensor:
+        """The weights -1 and +1, (out_features, in_features)."""
+        shape = (self.out_features, self.in_features)
+        return unpack_bits(self.bits, *shape, (1, 1), 1, self.alpha.dtype)[:, :, 0, 0]
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, ..., in_features) -> (N, ..., out_features): a convolution of images of one pixel."""
+        if a.dim() < 2 or a.shape[-1] != self.in_features:
+            raise ValueError(f"expected (N, ..., {self.in_features}), got {tuple(a.shape)}")
+        pixels, one = a.reshape(-1, self.in_features)[:, :, None, None], [1, 1]
+        alpha = self.alpha[:, None, None]
+        out: Tensor = binary_conv2d(pixels, self.bits, alpha, one, one, [0, 0], 1, self.binary_activations, self.bias)
+        return out.reshape(*a.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{shape}, binary_activations={self.binary_activations}"
 
 
 class FoldedNorm(nn.Module):
@@ -96,16 +153,16 @@ class FoldedNorm(nn.Module):
         self.register_buffer("shift", torch.zeros(features))
 
     @classmethod
-    def like(cls, norm: Norms) -> "FoldedNorm":
+    def like(cls, norm: Norm) -> "FoldedNorm":
         """Of a batch norm's shape, without its values."""
         return cls(norm.num_features)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, norm: Norms) -> "FoldedNorm":
+    def of(cls, norm: Norm) -> "FoldedNorm":
         """The running statistics and the parameters of a batch norm, folded as torch folds them at every call."""
         result = cls.like(norm)
-        result.gain, result.shift = folded(norm)
+        result.gain, result.shift = fold_norm(norm)
         return result
 
     def forward(self, x: Tensor) -> Tensor:

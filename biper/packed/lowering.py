@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from biper.nn.graph import Part, follow
 from biper.packed import runtime as kernels
 from biper.packed.layers import FoldedNorm, PackedConv2d
 from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Value
@@ -60,39 +61,38 @@ def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
         order = ["conv", "pool", "norm", "add", "hardtanh"]
     elif kind in ("average", "pad"):
         order = ["average", "pad"]
-    node: fx.Node | None = start
-    while node is not None and (name := _role(steps[node], order, chain)):
-        order = order[order.index(name) + 1 :]
-        _take(chain, node, steps[node], name)
-        users = list(node.users)
-        node = users[0] if len(users) == 1 and users[0] in free else None
+
+    def parts_of(node: fx.Node, so_far: Sequence[Part]) -> list[str]:
+        return _parts(steps[node], so_far) if node in free else []
+
+    for part, node in follow(start, order, parts_of):
+        _take(chain, node, steps[node], part)
     return chain
 
 
-def _role(step: Step, order: list[str], chain: Chain) -> str:
-    """Which part of the instruction a node can be; '' if none."""
-    if step.kind == "maximum" and "pool" in order:
-        return "pool" if step.window == (2, 2, 0) else ""
-    if step.kind == "maximum" and chain.skip is not None:
-        return ""
-    return step.kind if step.kind in order else ""
+def _parts(step: Step, so_far: Sequence[Part]) -> list[str]:
+    """Which parts of an instruction a step can be, behind those so far."""
+    if step.kind != "maximum":
+        return [step.kind]
+    sums = ["pool"] if step.window == (2, 2, 0) else []  # of a convolution, before anything else happens to them
+    return sums if "conv" in dict(so_far) else [] if "add" in dict(so_far) else ["maximum"]
 
 
-def _take(chain: Chain, node: fx.Node, step: Step, role: str) -> None:
-    if role == "conv":
+def _take(chain: Chain, node: fx.Node, step: Step, part: str) -> None:
+    if part == "conv":
         assert isinstance(step.module, PackedConv2d)
         chain.conv = step.module
-    elif role == "norm":
+    elif part == "norm":
         assert isinstance(step.module, FoldedNorm)
         chain.norm = step.module
-    elif role == "add":
+    elif part == "add":
         before = chain.last if chain.nodes else chain.source
         chain.skip = next(a for a in node.args if isinstance(a, fx.Node) and a is not before)
-    elif role in ("average", "pad"):
+    elif part in ("average", "pad"):
         chain.average = max(chain.average, step.window[0])
-    chain.pool |= role == "pool"
-    chain.clamp |= role == "hardtanh"
-    if role == "maximum":
+    chain.pool |= part == "pool"
+    chain.clamp |= part == "hardtanh"
+    if part == "maximum":
         chain.window = step.window
     chain.front += step.front
     chain.nodes.append(node)
@@ -123,8 +123,9 @@ class Lowering:
 
     def _emit(self, chain: Chain, result: Shape, after: After) -> None:
         if chain.conv is not None:
-            geometry, (bits, alpha) = _geometry(chain), _parameters(self.program, chain.conv, "bits", "alpha")
-            self.program.conv(self._bits(chain.source), geometry, bits, alpha, after)
+            names = ("bits", "alpha") if chain.conv.bias is None else ("bits", "alpha", "bias")
+            bits, alpha, *bias = _parameters(self.program, chain.conv, *names)
+            self.program.conv(self._bits(chain.source), _geometry(chain), bits, alpha, after, *bias)
         elif chain.average:
             assert after.out is not None
             self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)

@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import os
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError, one_line
 from biper.files import atomically
-from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
+from biper.packed.pack import replace_layers
 
 
 class FloatConv2d(nn.Module):
@@ -24,17 +26,42 @@ class FloatConv2d(nn.Module):
         super().__init__()
         self.register_buffer("weight", layer.binary_weight())
         self.register_buffer("alpha", layer.alpha)
+        self.register_buffer("bias", layer.bias)
         self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
         self.binary_activations = layer.binary_activations
 
     weight: Tensor
     alpha: Tensor
+    bias: Tensor | None
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
             a = torch.where(a >= 0, 1.0, -1.0)
-        return F.conv2d(a, self.weight, None, self.stride, self.padding, groups=self.groups) * self.alpha
+        scaled = F.conv2d(a, self.weight, None, self.stride, self.padding, groups=self.groups) * self.alpha
+        return scaled if self.bias is None else scaled + self.bias[:, None, None]
+
+
+class FloatLinear(nn.Module):
+    """A packed linear layer with its weights as floats."""
+
+    def __init__(self, layer: PackedLinear) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.binary_weight())
+        self.register_buffer("alpha", layer.alpha)
+        self.register_buffer("bias", layer.bias)
+        self.binary_activations = layer.binary_activations
+
+    weight: Tensor
+    alpha: Tensor
+    bias: Tensor | None
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, ..., in_features) -> (N, ..., out_features)."""
+        if self.binary_activations:
+            a = torch.where(a >= 0, 1.0, -1.0)
+        scaled = F.linear(a, self.weight) * self.alpha
+        return scaled if self.bias is None else scaled + self.bias
 
 
 class Affine(nn.Module):
@@ -54,16 +81,17 @@ class Affine(nn.Module):
         return x * self.gain.view(shape) + self.shift.view(shape)
 
 
-def floating(packed: PackedNetwork) -> nn.Module:
+def _floating(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, PackedConv2d):
+        return FloatConv2d(module)
+    if isinstance(module, PackedLinear):
+        return FloatLinear(module)
+    return Affine(module) if isinstance(module, FoldedNorm) else None
+
+
+def float_network(packed: PackedNetwork) -> nn.Module:
     """A copy of a packed network with float weights and no operator of ours."""
-    network = copy.deepcopy(packed.network).cpu()
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, PackedConv2d):
-                setattr(module, name, FloatConv2d(child))
-            elif isinstance(child, FoldedNorm):
-                setattr(module, name, Affine(child))
-    return network.eval()
+    return replace_layers(copy.deepcopy(packed.network).cpu(), _floating).eval()
 
 
 def require_exporter() -> None:
@@ -75,22 +103,36 @@ def require_exporter() -> None:
         raise UsageError(f"--onnx needs the package {error.name}: pip install 'biper[onnx]'") from error
 
 
-def export_onnx(packed: PackedNetwork, path: Path, image_size: int) -> None:
+def export_onnx(
+    packed: PackedNetwork,
+    path: str | os.PathLike[str],
+    image_size: int | None = None,
+    *,
+    example: Tensor | None = None,
+) -> None:
     """Write an ONNX file with an input `images` (N, 3, S, S) and an output `logits` (N, classes), for any N.
 
-    Raises UsageError where the exporter's packages are not installed, or the network cannot be exported.
+    image_size: S; by default that of the network's metadata. example: two images or more, for a network that takes
+    others. Raises UsageError where the exporter's packages are not installed, where the size of a network of one's own
+    is not given, or where the network cannot be exported.
     """
     require_exporter()
-    example = torch.zeros(2, 3, image_size, image_size)
+    if not isinstance(packed, PackedNetwork):
+        raise UsageError("ONNX files are written of packed networks: export_onnx(biper.pack(model), path)")
+    if example is None:
+        if image_size is None and packed.metadata is None:
+            raise UsageError("this network does not say the size of its images: give image_size or example")
+        size = image_size or (packed.metadata.shown_size if packed.metadata else 0)
+        example = torch.zeros(2, 3, size, size)
     batch = {0: torch.export.Dim("batch", min=1)}
     loud = logging.getLogger("torch.onnx")
     level = loud.level
-    with atomically(path) as temporary, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with atomically(Path(path)) as temporary, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the exporter, about its own deprecations
         loud.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
-                floating(packed),
+                float_network(packed),
                 (example,),
                 str(temporary),
                 input_names=["images"],

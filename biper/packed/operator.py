@@ -9,7 +9,7 @@ from torch import Tensor
 from biper.nn.functional import binary_sign
 from biper.packed import runtime as kernels
 from biper.packed.bits import bits_shape, output_size, unpack_bits
-from biper.packed.program import After, Compiled, Geometry, Program, Value
+from biper.packed.program import NOWHERE, After, Compiled, Geometry, Program, Value
 
 CHANNELS_LAST = torch.channels_last
 
@@ -30,16 +30,20 @@ def binary_conv2d(
     padding: list[int],
     groups: int,
     binary_activations: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha; without the sign unless binary_activations.
+    """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha + bias; without the sign unless binary_activations.
 
-    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1). Gives (N, C_out, H', W'). No gradient.
+    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1); bias: (C_out,). Gives (N, C_out, H', W'). No gradient.
     This is how every device computes it; on the CPU there are kernels for it.
     """
     (height, width), out_channels = kernel, len(alpha)
     w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
     sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, groups=groups)
-    return (sums * alpha.to(x.dtype)).contiguous(memory_format=_layout(x))
+    out = sums * alpha.to(x.dtype)
+    if bias is not None:
+        out = out + bias.to(x.dtype)[:, None, None]
+    return out.contiguous(memory_format=_layout(x))
 
 
 @binary_conv2d.register_fake
@@ -52,6 +56,7 @@ def _(
     padding: list[int],
     groups: int,
     binary_activations: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
     sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
     return torch.empty((x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=_layout(x))
@@ -67,10 +72,13 @@ def _on_the_cpu(
     padding: list[int],
     groups: int,
     binary_activations: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
     path = kernels.chosen()
-    if path == kernels.TORCH or not binary_activations or x.dtype != torch.float32 or alpha.dtype != torch.float32:
-        plain: Tensor = binary_conv2d._init_fn(x, bits, alpha, kernel, stride, padding, groups, binary_activations)
+    scales = [alpha] if bias is None else [alpha, bias]
+    if path == kernels.TORCH or not binary_activations or any(t.dtype != torch.float32 for t in (x, *scales)):
+        given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias
+        plain: Tensor = binary_conv2d._init_fn(*given)
         return plain
     _, channels, height, width = x.shape
     size, steps, border = ((a, b) for a, b in (kernel, stride, padding))
@@ -80,16 +88,18 @@ def _on_the_cpu(
     out = torch.empty((len(x), *geometry.result), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
     if out.numel():
         dense = x.contiguous(memory_format=CHANNELS_LAST)
-        _single(geometry)(path, len(x), dense, bits.contiguous(), alpha.contiguous(), out)
+        parameters = (tensor.contiguous() for tensor in (bits, *scales))
+        _single(geometry, bias is not None)(path, len(x), dense, *parameters, out)
     return out.contiguous(memory_format=_layout(x))
 
 
 @lru_cache(maxsize=256)
-def _single(geometry: Geometry) -> Compiled:
-    """The program of one convolution on real activations, with its parameters given."""
+def _single(geometry: Geometry, biased: bool) -> Compiled:
+    """The program of one convolution on real activations, with its parameters given, the bias if it has one."""
     program = Program()
-    x, bits, alpha, out = (program.given() for _ in range(4))
+    x, bits, alpha = (program.given() for _ in range(3))
+    bias, out = program.given() if biased else NOWHERE, program.given()
     signs = Value(geometry.shape, bits=True)
     program.tail(Value(geometry.shape, outside=x), geometry.shape, After(bits=signs))
-    program.conv(signs, geometry, bits, alpha, After(out=Value(geometry.result, outside=out)))
+    program.conv(signs, geometry, bits, alpha, After(out=Value(geometry.result, outside=out)), bias)
     return Compiled(program)

@@ -2,8 +2,8 @@
  *
  * Weights and activations are bits (1 is +1, 0 is -1); a convolution's sum is `terms - 2 * mismatches`, where mismatches
  * are the ones of `(activations ^ weights) & mask` and the mask holds the terms that lie in the image: zero padding adds
- * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, batch norm, skip,
- * hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
+ * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
+ * skip, hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
  * / 8) bytes, taps in rows, zeros up to whole words of 64; words[block][word][16]: sixteen output channels side by side.
@@ -22,7 +22,6 @@
 
 #define LANES 16
 #define TILE 4   /* pixels that are worked on together */
-#define WIDTH 32 /* numbers of an instruction */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -38,31 +37,38 @@ typedef struct {
     int fused; /* whether batch norm's product is rounded together with its sum */
 } Run;
 
-/* values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent. */
-typedef struct {
-    int64_t code, in, out, out_bits, skip, clamp, gain, shift, height, width, channels, out_height, out_width;
-} Head; /* how every instruction begins */
-typedef struct {
-    Head head;
-    int64_t bits, alpha, masks, terms, classes, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, out_channels, groups,
-        words, pool, conv_height, inside;
-    /* pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1 */
-} Conv;
-typedef struct {
-    Head head;
-    int64_t kernel, stride, pad;
-} Tail;
-typedef struct {
-    Head head;
-    int64_t window, front, out_channels;
-} Average;
+/* The fields of a program, in their order: a header, the values, and the instructions, each a head and its own fields,
+ * in rows of WIDTH numbers. Structs and what biper_fields() says are made of them; deploy/fields.py has them too, and
+ * kernels.py refuses a library with others.
+ * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
+ * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1. */
+#define WIDTH 32
+#define HEADER_FIELDS(F) F(instructions) F(values) F(scratch) F(patch)
+#define HEAD_FIELDS(F)                                                                                                   \
+    F(code) F(in) F(out) F(out_bits) F(skip) F(clamp) F(gain) F(shift)                                                   \
+    F(height) F(width) F(channels) F(out_height) F(out_width)
+#define CONV_FIELDS(F)                                                                                                   \
+    F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
+    F(pad_h) F(pad_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
+#define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
+#define AVERAGE_FIELDS(F) F(window) F(front) F(out_channels)
+#define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average)
 
-enum { CONV = 1, TAIL = 2, AVERAGE = 3 };
+#define MEMBER(field) int64_t field;
+typedef struct { HEADER_FIELDS(MEMBER) } Header;
+typedef struct { HEAD_FIELDS(MEMBER) } Head;
+#define STRUCT(name, type)                                                                                               \
+    typedef struct { Head head; name##_FIELDS(MEMBER) } type;                                                            \
+    _Static_assert(sizeof(type) <= 8 * WIDTH, "the fields of " #name " do not fit into a row");
+INSTRUCTIONS(STRUCT)
+#define CODE(name, type) name,
+enum { NONE, INSTRUCTIONS(CODE) };
+
 /* What an instruction does with its result: each is compiled by itself for the sets that occur most. */
-enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, ANY = 64 }; /* WHOLE: sixteen channels at a time */
+enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, BIAS = 64, ANY = 128 }; /* WHOLE: sixteen channels at a time */
 /* What happens to an instruction's result, and where it goes: pointers of a Head. */
 typedef struct {
-    const float *gain, *shift, *skip;
+    const float *bias, *gain, *shift, *skip;
     float *out;
     uint8_t *bits;
     int64_t channels, fused;
@@ -85,11 +91,11 @@ static void *value(const Run *r, int64_t number) {
 
 static void *tensor(const Run *r, int64_t number) { return number < 0 ? NULL : r->tensors[number]; }
 
-static After after(const Run *r, const Head *h, int64_t channels, int whole) {
-    After a = {tensor(r, h->gain), tensor(r, h->shift), value(r, h->skip), value(r, h->out), value(r, h->out_bits),
-               channels, r->fused, 0};
-    a.has = (whole ? WHOLE : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) | (h->clamp ? CLAMP : 0) |
-            (a.out ? OUT : 0) | (a.bits ? BITS : 0);
+static After after(const Run *r, const Head *h, int64_t bias, int64_t channels, int whole) {
+    After a = {.bias = tensor(r, bias), .gain = tensor(r, h->gain), .shift = tensor(r, h->shift), .channels = channels};
+    a.skip = value(r, h->skip), a.out = value(r, h->out), a.bits = value(r, h->out_bits), a.fused = r->fused;
+    a.has = (whole ? WHOLE : 0) | (a.bias ? BIAS : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) |
+            (h->clamp ? CLAMP : 0) | (a.out ? OUT : 0) | (a.bits ? BITS : 0);
     return a;
 }
 
@@ -204,8 +210,14 @@ static void gather_group(const Conv *c, const uint8_t *bits, int64_t g, int64_t 
 #undef PATH
 #endif
 
-/* The version of the layout of programs: kernels.py asks for the one that program.py writes. */
-int biper_layout(void) { return 1; }
+/* The fields of the programs that this library reads, a line for each kind of them. */
+#define WORD(field) " " #field
+#define LINE(name, type) "\n" #name name##_FIELDS(WORD)
+#define TEXT(number) #number
+#define NUMBER(number) TEXT(number)
+const char *biper_fields(void) {
+    return "WIDTH " NUMBER(WIDTH) LINE(HEADER, Header) LINE(HEAD, Head) INSTRUCTIONS(LINE);
+}
 
 /* Whether this processor can take a path. */
 int biper_supports(int path) {
@@ -236,13 +248,13 @@ static void step(const Run *r, const Head *instruction, int path) {
     }
 }
 
-/* Run a program on images. program: {instructions, values, bytes of scratch, words of a patch}, the values, the
- * instructions. Threads take whole images, or share one where there are fewer images than threads. 0, or -1 if there is
- * no memory. */
+/* Run a program on images: see its fields. Threads take whole images, or share one where there are fewer images than
+ * threads. 0, or -1 if there is no memory. */
 int biper_run(const int64_t *program, void *const *tensors, int64_t images, int64_t threads, int path, int fused) {
-    int64_t count = program[0], scratch_bytes = program[2], gather_words = program[3];
-    const int64_t(*values)[2] = (const int64_t(*)[2])(program + 4);
-    const int64_t *rows = program + 4 + 2 * program[1];
+    const Header *header = (const Header *)program;
+    int64_t count = header->instructions, scratch_bytes = header->scratch, gather_words = header->patch;
+    const int64_t(*values)[2] = (const int64_t(*)[2])(header + 1);
+    const int64_t *rows = (const int64_t *)(values + header->values);
     int together = images < threads, failed = 0;
     char *shared = together ? aligned_alloc(64, scratch_bytes) : NULL;
     if (together && !shared) return -1;

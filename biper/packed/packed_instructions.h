@@ -149,11 +149,12 @@ static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, 
     return x * gain + shift;
 }
 
-/* Batch norm, skip and hardtanh of `valid` channels from `channel` on of the pixel at a place, and where they go. */
+/* Bias, batch norm, skip and hardtanh of `valid` channels from `channel` on of the pixel at a place, and where they go. */
 TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
     int64_t at = place * a->channels + channel;
     if (has & ANY) has = a->has;
     if (has & WHOLE) valid = LANES;
+    if (has & BIAS) x += load(a->bias + channel, valid);
     if (has & NORM) x = NAME(normalized)(a->fused, x, load(a->gain + channel, valid), load(a->shift + channel, valid));
     if (has & SKIP) x += load(a->skip + at, valid);
     if (has & CLAMP) x = NAME(hardtanh)(x);
@@ -238,7 +239,7 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
 static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     int64_t pixels = c->head.out_height * c->head.out_width, tiles = c->pool ? pixels : (pixels + TILE - 1) / TILE;
     int64_t channels = c->out_channels / c->groups, first = 0, last = tiles, part = 0, parts = 1;
-    const After a = after(r, &c->head, c->out_channels, channels % LANES == 0);
+    const After a = after(r, &c->head, c->bias, c->out_channels, channels % LANES == 0);
     if (tiles < r->shares && c->groups == 1) {
         part = r->share;
         parts = r->shares;
@@ -290,7 +291,7 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     const Head *h = &t->head;
     const float *in = value(r, h->in);
     int64_t first, last, width = h->out_width;
-    After a = after(r, h, h->channels, h->channels % LANES == 0);
+    After a = after(r, h, -1, h->channels, h->channels % LANES == 0);
     own(r, h->out_height, &first, &last);
     if (t->kernel > 1 || t->stride > 1) {
         a.has &= ~(NORM | CLAMP); /* they are done before the maximum */

@@ -8,11 +8,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from biper.packed import fields
 from biper.packed import runtime as kernels
 from biper.packed.bits import Pair, border, output_size
 
-WIDTH = 32  # numbers of an instruction
-CONV, TAIL, AVERAGE = 1, 2, 3  # instructions
 NOWHERE = -1
 LINE = 64  # bytes: alignment
 COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
@@ -84,12 +83,15 @@ class After:
     bits: Value | None = None
 
 
+Entry = int | Value | None  # of an instruction: a number, or an activation, if there is any
+
+
 @dataclass(eq=False)
 class Program:
     """A list of instructions under construction; `code()` is what the kernel reads."""
 
     sources: list[Source | None] = field(default_factory=list)  # None: given with each run, in order
-    rows: list[list[int | Value | None]] = field(default_factory=list)
+    rows: list[list[Entry]] = field(default_factory=list)
     patch: int = 1  # words
 
     def given(self) -> int:
@@ -102,45 +104,41 @@ class Program:
         self.sources.append(source)
         return len(self.sources) - 1
 
-    def _head(self, code: int, x: Value, result: Shape, after: After) -> list[int | Value | None]:
-        norm = after.norm
-        affine = [norm.gain, norm.shift] if norm else [NOWHERE, NOWHERE]
-        values = [x, after.out, after.bits, after.skip]
-        return [code, *values, int(after.clamp), *affine, x.shape[1], x.shape[2], x.shape[0], *result[1:]]
+    def _add(self, name: str, x: Value, result: Shape, after: After, **own: int) -> None:
+        """One instruction, by the names of its own fields; those of all are made of the rest."""
+        norm, (channels, height, width) = after.norm or Norm(NOWHERE, NOWHERE), x.shape
+        values: dict[str, Entry] = {"in": x, "out": after.out, "out_bits": after.bits, "skip": after.skip}
+        affine = {"clamp": int(after.clamp), "gain": norm.gain, "shift": norm.shift}
+        sides = {"height": height, "width": width, "out_height": result[1], "out_width": result[2]}
+        self.rows.append(fields.instruction(name, values | affine | sides | {"channels": channels} | own))
 
-    def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After) -> None:
+    def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After, bias: int = NOWHERE) -> None:
         """alpha times the binary convolution of the bits x, the maximum over windows if pooled, and what follows.
 
-        bits, alpha: the numbers of the parameters.
+        bits, alpha, bias: the numbers of the parameters. The bias is added behind the maximum, which gives the same.
         """
         g = geometry
         channels = g.shape[0] // g.groups
         masks, terms, kinds = border(channels, g.kernel, g.stride, g.padding, g.shape[1:])
         words = masks.shape[1]
-        tables = [self.parameter(partial(_itself, table)) for table in (masks, terms, kinds)]
-        head = self._head(CONV, x, g.result, after)
-        sizes = [
-            *g.kernel,
-            *g.stride,
-            *g.padding,
-            g.out_channels,
-            g.groups,
-            words,
-            int(g.pool),
-            g.sums[0],
-            _inside(masks),
-        ]
-        self.rows.append([*head, bits, alpha, *tables, *sizes])
+        tables = {"masks": masks, "terms": terms, "classes": kinds}
+        pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
+        own = {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
+        own |= {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
+        own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
+        own |= {"pool": int(g.pool), "conv_height": g.sums[0], "inside": _inside(masks)}
+        self._add("CONV", x, g.result, after, bits=bits, alpha=alpha, bias=bias, **own)
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.patch = max(self.patch, words + COPY // 8)
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
-        self.rows.append([*self._head(TAIL, x, result, after), *window])
+        kernel, stride, pad = window
+        self._add("TAIL", x, result, after, kernel=kernel, stride=stride, pad=pad)
 
     def average(self, x: Value, out: Value, window: int, front: int) -> None:
         """The mean over square windows, those at the end cut off; `front` channels of zeros come first."""
-        self.rows.append([*self._head(AVERAGE, x, out.shape, After(out=out)), window, front, out.shape[0]])
+        self._add("AVERAGE", x, out.shape, After(out=out), window=window, front=front, out_channels=out.shape[0])
 
     def code(self) -> Tensor:
         """The program as int64: see packed/packed.c."""
@@ -154,8 +152,9 @@ class Program:
         table = [n for v in values for n in ((NOWHERE, offsets[v]) if v.outside is None else (v.outside, v.size))]
         numbers = {v: i for i, v in enumerate(values)}
         rows = [[NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows]
-        flat = [n for row in rows for n in row + [0] * (WIDTH - len(row))]
-        header = [len(rows), len(values), scratch, aligned(8 * self.patch) // 8]
+        flat = [n for row in rows for n in row + [0] * (fields.WIDTH - len(row))]
+        facts = {"instructions": len(rows), "values": len(values), "scratch": scratch}
+        header = fields.header({**facts, "patch": aligned(8 * self.patch) // 8})
         return torch.tensor(header + table + flat, dtype=torch.int64, device="cpu")
 
 

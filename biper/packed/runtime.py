@@ -14,13 +14,13 @@ from torch import Tensor
 
 from biper.errors import CompilerMissing, UsageError
 from biper.openmp import openmp_library
+from biper.packed import fields
 
 log = logging.getLogger("biper")
 HERE = Path(__file__).parent
 PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
 CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
 TORCH = "torch"
-LAYOUT = 1  # of the programs that program.py writes and packed/packed.c reads
 
 
 @cache
@@ -28,13 +28,22 @@ def compiled() -> ctypes.CDLL | None:
     """The compiled instructions; None, and a line that says so once, where the installation found no compiler."""
     try:
         library = built("packed")
-        if library.biper_layout() != LAYOUT:
+        if _fields(library) != fields.table():
             raise CompilerMissing("they are of another version of biper; install it again")
-    except (CompilerMissing, AttributeError) as error:
+    except CompilerMissing as error:
         log.warning("packed networks run through plain torch operations, which is slower: %s", error)
         return None
     library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
     return library
+
+
+def _fields(library: ctypes.CDLL) -> str:
+    """What a library states of the programs that it reads; '' if it is of a version that states nothing."""
+    if not hasattr(library, "biper_fields"):
+        return ""
+    library.biper_fields.restype = ctypes.c_char_p
+    stated: bytes = library.biper_fields()
+    return stated.decode()
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from biper.cpu.rewriting import is_plain_hardtanh
+from biper.nn.graph import is_plain_hardtanh
 from biper.packed.layers import FoldedNorm, PackedConv2d
 
 Window = tuple[int, int, int]  # size, stride, padding

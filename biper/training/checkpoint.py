@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import biper
 from biper.errors import one_line
 from biper.files import atomically
-from biper.models.metadata import Metadata
 
 FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
 LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
@@ -43,8 +41,3 @@ def publish_best(folder: Path) -> None:
     """Make the latest checkpoint of a run its best one, as atomically as it was saved."""
     with atomically(folder / BEST) as temporary:
         temporary.write_bytes((folder / LATEST).read_bytes())
-
-
-def saved_metadata(metadata: Metadata) -> dict[str, Any]:
-    """Metadata as plain values, which a checkpoint may hold."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(metadata).items()}

@@ -46,7 +46,7 @@ def _evaluate(network: Network | PackedNetwork, config: Settings, processes: Pro
         fast = accelerate(network, device, amp=False, compiled=config.compile and alone, steps=len(loaders.test))
         how = fast.describe()
     where = f"{describe_devices(devices)}: {how}"
-    log.info("%s, stage %d, freq %g, on %s, %s", m.model, m.stage, m.freq, config.dataset, where)
+    log.info("%s, stage %d, %s, on %s, %s", m.model, m.stage, m.quantizer_text, config.dataset, where)
     if config.use_dali and not loaders.in_memory:
         log.info("read with DALI, as in training unless --use_dali or --no-use_dali says otherwise")
     if not m.classes:

@@ -18,8 +18,9 @@ from biper.errors import Different, UsageError
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
-from biper.packed.network import PackedNetwork, pack
+from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
+from biper.packed.pack import pack
 from biper.training.inheritance import evaluation
 from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
@@ -68,8 +69,8 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     )
     if agreement.equal < agreement.images or agreement.difference > TOLERANCE:
         raise Different("the packed network differs from the checkpoint: nothing was written; please report this")
-    file.save(packed, target, top1_of(read_checkpoint(checkpoint)))
-    if not _same(file.load(target), packed):
+    file.save_packed(packed, target, top1_of(read_checkpoint(checkpoint)))
+    if not _same(file.load_packed(target), packed):
         target.unlink()
         raise Different(f"{target} does not hold what was written: it is removed; is the disk in order?")
     _log_sizes(network, checkpoint, target)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from biper.data.datasets import DATASETS, find_dataset
 from biper.data.loaders import has_dali
 from biper.errors import UsageError
 from biper.models import Network, list_models
@@ -12,7 +13,7 @@ from biper.models.metadata import Metadata
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
 from biper.training.run_folder import read_settings, run_folder, settings_of
-from biper.training.settings import DATASETS, Settings, differences, make_settings
+from biper.training.settings import Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
@@ -79,7 +80,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
         raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
     if start.model.endswith("_32w32a"):
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
-    inherited: Given = {"model": start.model, "freq": start.freq}
+    inherited = _identity(start)
     saved = settings_of(contents)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
@@ -101,7 +102,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     m = network.metadata
     saved = settings_of(contents)
     if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
-        size = {} if given["dataset"].startswith("cifar") else {"image_size": m.image_size}
+        size = {} if find_dataset(given["dataset"]).fixed_size else {"image_size": m.image_size}
         saved = {name: value for name, value in saved.items() if name not in OF_FOLDERS} | size
     for name in ("dataset", "image_size"):
         if name in saved and name in given and given[name] != getattr(m, name):
@@ -112,22 +113,27 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
-    settings = taken | given | {"model": m.model, "freq": m.freq}
-    return network, make_settings(m.family, m.stage, settings)
+    return network, make_settings(m.family, m.stage, taken | given | _identity(m))
+
+
+def _identity(m: Metadata) -> Given:
+    """What a network's metadata say of the settings it was made with."""
+    return {"model": m.model} | ({} if m.freq is None else {"freq": m.freq})
 
 
 def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Settings]:
     path = Path(given["evaluate"])
     packed = read(path)
     network, m = packed.network, packed.metadata
+    assert m is not None  # a network of somebody's own was refused
     _require_agreement(m, given | ({"family": family} if family else {}), path)
     known_data = m.dataset in DATASETS  # a published config.txt may name another
     if not known_data and "dataset" not in given:
         raise UsageError(f"{path} does not say what data it was trained on: give --dataset and --data_path")
     settings: Given = ({"dataset": m.dataset} if known_data else {}) | given
-    if m.image_size and not settings["dataset"].startswith("cifar"):  # whose images have one size
+    if m.image_size and not find_dataset(settings["dataset"]).fixed_size:
         settings.setdefault("image_size", m.image_size)
-    return network, make_settings(m.family, m.stage, settings | {"model": m.model, "freq": m.freq})
+    return network, make_settings(m.family, m.stage, settings | _identity(m))
 
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
@@ -142,6 +148,7 @@ def load_network(path: Path, given: Given) -> Network | PackedNetwork:
     """The network of a checkpoint or of a packed file, in eval mode. given: freq and model of a published one."""
     if is_packed(path):
         packed = read(path)
+        assert packed.metadata is not None  # a network of somebody's own was refused
         _require_agreement(packed.metadata, given, path)
         return packed.network
     return build_network(read_checkpoint(path), path, freq=given.get("freq"), model=given.get("model"))

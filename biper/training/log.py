@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from biper.errors import UsageError
 from biper.files import write_rows
-from biper.nn.functional import sine
 from biper.nn.layers import binary_layers
 from biper.training.loop import Metrics
 
@@ -139,7 +138,7 @@ class Recorder:
             if name != "epoch":
                 board.add_scalar(name.replace("_", "/", 1), value, epoch)
         for name, layer in binary_layers(model):
-            board.add_histogram(f"sin(freq*w)/{name}", sine(layer.weight, layer.freq), epoch)
+            board.add_histogram(f"sin(freq*w)/{name}", layer.weight_quantizer.real(layer.weight), epoch)
         board.flush()
 
 

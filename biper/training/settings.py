@@ -9,10 +9,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from biper.data.datasets import DATASETS
 from biper.errors import UsageError
 from biper.training.schedule import LR_TYPES
 
-DATASETS = ("cifar10", "cifar100", "digits", "imagenet", "tinyimagenet", "folder")
 REGULARIZERS = ("sin2", "cos2")
 GROUPS = ("run", "network", "data", "training", "hardware")
 
@@ -60,7 +60,7 @@ class Settings:
     load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
     from_scratch: bool = setting(False, "network", "stage 2: start from fresh weights instead, for comparison")
 
-    dataset: str = setting("cifar10", "data", "data set", choices=DATASETS)
+    dataset: str = setting("cifar10", "data", "data set", choices=tuple(DATASETS))
     data_path: str = setting(
         "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
     )

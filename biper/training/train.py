@@ -95,7 +95,7 @@ def announce(stage: Stage) -> None:
     c, m = stage.config, stage.network.metadata
     assert stage.loaders.train is not None
     parameters = sum(p.numel() for p in stage.network.parameters())
-    log.info("BiPer stage %d: %s, freq %g, %s parameters", m.stage, m.model, m.freq, f"{parameters:,}")
+    log.info("BiPer stage %d: %s, %s, %s parameters", m.stage, m.model, m.quantizer_text, f"{parameters:,}")
     images = f"{stage.loaders.train.count:,} training and {stage.loaders.test.count:,} test images"
     log.info("%s: %s of %dx%d, %d classes", m.dataset, images, m.image_size, m.image_size, m.num_classes)
     together = f", {p} processes" if (p := stage.processes.size) > 1 else ""

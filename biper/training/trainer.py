@@ -13,10 +13,11 @@ from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_sa
 from biper.errors import UsageError
 from biper.models import Network, create_model
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
+from biper.nn.layers import binarize_
 from biper.nn.losses import opposite
 from biper.nn.quantization_error import quantization_error
 from biper.training.acceleration import accelerate, chosen_amp
-from biper.training.checkpoint import LATEST, save_checkpoint, saved_metadata, versions
+from biper.training.checkpoint import LATEST, save_checkpoint, versions
 from biper.training.distributed import (
     Processes,
     all_gather_equal,
@@ -42,10 +43,12 @@ def initial_network(config: Settings, num_classes: int) -> Network:
     With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
     """
     if config.stage == 1 or config.from_scratch:
-        return create_model(config.model, config.family, num_classes, config.freq, config.stage)
+        c = config
+        return create_model(c.model, family=c.family, num_classes=num_classes, freq=c.freq, stage=c.stage)
     path = Path(config.load_ckpt_stage1)
-    start = load_checkpoint(path, config.freq, model=config.model, family=config.family, stage=1)
-    return rebuild(replace(start.metadata, stage=2), start.state_dict(), path)
+    network = load_checkpoint(path, config.freq, model=config.model, family=config.family, stage=1)
+    binarize_(network)
+    return network
 
 
 def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
@@ -142,11 +145,17 @@ class Stage:
             "partial": self.partial,
             "best_epoch": best["epoch"],
             "history": self.history,
-            "metadata": saved_metadata(self.network.metadata),
+            "metadata": self.network.metadata.to_plain(),
+            "progress": self.progress(self.step),
             "settings": run_settings(self.config),
             "random_state": random_state(),
             "versions": versions(),
         }
+
+    def progress(self, step: int) -> float:
+        """How much of the training is done after some steps of this epoch, 0 to 1."""
+        steps = len(self.loaders.train or ())
+        return (self.epoch + step / max(1, steps)) / self.config.epochs
 
     def last_lr(self) -> float:
         """The learning rate of the last step."""

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign
+from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign, straight_through_sign
 
 
 @pytest.mark.parametrize("w", [-0.3, -0.1, -1e-9, -0.0, 0.0, 1e-9, 0.1, 0.2, 1.7])
@@ -34,8 +34,17 @@ def test_binary_sign(x, value, gradient):
     assert (y.item(), x.grad.item()) == (value, gradient)
 
 
-def test_binary_sign_of_negative_zero_is_plus_one():
-    assert binary_sign(torch.tensor([-0.0, 0.0])).tolist() == [1, 1]
+@pytest.mark.parametrize(("x", "value", "gradient"), [(-2, -1, 0), (-1, -1, 1), (-0.5, -1, 1), (0, 1, 1), (1.1, 1, 0)])
+def test_straight_through_sign(x, value, gradient):
+    x = torch.tensor(float(x), requires_grad=True)
+    y = straight_through_sign(x)
+    y.backward()
+    assert (y.item(), x.grad.item()) == (value, gradient)
+
+
+@pytest.mark.parametrize("sign", [binary_sign, straight_through_sign])
+def test_the_sign_of_negative_zero_is_plus_one(sign):
+    assert sign(torch.tensor([-0.0, 0.0])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -9,6 +9,7 @@ from biper.cpu.rewriting import fuse, fused_regularizer
 from biper.models import create_model, list_models
 from biper.nn.layers import BinaryConv2d, binary_layers
 from biper.nn.losses import periodic_regularizer
+from biper.nn.quantizers import SquareWave
 
 SIZES = {"cifar10": 32, "imagenet": 64}
 NAMES = [(family, name) for family in SIZES for name in list_models(family) if "32w" not in name]
@@ -74,7 +75,7 @@ def require_equal_steps(family, plain, other, least_cosine, amp=False):
 @pytest.mark.parametrize(("family", "name"), NAMES)
 def test_every_binary_network_can_be_rewritten(family, name):
     torch.manual_seed(0)
-    network = create_model(name, family, 10, 20.0, 2).eval()
+    network = create_model(name, family=family, num_classes=10, freq=20.0, stage=2).eval()
     for norm in network.modules():  # as if trained: real activations would grow beyond all numbers
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.running_var.fill_(100)
@@ -87,14 +88,22 @@ def test_every_binary_network_can_be_rewritten(family, name):
 @pytest.mark.parametrize(("family", "name"), SMALL)
 def test_one_step_in_float32(family, name, stage):
     plain = built(lambda: published_model(name, family, 10, stage))
-    require_equal_steps(family, plain, built(lambda: create_model(name, family, 10, 20.0, stage)), 0.999)
+    require_equal_steps(
+        family, plain, built(lambda: create_model(name, family=family, num_classes=10, freq=20.0, stage=stage)), 0.999
+    )
 
 
 @pytest.mark.parametrize(("family", "name"), SMALL)
 def test_one_step_of_stage_2_in_bfloat16(family, name):
     """-1 and +1 are exact in bfloat16, and so are their sums: the forward pass is float32's, the gradients near it."""
     plain = built(lambda: published_model(name, family, 10, 2))
-    require_equal_steps(family, plain, built(lambda: create_model(name, family, 10, 20.0, 2)), 0.99, amp=True)
+    require_equal_steps(
+        family,
+        plain,
+        built(lambda: create_model(name, family=family, num_classes=10, freq=20.0, stage=2)),
+        0.99,
+        amp=True,
+    )
 
 
 def test_without_the_kernels_the_forward_pass_in_bfloat16_is_float32s_too():
@@ -138,7 +147,9 @@ class Odd(torch.nn.Module):
         super().__init__()
         self.kind = kind
         self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
-        self.conv1, self.conv2 = (BinaryConv2d(16, 16, 3, padding=1, stage=2) for _ in range(2))
+        self.conv1, self.conv2 = (
+            BinaryConv2d(16, 16, 3, padding=1, weight_quantizer=SquareWave(20.0)) for _ in range(2)
+        )
         options = {
             "affine": {"affine": False},
             "momentum": {"momentum": None},

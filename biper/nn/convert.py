@@ -1,0 +1,228 @@
+"""Any torch model with binary layers in the place of its convolutions and linear layers."""
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from biper.errors import UsageError
+from biper.nn.graph import module_of, trace
+from biper.nn.layers import BIPER_INPUTS, BinaryConv2d, BinaryLinear, binary_layers
+from biper.nn.quantizers import InputQuantizer, WeightQuantizer
+
+Skip = Callable[[str, nn.Module], str | bool | None] | Iterable[str]
+Rule = Callable[[str, nn.Module], str | None]  # why a layer stays real; None: it does not
+DOWNSAMPLING = ("downsample", "shortcut", "skip", "proj")  # names under which networks keep the branch of a skip
+NOT_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus, nn.Hardsigmoid)
+RELU_NAMES = ("relu", "relu_", "relu6", "sigmoid", "softplus", "hardsigmoid")
+KEPT = ("add", "iadd", "cat", "flatten", "view", "reshape", "contiguous", "dropout", "getitem", "permute")
+Source = tuple[nn.Module | None, str]  # a module or None, and what it is in words
+WITH_WEIGHTS = (
+    BinaryConv2d,
+    BinaryLinear,
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a layer. became: the class that stands in its place now, '' if it stays; reason: why it does."""
+
+    name: str
+    layer: str
+    became: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.layer} -> {self.became}" if self.became else f"{self.name}: stays, {self.reason}"
+
+
+def convert(
+    model: nn.Module,
+    *,
+    weight_quantizer: WeightQuantizer,
+    input_quantizer: InputQuantizer | None = BIPER_INPUTS,
+    skip: Skip | None = None,
+    verbose: bool = True,
+) -> nn.Module:
+    """Put binary layers in the place of a model's nn.Conv2d and nn.Linear, in place, and return it.
+
+    Weights and biases are taken over; alpha starts where the new layer's weights are closest to the old, channel by
+    channel. skip says what stays real: names (patterns such as 'layer1.*' too), or a function of name and module that
+    gives the reason, or None; by default the first convolution, the last linear layer and the 1x1 convolutions that
+    adapt a skip. Subclasses of one's own, transposed convolutions and padding modes other than zeros stay real.
+
+    A ReLU whose result goes into a sign would make every activation +1: a hardtanh takes its place. What was done is
+    printed unless verbose is False, and kept as `model.conversion`. Raises UsageError if nothing would be converted.
+    """
+    for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
+    layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    reason_of = _skip_rule(skip, layers)
+    reasons = {name: reason_of(name, layer) or _obstacle(layer) for name, layer in layers.items()}
+    chosen = {layers[name] for name, reason in reasons.items() if not reason}
+    if not chosen:
+        known = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+        raise UsageError(f"there is nothing to convert: {known or 'the model has no nn.Conv2d and no nn.Linear'}")
+    made: dict[nn.Module, nn.Module] = {m: _binary(m, weight_quantizer, input_quantizer) for m in chosen}
+    decisions = [
+        Decision(name, type(layer).__name__, "" if reasons[name] else type(made[layer]).__name__, reasons[name] or "")
+        for name, layer in layers.items()
+    ]
+    model = _substitute(model, made)
+    if input_quantizer is not None:
+        decisions += _open_signs(model)
+    model.__dict__["conversion"] = tuple(decisions)
+    if verbose:
+        print("\n".join(map(str, decisions)))
+    return model
+
+
+def keep_real(layers: dict[str, nn.Module]) -> Rule:
+    """The default rule of what stays real, as BiPer's networks have it. layers: by name, in the model's order."""
+    first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), None)
+    last = next((m for m in reversed(layers.values()) if isinstance(m, nn.Linear)), None)
+
+    def reason(name: str, layer: nn.Module) -> str | None:
+        if layer is first:
+            return "the first convolution"
+        if layer is last:
+            return "the last linear layer"
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            strided = max(layer.stride) > 1
+            if strided or any(word in part for part in name.split(".") for word in DOWNSAMPLING):
+                return "a 1x1 convolution that adapts a skip"
+        return None
+
+    return reason
+
+
+def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Rule:
+    if skip is None:
+        return keep_real(layers)
+    if callable(skip):
+        chosen = skip
+
+        def reason(name: str, layer: nn.Module) -> str | None:
+            found = chosen(name, layer)
+            return found if isinstance(found, str) and found else "skipped" if found else None
+
+        return reason
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            raise UsageError(
+                f"skip: no convolution or linear layer is called {pattern!r}; they are {', '.join(layers)}"
+            )
+    return lambda name, layer: "skipped" if any(fnmatch.fnmatchcase(name, p) for p in patterns) else None
+
+
+def _obstacle(layer: nn.Module) -> str | None:
+    """Why a layer cannot be binary, whatever the rule says."""
+    if isinstance(layer, BinaryConv2d | BinaryLinear):
+        return "it is binary already"
+    if type(layer) not in (nn.Conv2d, nn.Linear):
+        return f"a {type(layer).__name__} may compute in a way of its own"
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        return f"its padding mode is {layer.padding_mode!r}"
+    return None
+
+
+@torch.no_grad()
+def _binary(layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer | None) -> nn.Module:
+    """The binary layer of a real one's shape, weights and bias."""
+    new: BinaryConv2d | BinaryLinear
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    options: dict[str, Any] = {"bias": layer.bias is not None, "weight_quantizer": weights, "input_quantizer": inputs}
+    options |= {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    if isinstance(layer, nn.Conv2d):
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        new = BinaryConv2d(**{name: getattr(layer, name) for name in names}, **options)
+    else:
+        new = BinaryLinear(layer.in_features, layer.out_features, **options)
+    new.weight, new.bias = layer.weight, layer.bias
+    new.alpha.copy_(_best_scale(layer.weight, new.effective_weight()).view_as(new.alpha))
+    new.alpha.requires_grad_(layer.weight.requires_grad)
+    return new.train(layer.training)
+
+
+def _best_scale(real: Tensor, effective: Tensor) -> Tensor:
+    """(C_out,): by what each channel's effective weights come closest to the real ones, in squares; 1 if they are 0."""
+    real, effective = real.flatten(1), effective.flatten(1)
+    product, square = (real * effective).sum(1), effective.square().sum(1)
+    scale = product / square.clamp(min=torch.finfo(square.dtype).tiny)
+    return torch.where(product == 0, torch.ones_like(scale), scale)
+
+
+def _substitute(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The model with its modules replaced, also those that stand in several places."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child in made:
+                setattr(module, name, made[child])
+    return made.get(model, model)
+
+
+def _open_signs(model: nn.Module) -> list[Decision]:
+    """Put a hardtanh in the place of each ReLU in front of a sign; a warning names what cannot be replaced."""
+    found = list(_blocking(model))
+    names = {module: name for name, module in model.named_modules()}
+    relus = {module for _, module, _ in found if isinstance(module, nn.ReLU | nn.ReLU6)}
+    made: dict[nn.Module, nn.Module] = {relu: nn.Hardtanh(inplace=bool(relu.inplace)) for relu in relus}
+    decisions = [
+        Decision(names[relu], type(relu).__name__, "Hardtanh (a sign follows)") for relu in names if relu in relus
+    ]
+    _substitute(model, made)
+    for layer, module, what in found:
+        if module not in relus:
+            warnings.warn(
+                f"{layer} sees no negative input, so all its activations are +1: put a hardtanh in the place of {what}",
+                stacklevel=3,
+            )
+    return decisions
+
+
+def find_blocked_signs(model: nn.Module) -> set[str]:
+    """The names of the binary layers all of whose inputs come out of a ReLU or the like, as far as the graph tells."""
+    return {layer for layer, _, _ in _blocking(model)}
+
+
+def _blocking(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str]]:
+    """Binary layers, each with what makes their inputs non-negative: a module or None, and what it is in words.
+
+    Where a network cannot be traced, every ReLU that is a module counts as in front of the next binary layer.
+    """
+    binary = {layer: name for name, layer in binary_layers(model) if layer.input_quantizer is not None}
+    modules = dict(model.named_modules())
+    try:
+        graph = trace(model, plain=False)
+    except Exception:  # whatever a network of somebody's own may do
+        layer = next(iter(binary.values()), "")
+        yield from ((layer, m, name) for name, m in modules.items() if isinstance(m, nn.ReLU | nn.ReLU6) and layer)
+        return
+    sources: dict[fx.Node, list[Source]] = {}  # by what makes a value non-negative; empty if it can be negative
+    for node in graph.nodes:
+        module = module_of(node, modules)
+        sources[node] = _sources(node, module, [sources[n] for n in node.all_input_nodes])
+        if module in binary and node.all_input_nodes:
+            yield from ((binary[module], *source) for source in sources[node.all_input_nodes[0]])
+
+
+def _sources(node: fx.Node, module: nn.Module | None, given: list[list[Source]]) -> list[Source]:
+    """What makes a node's value non-negative, if it is: itself, or what makes all of its inputs so."""
+    name = getattr(node.target, "__name__", str(node.target))
+    if isinstance(module, NOT_NEGATIVE):
+        return [(module, str(node.target))]
+    if node.op in ("call_function", "call_method") and name in RELU_NAMES:
+        return [(None, f"the function {name} ({node.name})")]
+    kept = "pool" in name or name.rstrip("_") in KEPT if module is None else not isinstance(module, WITH_WEIGHTS)
+    return [source for sources in given for source in sources] if kept and given and all(given) else []

@@ -1,0 +1,197 @@
+"""Quantizers: how a real weight, or an activation, becomes binary, and what gradient flows back.
+
+A quantizer is a value: a small module that a layer takes as an argument and a file keeps as a name and its settings.
+Whoever adds one writes one class: `@register("name")`, a constructor whose arguments are kept as attributes of the same
+names, and `forward`. One that changes over training has `set_progress`, which the trainer calls before every step.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from biper.errors import UsageError
+from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign, straight_through_sign
+
+Description = Mapping[str, Any]  # a quantizer in plain values: its name and its settings
+Q = TypeVar("Q", bound="Quantizer")
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers. A layer keeps a copy of its own."""
+
+    name: ClassVar[str] = ""  # in the registry
+
+    def settings(self) -> dict[str, Any]:
+        """What the constructor was given, by name: plain values."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        return {name: getattr(self, name) for name in names if name not in ("args", "kwargs")}
+
+    def set_progress(self, progress: float) -> None:
+        """Told before every training step how much of the training is done, 0 to 1, whether it was interrupted or not.
+
+        Nothing changes here. One that does keeps what follows from it in a buffer that is not persistent, so that a
+        compiled network need not be compiled again, and names in checkpoints stay what they are.
+        """
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+
+
+class WeightQuantizer(Quantizer):
+    """From latent weights w (C_out, ...) to the effective ones that the layer uses, of the same shape, differentiable.
+
+    binary: whether they are -1 and +1, so that the layer can be packed.
+    """
+
+    binary: ClassVar[bool] = True
+
+    def signs(self, w: Tensor) -> Tensor:
+        """-1 and +1, what a packed file stores. Raises UsageError if the effective weights are real."""
+        if not self.binary:
+            raise UsageError(f"the weights of {type(self).__name__} are real: biper.binarize_(model) makes them binary")
+        signs: Tensor = self(w)
+        return signs
+
+    def real(self, w: Tensor) -> Tensor:
+        """The real weights that the binary ones stand for: the quantization error is measured between the two."""
+        return w
+
+    def binarized(self) -> "WeightQuantizer":
+        """The quantizer of the second stage; a binary one stays as it is."""
+        return self
+
+
+class InputQuantizer(Quantizer):
+    """From activations (N, ...) to -1 and +1 of the same shape, differentiable. In evaluation it is their sign."""
+
+
+WEIGHT_QUANTIZERS: dict[str, type[WeightQuantizer]] = {}
+INPUT_QUANTIZERS: dict[str, type[InputQuantizer]] = {}
+
+
+def register(name: str) -> Callable[[type[Q]], type[Q]]:
+    """Decorator: enters a quantizer's class in the registry of its kind, or both. ValueError if the name is taken."""
+
+    def enter(kind: type[Q]) -> type[Q]:
+        registries: dict[type[Any], dict[str, Any]] = {
+            WeightQuantizer: WEIGHT_QUANTIZERS,
+            InputQuantizer: INPUT_QUANTIZERS,
+        }
+        for base, registry in registries.items():
+            if issubclass(kind, base):
+                if name in registry:
+                    raise ValueError(f"there is a quantizer {name!r} already: {registry[name].__qualname__}")
+                registry[name] = kind
+        kind.name = name
+        return kind
+
+    return enter
+
+
+class Periodic(WeightQuantizer):
+    """Base of BiPer's two stages. freq in radians per unit weight. Raises UsageError unless it is positive."""
+
+    def __init__(self, freq: float) -> None:
+        super().__init__()
+        if not (isinstance(freq, int | float) and freq > 0 and math.isfinite(freq)):
+            raise UsageError(f"freq is a positive number of radians per unit weight, not {freq!r}")
+        self.freq = freq
+
+    def real(self, w: Tensor) -> Tensor:
+        """sin(freq*w)."""
+        return sine(w, self.freq)
+
+
+@register("sine")
+class Sine(Periodic):
+    """sin(freq*w) in [-1, 1]; gradient freq*cos(freq*w). BiPer's stage 1. [BiPer, weight binarization]"""
+
+    binary = False
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Any shape, and so is what comes out."""
+        return sine(w, self.freq)
+
+    def binarized(self) -> "SquareWave":
+        """The square wave of the same period."""
+        return SquareWave(self.freq)
+
+
+@register("square_wave")
+class SquareWave(Periodic):
+    """sign(sin(freq*w)) in {-1, +1}; gradient freq*cos(freq*w), that of the sine. BiPer's stage 2.
+
+    [BiPer, weight binarization]
+    """
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Any shape, and so is what comes out."""
+        return square_wave(w, self.freq)
+
+
+@register("sign")
+class Sign(WeightQuantizer, InputQuantizer):
+    """sign(x) in {-1, +1} with sign(0) = +1, of weights or activations; gradient 1 where |x| <= 1, else 0.
+
+    The straight-through estimator of the clipped identity.
+    [Courbariaux et al. 2016, Binarized Neural Networks, arXiv 1602.02830]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, and so is what comes out."""
+        return straight_through_sign(x)
+
+
+@register("polynomial_sign")
+class PolynomialSign(InputQuantizer):
+    """sign(a); gradient max(0, 2 - 2*|x|), at x = a / sqrt(var(a) + 1e-5) in training if standardized, else at a.
+
+    The unbiased variance is that of a sample. Standardized it is BiPer's, without it Bi-Real Net's.
+    [BiPer, activation binarization; Liu et al. 2018, Bi-Real Net, arXiv 1808.00278, section 3.3]
+    """
+
+    def __init__(self, standardized: bool = True) -> None:
+        super().__init__()
+        self.standardized = standardized
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a: (N, ...)."""
+        return standardized_sign(a) if self.standardized and self.training else binary_sign(a)
+
+
+def describe(quantizer: Quantizer) -> dict[str, Any]:
+    """A quantizer in plain values, as files keep it: `build_quantizer` makes it again. Raises UsageError if it can't.
+
+    It can if its class is registered and its constructor's arguments are attributes of the same names.
+    """
+    kind = type(quantizer)
+    if "name" not in vars(kind) or not kind.name:
+        raise UsageError(f"{kind.__name__} is not registered, so no file could name it: decorate it with @register")
+    try:
+        return {"name": kind.name, **quantizer.settings()}
+    except AttributeError as error:
+        raise UsageError(f"{kind.__name__} does not keep an argument of its constructor: {error}") from error
+
+
+def build_quantizer(description: Description, registry: Mapping[str, type[Q]]) -> Q:
+    """The quantizer that a description of `describe` means. Raises UsageError for an unknown name or unfit settings."""
+    settings = dict(description)
+    name = settings.pop("name", None)
+    if name not in registry:
+        own = "one of your own has to be imported first"
+        raise UsageError(f"unknown quantizer {name!r}; choose from {', '.join(sorted(registry))}; {own}")
+    try:
+        return registry[name](**settings)
+    except TypeError as error:
+        raise UsageError(f"the quantizer {name!r} cannot be made of {settings}: {error}") from error
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Tell the quantizers of a model's layers how much of the training is done, 0 to 1."""
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.set_progress(progress)

@@ -1,0 +1,43 @@
+"""The fields of a packed program, by name: what native/packed.c reads, and what `program.py` writes.
+
+packed.c has this table too, and makes its structs of it; both are compared when the library is loaded (kernels.py).
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+WIDTH = 32  # numbers of an instruction
+HEADER = "instructions values scratch patch"  # how a program begins
+# how an instruction begins, behind its code
+HEAD = "in out out_bits skip clamp gain shift height width channels out_height out_width"
+INSTRUCTIONS = {  # and their own fields; the codes are 1, 2, 3 in this order
+    "CONV": "bits alpha bias masks terms classes kernel_h kernel_w stride_h stride_w pad_h pad_w out_channels groups "
+    "words pool conv_height inside",
+    "TAIL": "kernel stride pad",
+    "AVERAGE": "window front out_channels",
+}
+T = TypeVar("T")
+
+
+def table() -> str:
+    """All of it, as the library of this version states it."""
+    lines = {"WIDTH": str(WIDTH), "HEADER": HEADER, "HEAD": f"code {HEAD}", **INSTRUCTIONS}
+    return "\n".join(f"{name} {text}" for name, text in lines.items())
+
+
+def header(given: Mapping[str, int]) -> list[int]:
+    """The numbers with which a program begins. Raises ValueError unless they are those of the table."""
+    return _in_order("HEADER", HEADER, given)
+
+
+def instruction(name: str, given: Mapping[str, T | int]) -> list[T | int]:
+    """An instruction, from all of its fields but the code. Raises ValueError unless they are those of the table."""
+    code = list(INSTRUCTIONS).index(name) + 1
+    return [code, *_in_order(name, f"{HEAD} {INSTRUCTIONS[name]}", given)]
+
+
+def _in_order(name: str, fields: str, given: Mapping[str, T]) -> list[T]:
+    order = fields.split()
+    if odd := set(order) ^ set(given):
+        raise ValueError(f"fields of {name} that are missing or unknown: {', '.join(sorted(odd))}")
+    return [given[field] for field in order]

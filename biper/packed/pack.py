@@ -1,0 +1,106 @@
+"""From a network with binary weights to a packed one."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+from biper.errors import UsageError
+from biper.models.metadata import Metadata
+from biper.models.registry import Network
+from biper.nn.convert import find_blocked_signs
+from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers
+from biper.nn.norms import Norm
+from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
+from biper.packed.network import PackedNetwork
+
+log = logging.getLogger("biper")
+New = Callable[[nn.Module], nn.Module | None]  # what comes in the place of a module; None: it stays
+
+
+def pack(model: nn.Module) -> PackedNetwork:
+    """A copy of a network for inference, with binary weights as bits and batch norms folded. Any module tree.
+
+    Binary layers of a class of one's own that computes in another way stay as they are: a warning names them, as it
+    names layers all of whose inputs' signs are +1. Raises UsageError (a ValueError) for a network without binary
+    layers, one of which nothing could be packed, and one whose weights are real.
+    """
+    layers = dict(binary_layers(model))
+    if not layers:
+        raise UsageError("there is nothing to pack: the network has no binary layers (see biper.convert)")
+    own = [
+        f"{name or 'the network itself'} ({type(layer).__name__})"
+        for name, layer in layers.items()
+        if not _is_plain(layer)
+    ]
+    if len(own) == len(layers):
+        raise UsageError(f"there is nothing to pack: all binary layers compute in a way of their own: {_few(own)}")
+    if own:
+        warnings.warn(f"these layers compute in a way of their own and stay real: {_few(own)}", stacklevel=2)
+    real = [name for name, layer in layers.items() if _is_plain(layer) and not layer.weight_quantizer.binary]
+    if real:
+        raise UsageError(
+            f"the weights of {_few(real)} are real, as in stage 1: train stage 2, or biper.binarize_(model), then pack"
+        )
+    for name in sorted(
+        find_blocked_signs(model) | {n for n, layer in layers.items() if layer.watched.get("one_sided")}
+    ):
+        warnings.warn(ONE_SIDED.format(name), stacklevel=2)
+    metadata = model.metadata if isinstance(model, Network) else None
+    return PackedNetwork(replace_layers(copy.deepcopy(model).cpu().eval(), _packed), metadata)
+
+
+def pack_shape(network: nn.Module, metadata: Metadata | None = None) -> PackedNetwork:
+    """A network itself, packed in shape alone, without values: on the meta device where the network is."""
+    return PackedNetwork(replace_layers(network, _packed_shape), metadata)
+
+
+def _packed(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, BinaryConv2d) and _is_plain(module):
+        return PackedConv2d.of(module)
+    if isinstance(module, BinaryLinear) and _is_plain(module):
+        return PackedLinear.of(module)
+    return FoldedNorm.of(cast(Norm, module)) if _folds(module) else None
+
+
+def _packed_shape(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, BinaryConv2d) and _is_plain(module):
+        return PackedConv2d.like(module)
+    if isinstance(module, BinaryLinear) and _is_plain(module):
+        return PackedLinear.like(module)
+    return FoldedNorm.like(cast(Norm, module)) if _folds(module) else None
+
+
+def replace_layers(network: nn.Module, new: New) -> nn.Module:
+    """The network itself, with new(module) in the place of each module for which it is not None, once for each."""
+    made: dict[nn.Module, nn.Module] = {}
+
+    def made_of(module: nn.Module) -> nn.Module:
+        if module not in made:
+            made[module] = new(module) or module
+        return made[module]
+
+    for module in list(network.modules()):
+        for name, child in module._modules.items():  # a layer that is used twice too
+            if child is not None:
+                module._modules[name] = made_of(child)
+    return made_of(network)
+
+
+def _folds(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def _is_plain(layer: BinaryLayer) -> bool:
+    """Whether it computes as its base does."""
+    base = BinaryConv2d if isinstance(layer, BinaryConv2d) else BinaryLinear
+    names = ("forward", "effective_weight", "quantized_input")
+    return all(getattr(type(layer), name) is getattr(base, name) for name in names)
+
+
+def _few(names: list[str]) -> str:
+    """The first names of many, and how many there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,245 @@
+"""Any torch model: converted, trained for some steps, made binary, packed, saved, loaded; equal in all."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import biper
+from biper.errors import UsageError
+from biper.nn.layers import BinaryConv2d, BinaryLinear, binary_layers
+from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
+
+
+class Small(nn.Module):
+    """Hidden linear layers, bias, dilation, depth-wise convolutions, and sums in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 20, 3, padding=1)
+        self.deep = nn.Conv2d(20, 20, 3, padding=2, dilation=2, groups=20)
+        self.wide = nn.Conv2d(20, 24, (3, 2), stride=2, padding=(1, 0), bias=True)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(20), nn.BatchNorm2d(20), nn.BatchNorm2d(24)])
+        self.act, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.1)
+        self.hidden, self.norm, self.head = nn.Linear(24, 40), nn.BatchNorm1d(40), nn.Linear(40, 10)
+
+    def forward(self, x):
+        x = self.act(self.norms[0](self.stem(x)))
+        y = self.norms[1](self.deep(x))
+        y += x
+        x = self.act(y)
+        x = self.act(self.norms[2](self.wide(x)))
+        x = self.drop(x.mean((2, 3)) - 0.1)
+        return self.head(F.hardtanh(self.norm(self.hidden(x))))
+
+
+def vgg():
+    """torchvision's with a narrow classifier: the other's 100 million weights prove no more."""
+    model = torchvision.models.vgg11_bn(num_classes=10)
+    model.classifier[0], model.classifier[3], model.classifier[6] = (
+        nn.Linear(512 * 49, 64),
+        nn.Linear(64, 64),
+        nn.Linear(64, 10),
+    )
+    return model
+
+
+MODELS = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 32),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 32),
+    "vgg11_bn": (vgg, 32),
+    "small": (Small, 16),
+}
+
+
+def train(model, size, steps, batch=4):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x, y = torch.randn(batch, 3, size, size, generator=generator), torch.randint(10, (batch,), generator=generator)
+        loss = F.cross_entropy(model.train()(x), y) + biper.periodic_regularizer(model, 0.01)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_from_a_model_to_a_packed_file(name, tmp_path):
+    torch.manual_seed(0)
+    build, size = MODELS[name]
+    model = biper.convert(build(), weight_quantizer=biper.Sine(20.0), verbose=False)
+    before = [p.clone() for p in model.parameters()]
+    train(model, size, 10)
+    biper.binarize_(model)
+    train(model, size, 10)
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    x = torch.randn(5, 3, size, size)
+    with torch.no_grad():
+        expected, packed = model.eval()(x), biper.pack(model)
+        torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-4)
+        biper.save_packed(packed, tmp_path / "net.safetensors")
+        skeleton = biper.convert(build(), weight_quantizer=biper.Sine(1.0), verbose=False)
+        loaded = biper.load_packed(tmp_path / "net.safetensors", model=skeleton)
+        assert torch.equal(loaded(x), packed(x))
+    kinds = [type(m) for m in packed.modules()]
+    assert sum(kind in (PackedConv2d, PackedLinear) for kind in kinds) == len(list(binary_layers(model)))
+    assert FoldedNorm in kinds
+
+
+def test_what_stays_real_and_why(capsys):
+    model = biper.convert(torchvision.models.resnet18(), weight_quantizer=biper.Sign())
+    told = capsys.readouterr().out
+    assert "conv1: stays, the first convolution" in told
+    assert "layer2.0.downsample.0: stays, a 1x1 convolution that adapts a skip" in told
+    assert "fc: stays, the last linear layer" in told
+    assert "layer1.0.conv1: Conv2d -> BinaryConv2d" in told
+    assert "layer1.0.relu: ReLU -> Hardtanh (a sign follows)" in told
+    assert told == "\n".join(map(str, model.conversion)) + "\n"
+    assert len(list(binary_layers(model))) == 16
+    pointwise = biper.convert(torchvision.models.mobilenet_v2(), weight_quantizer=biper.Sign(), verbose=False)
+    assert len(list(binary_layers(pointwise))) == 51  # all but the stem; the head is linear
+
+
+def test_weights_are_taken_over_and_alpha_starts_closest_to_them():
+    torch.manual_seed(0)
+    real = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Hardtanh(), nn.Conv2d(8, 6, 3, bias=True), nn.Flatten(), nn.Linear(6, 2)
+    )
+    latent, bias = real[2].weight, real[2].bias
+    model = biper.convert(real, weight_quantizer=biper.Sign(), verbose=False)
+    assert model is real
+    assert model[2].weight is latent
+    assert model[2].bias is bias
+    torch.testing.assert_close(model[2].alpha.flatten(), latent.abs().mean((1, 2, 3)))
+
+
+def test_skip_takes_names_patterns_and_functions():
+    def converted(skip):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 8))
+        model = biper.convert(model, weight_quantizer=biper.Sign(), skip=skip, verbose=False)
+        return [name for name, _ in binary_layers(model)]
+
+    assert converted(None) == ["1"]
+    assert converted(()) == ["0", "1", "3"]
+    assert converted(["1"]) == ["0", "3"]
+    assert converted("[01]") == ["3"]
+    assert converted(lambda name, layer: isinstance(layer, nn.Linear)) == ["0", "1"]
+    with pytest.raises(UsageError, match=r"skip: no convolution or linear layer is called 'fc'; they are 0, 1, 3"):
+        converted(["fc"])
+    with pytest.raises(UsageError, match="nothing to convert"):
+        converted("*")
+
+
+def test_layers_that_cannot_be_binary_stay_and_say_why():
+    class Own(nn.Conv2d):
+        pass
+
+    reflecting = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Own(8, 8, 3), reflecting, nn.Conv2d(8, 8, 3))
+    biper.convert(model, weight_quantizer=biper.Sine(20.0), verbose=False)
+    reasons = {decision.name: decision.reason for decision in model.conversion}
+    assert "way of its own" in reasons["1"]
+    assert "padding mode is 'reflect'" in reasons["2"]
+    assert isinstance(model[3], BinaryConv2d)
+    with pytest.raises(UsageError, match=r"no nn\.Conv2d and no nn\.Linear"):
+        biper.convert(nn.ReLU(), weight_quantizer=biper.Sine(20.0))
+
+
+def test_a_layer_alone_and_a_layer_in_two_places():
+    layer = biper.convert(nn.Linear(8, 4), weight_quantizer=biper.Sine(20.0), skip=(), verbose=False)
+    assert isinstance(layer, BinaryLinear)
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), shared, nn.Hardtanh(), shared)
+    biper.convert(model, weight_quantizer=biper.Sine(20.0), verbose=False)
+    assert model[1] is model[3]
+    assert isinstance(model[1], BinaryConv2d)
+
+
+def test_a_relu_stays_where_no_sign_follows_and_where_something_negative_is_added():
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+            self.one, self.two = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(self.two(self.conv(x + self.one(x))).mean((2, 3)))
+
+    model = biper.convert(Added(), weight_quantizer=biper.Sine(20.0), verbose=False)
+    assert type(model.one) is type(model.two) is nn.ReLU
+    model.train()(torch.randn(4, 3, 5, 5))  # no warning
+
+
+class Functional(nn.Module):
+    """Its ReLU is a function, which no conversion can reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        return self.conv(F.max_pool2d(F.relu(self.stem(x)), 2)).mean((2, 3))
+
+
+def test_a_relu_that_cannot_be_replaced_is_warned_of_in_convert_in_training_and_in_pack():
+    with pytest.warns(UserWarning, match="conv sees no negative input, .* in the place of the function relu"):
+        model = biper.convert(Functional(), weight_quantizer=biper.SquareWave(20.0), verbose=False)
+    with pytest.warns(UserWarning, match="sees no negative input"):
+        model.train()(torch.randn(2, 3, 12, 12))
+    with pytest.warns(UserWarning, match="all activations are .1: conv sees no negative input"):
+        biper.pack(model)
+
+
+def test_a_network_that_cannot_be_traced_is_converted_too():
+    class Branching(Functional):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return (
+                self.conv(self.act(self.stem(x))).mean((2, 3)) if x.sum() > 0 else self.conv(self.stem(x)).mean((2, 3))
+            )
+
+    model = biper.convert(Branching(), weight_quantizer=biper.Sine(20.0), verbose=False)
+    assert isinstance(model.act, nn.Hardtanh)
+
+
+def test_what_pack_refuses_and_names():
+    real = nn.Sequential(BinaryConv2d(3, 4, 3, weight_quantizer=biper.Sine(20.0)))
+    with pytest.raises(
+        UsageError, match=r"the weights of 0 are real, as in stage 1: train stage 2, or biper\.binarize_"
+    ):
+        biper.pack(real)
+
+    class Own(BinaryConv2d):
+        def effective_weight(self):
+            return self.weight.sign()
+
+    own = Own(4, 4, 3)
+    with pytest.raises(
+        UsageError, match=r"nothing to pack: all binary layers compute in a way of their own: 0 \(Own\)"
+    ):
+        biper.pack(nn.Sequential(own))
+    with pytest.warns(UserWarning, match=r"stay real: 1 \(Own\)"):
+        packed = biper.pack(nn.Sequential(BinaryConv2d(4, 4, 3, weight_quantizer=biper.Sign()), own))
+    assert isinstance(packed.network[0], PackedConv2d)
+
+
+def test_a_file_of_ones_own_needs_a_model_that_fits(tmp_path):
+    def network(channels):
+        return nn.Sequential(BinaryConv2d(4, channels, 3, weight_quantizer=biper.Sign()), nn.BatchNorm2d(channels))
+
+    file = tmp_path / "net.safetensors"
+    biper.save_packed(biper.pack(network(8)), file)
+    with pytest.raises(UsageError, match=r"somebody's own \(Sequential\): give load_packed\(path, model="):
+        biper.load_packed(file)
+    with pytest.raises(UsageError, match=r"does not fit Sequential: 0\.alpha is"):
+        biper.load_packed(file, model=network(9))
+    with pytest.raises(UsageError, match="model has no binary layers"):
+        biper.load_packed(file, model=nn.Linear(2, 2))
+    with pytest.raises(UsageError, match=r"give image_size or example"):
+        biper.export_onnx(biper.load_packed(file, model=network(8)), tmp_path / "net.onnx")

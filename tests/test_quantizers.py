@@ -1,0 +1,138 @@
+"""Over all quantizers that are registered: two values, the surrogate's gradient, and files that know them."""
+
+import math
+
+import pytest
+import torch
+
+from biper.errors import UsageError
+from biper.nn.quantizers import (
+    INPUT_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    InputQuantizer,
+    PolynomialSign,
+    Sign,
+    Sine,
+    SquareWave,
+    WeightQuantizer,
+    build_quantizer,
+    describe,
+    register,
+    set_progress,
+)
+
+SETTINGS = {"sine": {"freq": 7.0}, "square_wave": {"freq": 7.0}}
+SURROGATES = {  # of the effective value, by latent weight or activation
+    "sine": lambda w: torch.sin(7.0 * w),
+    "square_wave": lambda w: torch.sin(7.0 * w),
+    "sign": lambda w: w.clamp(-1, 1),
+    "polynomial_sign": lambda a: (x := a.clamp(-1, 1)) * 2 - x * x.abs(),
+}
+KINDS = [*((name, WEIGHT_QUANTIZERS) for name in WEIGHT_QUANTIZERS), *((n, INPUT_QUANTIZERS) for n in INPUT_QUANTIZERS)]
+
+
+def made(name, registry):
+    return registry[name](**SETTINGS.get(name, {}))
+
+
+@pytest.mark.parametrize(("name", "registry"), KINDS, ids=lambda x: x if isinstance(x, str) else "")
+def test_gradient_is_that_of_the_surrogate(name, registry):
+    quantizer, x = made(name, registry).eval(), torch.randn(4, 5, 3, 3, dtype=torch.float64).requires_grad_()
+    direction = torch.randn_like(x)
+    ours = torch.autograd.grad((quantizer(x) * direction).sum(), x)[0]
+    torch.testing.assert_close(ours, torch.autograd.grad((SURROGATES[name](x) * direction).sum(), x)[0])
+
+
+@pytest.mark.parametrize(("name", "registry"), KINDS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_description_makes_an_equal_one(name, registry):
+    quantizer = made(name, registry)
+    description = describe(quantizer)
+    again = build_quantizer(description, registry)
+    assert type(again) is type(quantizer)
+    assert describe(again) == description == {"name": name, **description}
+    x = torch.randn(3, 4, 2, 2)
+    assert torch.equal(again(x), quantizer(x))
+    assert not quantizer.state_dict()
+
+
+@pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
+def test_signs_are_two_valued_and_a_real_quantizer_has_none_until_it_is_binarized(name):
+    quantizer, w = made(name, WEIGHT_QUANTIZERS), torch.cat([torch.randn(50), torch.zeros(1)])
+    if not quantizer.binary:
+        with pytest.raises(UsageError, match="are real"):
+            quantizer.signs(w)
+    binary = quantizer.binarized()
+    assert binary.signs(w).abs().tolist() == [1] * 51
+    assert torch.equal(binary.signs(w), torch.where(quantizer.real(w) >= 0, 1.0, -1.0))
+    assert binary.binarized() is binary
+
+
+@pytest.mark.parametrize("name", INPUT_QUANTIZERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_inputs_become_their_signs(name, training):
+    a = torch.randn(3, 4, 5, 5)
+    a[0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    assert torch.equal(made(name, INPUT_QUANTIZERS).train(training)(a), torch.where(a >= 0, 1.0, -1.0))
+
+
+def test_without_standardization_the_window_does_not_move():
+    a = (5 * torch.randn(2, 3, 4, 4)).requires_grad_()
+    grads = [torch.autograd.grad(PolynomialSign(s)(a).sum(), a)[0] for s in (False, True)]
+    assert torch.equal(grads[0], (2 - 2 * a.abs()).clamp(min=0))
+    assert not torch.allclose(*grads)
+
+
+@pytest.mark.parametrize("freq", [0.0, -1.0, math.nan, math.inf, "20"])
+@pytest.mark.parametrize("kind", [Sine, SquareWave])
+def test_a_frequency_is_a_positive_number(kind, freq):
+    with pytest.raises(UsageError, match="freq is a positive number"):
+        kind(freq)
+
+
+def test_unknown_names_and_unfit_settings_are_told():
+    with pytest.raises(UsageError, match=r"unknown quantizer 'round'; choose from sign, sine, square_wave"):
+        build_quantizer({"name": "round"}, WEIGHT_QUANTIZERS)
+    with pytest.raises(UsageError, match="'sine' cannot be made of"):
+        build_quantizer({"name": "sine", "frequency": 3.0}, WEIGHT_QUANTIZERS)
+
+
+def test_one_of_ones_own_is_registered_once_and_described_by_its_attributes(monkeypatch):
+    monkeypatch.setattr("biper.nn.quantizers.WEIGHT_QUANTIZERS", dict(WEIGHT_QUANTIZERS))
+
+    class Shifted(WeightQuantizer):
+        def __init__(self, shift=0.5):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, w):
+            return torch.where(w >= self.shift, 1.0, -1.0)
+
+    with pytest.raises(UsageError, match="Shifted is not registered"):
+        describe(Shifted())
+    assert describe(register("shifted")(Shifted)(shift=0.25)) == {"name": "shifted", "shift": 0.25}
+    with pytest.raises(ValueError, match="'shifted' already"):
+        register("shifted")(Shifted)
+
+    class Forgetful(Shifted):
+        def __init__(self, shift):
+            super().__init__()
+            del self.shift
+
+    with pytest.raises(UsageError, match="is not registered"):
+        describe(Forgetful(1.0))
+
+
+def test_one_class_may_serve_weights_and_inputs():
+    assert issubclass(Sign, WeightQuantizer)
+    assert issubclass(Sign, InputQuantizer)
+    assert WEIGHT_QUANTIZERS["sign"] is INPUT_QUANTIZERS["sign"] is Sign
+
+
+def test_progress_reaches_every_quantizer():
+    class Told(Sign):
+        def set_progress(self, progress):
+            self.progress = progress
+
+    model = torch.nn.Sequential(torch.nn.Sequential(Told()), Told())
+    set_progress(model, 0.25)
+    assert [module.progress for module in model.modules() if isinstance(module, Told)] == [0.25, 0.25]
