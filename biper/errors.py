@@ -5,10 +5,6 @@ import signal
 import sys
 from collections.abc import Callable
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA and of the CPU, in torch's words
-WORKERS = ("DataLoader worker", "shared memory")  # of torch's loader
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # of another process
-
 
 class UsageError(ValueError):
     """Something that the user can mend. The commands print it as one line and exit with code 2."""
@@ -26,6 +22,31 @@ class CompilerMissing(RuntimeError):
     """There is no working C compiler, or nothing that it compiled; the message says why, in one line."""
 
 
+class OutOfMemory(RuntimeError):
+    """The memory of a device or of the machine does not suffice. The commands exit with code 2."""
+
+    def __init__(self) -> None:
+        super().__init__("out of memory: give a smaller -b (training) or -bt (evaluation)")
+
+
+class WorkerLost(RuntimeError):
+    """A process that reads images has ended; `what` says how, in one line. The commands exit with code 2."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"a process that reads images ended: give fewer --workers, or a smaller -b ({what})")
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the training has ended; `what` says how, in one line. The commands exit with code 1."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"another process ended: {what}")
+
+
+USERS = (UsageError, OutOfMemory, WorkerLost, OSError, MemoryError)  # what the user can mend: exit code 2
+OTHERS = (TrainingDiverged, Different, ProcessLost)  # what went wrong though all was in order: exit code 1
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -40,21 +61,7 @@ def run_command(command: Callable[[], None]) -> None:
     except BrokenPipeError:  # `| head` has seen enough; what Python still flushes at exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (UsageError, TrainingDiverged, OSError, MemoryError, RuntimeError) as error:
-        code, text = 2, str(error)
-        if isinstance(error, TrainingDiverged | Different):
-            code = 1
-        elif isinstance(error, RuntimeError):
-            if any(words in text for words in OUT_OF_MEMORY):
-                text = "out of memory: give a smaller -b (training) or -bt (evaluation)"
-            elif any(words in text for words in WORKERS):
-                text = (
-                    f"a process that reads images ended: give fewer --workers, or a smaller -b ({text.splitlines()[0]})"
-                )
-            elif any(words in text for words in LOST):
-                code, text = 1, f"another process ended: {text.splitlines()[0]}"
-            else:
-                raise
+    except (*USERS, *OTHERS) as error:
         rank = os.environ.get("RANK", "0")
-        print(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}", file=sys.stderr)
-        sys.exit(code)
+        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, OTHERS) else 2)

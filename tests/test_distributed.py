@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -125,3 +126,37 @@ def test_other_processes_that_cannot_be_reached(shell, tmp_path):
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "cannot join the other processes" in result.stderr
     assert time.monotonic() - started < 60
+
+
+def test_a_lost_process_is_named_by_the_others():
+    """Without a launcher, which would end the other process before it has noticed."""
+    code = """
+import os, torch
+from biper.errors import run_command
+from biper.training import distributed as d
+def lose():
+    processes = d.launched_processes()
+    with d.joined(processes):
+        model = d.replicated(torch.nn.Linear(4, 4))
+        model(torch.ones(2, 4)).sum().backward()
+        if processes.rank:
+            os._exit(3)
+        with d.step_of_replicas():
+            {step}
+run_command(lose)
+"""
+    steps = {"gradients": "model(torch.ones(2, 4)).sum().backward()", "sum": "d.all_reduce_sum(torch.ones(3))"}
+    for step in steps.values():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        pipes = {"stderr": subprocess.PIPE, "text": True}
+        argv = [sys.executable, "-c", code.format(step=step)]
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        main, other = (subprocess.Popen(argv, env=environment | rank, **pipes) for rank in ranks)
+        err = main.communicate(timeout=120)[1]
+        other.communicate(timeout=120)
+        assert main.returncode == 1, err
+        assert err.startswith("error: another process ended: "), err
+        assert err.count("\n") == 1

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from biper.errors import UsageError
-from biper.training.process import random_state, seed_everything, select_devices, set_random_state, signals_interrupt
+from biper.errors import OutOfMemory, UsageError
+from biper.training.process import (
+    name_out_of_memory,
+    random_state,
+    seed_everything,
+    select_devices,
+    set_random_state,
+    signals_interrupt,
+)
 
 
 @pytest.fixture
@@ -86,3 +93,12 @@ def test_signals_become_keyboard_interrupts(number):
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name):
         interrupted()
     assert signal.getsignal(number) is before
+
+
+def test_memory_that_torch_does_not_get():
+    with pytest.raises(OutOfMemory, match="give a smaller -b"), name_out_of_memory():
+        torch.empty(2**50)
+    with pytest.raises(OutOfMemory), name_out_of_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="size of tensor"), name_out_of_memory():
+        torch.ones(2) + torch.ones(3)

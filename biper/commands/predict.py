@@ -11,6 +11,7 @@ from biper.data.loaders import view_image
 from biper.errors import UsageError
 from biper.models import Network
 from biper.packed.network import PackedNetwork
+from biper.training.process import name_out_of_memory
 
 TOP = 5
 
@@ -23,6 +24,7 @@ class Guess:
     probability: float
 
 
+@name_out_of_memory()
 @torch.inference_mode()
 def predict(network: Network | PackedNetwork, images: Sequence[Path]) -> list[list[Guess]]:
     """For each image file the five likeliest classes, the first first; images are shown as in evaluation.

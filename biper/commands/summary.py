@@ -15,6 +15,7 @@ from biper.models.registry import FAMILIES, network_like
 from biper.nn.layers import BinaryConv2d
 from biper.packed.bits import bits_shape
 from biper.training.inheritance import load_network
+from biper.training.process import name_out_of_memory
 
 COUNTED = """params: trainable ones; float32 and packed: bytes of these and of the batch norms' statistics (packed:
 a bit a binary weight in whole words of 64, alpha, and a gain and a shift for each channel of a batch norm).
@@ -42,6 +43,7 @@ class LayerCost:
         return self.flops + self.bops / 64
 
 
+@name_out_of_memory()
 def described(network: str, given: dict[str, Any]) -> str:
     """The table of a model by name, or of a checkpoint or packed file.
 

@@ -18,7 +18,7 @@ from biper.data.crops import View, cut
 from biper.data.folder import open_image
 from biper.data.samples import Samples
 from biper.data.sharding import make_generator
-from biper.errors import UsageError
+from biper.errors import UsageError, WorkerLost, one_line
 
 T = TypeVar("T")
 Requests = Iterable["Request"]  # of one batch
@@ -135,9 +135,16 @@ class PillowReader:
         )
 
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
-        """One Batch for each that is asked for."""
+        """One Batch for each that is asked for. Raises WorkerLost if a process that decodes has ended."""
         self.asked.batches = batches
-        return iter(self.loader)
+        try:
+            yield from self.loader
+        except torch.OutOfMemoryError:  # of pinned memory
+            raise
+        except (RuntimeError, EOFError, ConnectionError) as error:  # as soon as torch has noticed, or its pipe ends
+            if not self.loader.num_workers:
+                raise
+            raise WorkerLost(one_line(error)) from error
 
 
 def count_cores() -> int:

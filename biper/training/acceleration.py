@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biper.cpu.rewriting import fuse, fused_regularizer
-from biper.errors import CompilerMissing
+from biper.errors import CompilerMissing, one_line
 from biper.nn.losses import periodic_regularizer
 
 log = logging.getLogger("biper")
@@ -57,8 +57,9 @@ class Compiled:
             if logits.requires_grad:  # the backward pass is compiled when it is first run
                 torch.autograd.grad(logits.sum(), list(self.network.parameters()), allow_unused=True)
         except Exception as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("torch.compile does not work here: going on without it, as with --no-compile (%s)", line)
+            log.warning(
+                "torch.compile does not work here: going on without it, as with --no-compile (%s)", one_line(error)
+            )
             self.compiled = self.network
         else:
             log.info("torch.compile: done in %.0f s", time.monotonic() - start)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import biper
+from biper.errors import one_line
 from biper.files import atomically
 
 FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
@@ -33,7 +34,7 @@ def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):
                 raise
-            raise OSError(str(error).splitlines()[0]) from error  # a full disk, in torch's words
+            raise OSError(one_line(error)) from error  # a full disk, in torch's words
 
 
 def publish_best(folder: Path) -> None:

@@ -18,10 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from biper.errors import UsageError
+from biper.errors import ProcessLost, UsageError, one_line
 
 PATIENCE = timedelta(minutes=10)
 POLL, SETTLE = 0.05, 0.3  # seconds
+LOST = ("gloo", "Connection closed by peer", "Connection reset by peer")  # of a process that is gone, as gloo says it
 BACKEND = "cpu:gloo,cuda:nccl"  # each tensor goes the way of its device; flags and texts go over the CPU
 
 
@@ -67,8 +68,7 @@ def joined(processes: Processes) -> Iterator[None]:
         store.set_timeout(PATIENCE)
         dist.init_process_group(backend, store=fresh_store(store, rank, size), rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        raise UsageError(f"cannot join the other processes ({text}): start with torchrun") from error
+        raise UsageError(f"cannot join the other processes ({one_line(error)}): start with torchrun") from error
     try:
         yield
     finally:
@@ -108,11 +108,39 @@ def joint() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+@contextmanager
+def collective() -> Iterator[None]:
+    """Raise ProcessLost where a collective operation fails: whoever took part in it is no longer there."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ProcessLost(one_line(error)) from error
+
+
+@contextmanager
+def step_of_replicas() -> Iterator[None]:
+    """Raise ProcessLost where a step of a `replicated` network fails because another process is gone.
+
+    The network's own errors pass as they are. NCCL's errors have a type, gloo's have their words alone.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        raise ProcessLost(one_line(error)) from error
+    except RuntimeError as error:
+        if joint() and any(words in str(error) for words in LOST):
+            raise ProcessLost(one_line(error)) from error
+        raise
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in each of them."""
     if joint():
         tensor = tensor.clone()
-        dist.all_reduce(tensor)
+        with collective():
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -121,7 +149,8 @@ def broadcast_decision(value: bool) -> bool:
     if not joint():
         return value
     told = torch.tensor([value])
-    dist.broadcast(told, 0)
+    with collective():
+        dist.broadcast(told, 0)
     return bool(told.item())
 
 
@@ -130,7 +159,8 @@ def all_gather_equal(value: Any, what: str) -> None:  # noqa: ANN401
     if not joint():
         return
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    with collective():
+        dist.all_gather_object(values, value)
     if any(other != values[0] for other in values):
         raise UsageError(f"the processes disagree about {what}: {values}; results_dir must be one folder for all")
 
@@ -141,7 +171,8 @@ def replicated(network: nn.Module) -> DistributedDataParallel:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
-    return DistributedDataParallel(network, **options)
+    with collective():  # it compares the networks, and gives all of them the first one's weights
+        return DistributedDataParallel(network, **options)
 
 
 @torch.no_grad()

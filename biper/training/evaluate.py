@@ -11,13 +11,14 @@ from biper.training.acceleration import accelerate
 from biper.training.distributed import Processes, joined
 from biper.training.log import Progress
 from biper.training.loop import Metrics, evaluate
-from biper.training.process import describe_devices, seed_everything, select_devices
+from biper.training.process import describe_devices, name_out_of_memory, seed_everything, select_devices
 from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
 ALONE = Processes()
 
 
+@name_out_of_memory()
 def evaluate_checkpoint(network: Network | PackedNetwork, config: Settings, processes: Processes = ALONE) -> Metrics:
     """Log and return the metrics of a loaded network, packed or not, over the test images.
 

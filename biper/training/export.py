@@ -22,6 +22,7 @@ from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack
 from biper.training.inheritance import evaluation
+from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
@@ -40,6 +41,7 @@ class Agreement:
     equal: int
 
 
+@name_out_of_memory()
 def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, Any]) -> None:
     """Write the packed file of a checkpoint of stage 2, and an ONNX file, and log what they are.
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from biper.data.sharding import Loader
 from biper.errors import TrainingDiverged
 from biper.nn.losses import Regularizer, periodic_regularizer
-from biper.training.distributed import all_reduce_sum
+from biper.training.distributed import all_reduce_sum, step_of_replicas
 from biper.training.process import DelayedRead
 
 
@@ -113,11 +113,12 @@ def train_one_epoch(
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}")
     for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        penalty = regularizer(model, tau) if tau else loss.new_zeros(())
-        optimizer.zero_grad(set_to_none=True)
-        torch.add(loss * loader.weight(step - 1), penalty).backward()
+        with step_of_replicas():
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            penalty = regularizer(model, tau) if tau else loss.new_zeros(())
+            optimizer.zero_grad(set_to_none=True)
+            torch.add(loss * loader.weight(step - 1), penalty).backward()
         optimizer.step()
         totals.add(step, loss, penalty, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biper.errors import UsageError
+from biper.errors import OutOfMemory, UsageError
 from biper.training.distributed import Processes
 
 ALONE = Processes()
@@ -123,6 +123,23 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def name_out_of_memory() -> Iterator[None]:
+    """Raise OutOfMemory where torch does not get the memory that it asks for. A context, or a decorator.
+
+    torch has a type of its own for it on a GPU, but for the CPU, and for a GPU that is full before torch begins, words
+    alone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise OutOfMemory from error
+        raise
 
 
 @contextmanager

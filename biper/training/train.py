@@ -9,7 +9,7 @@ from biper.errors import TrainingDiverged, UsageError
 from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes, joined
 from biper.training.log import Clock, Recorder
-from biper.training.process import describe_devices
+from biper.training.process import describe_devices, name_out_of_memory
 from biper.training.run_folder import write_settings
 from biper.training.settings import Settings
 from biper.training.trainer import Stage, best_row
@@ -18,6 +18,7 @@ log = logging.getLogger("biper")
 ALONE = Processes()
 
 
+@name_out_of_memory()
 def train(config: Settings, processes: Processes = ALONE) -> Path:
     """Run a stage to its end, with the other processes if there are any, and return the path of its best checkpoint.
 

@@ -1,0 +1,59 @@
+"""How a command ends: the exit code and the one line of an error."""
+
+import os
+import signal
+
+import pytest
+import torch
+from conftest import photographs
+
+from biper.data.loaders import build_loaders
+from biper.errors import OutOfMemory, ProcessLost, TrainingDiverged, UsageError, WorkerLost, run_command
+from biper.training.settings import make_settings
+
+
+def failing(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("bad input"), 2, "error: bad input\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (OutOfMemory(), 2, "error: out of memory: give a smaller -b (training) or -bt (evaluation)\n"),
+        (
+            WorkerLost("killed"),
+            2,
+            "error: a process that reads images ended: give fewer --workers, or a smaller -b (killed)\n",
+        ),
+        (ProcessLost("closed by peer"), 1, "error: another process ended: closed by peer\n"),
+        (TrainingDiverged("the loss is nan"), 1, "error: the loss is nan\n"),
+        (KeyboardInterrupt("SIGTERM"), 143, ""),
+    ],
+)
+def test_the_kind_of_an_error_decides(capsys, error, code, line):
+    with pytest.raises(SystemExit) as caught:
+        run_command(failing(error))
+    assert caught.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_what_is_nobodys_fault_but_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="out of memory, shared memory, gloo"):
+        run_command(failing(RuntimeError("out of memory, shared memory, gloo")))
+
+
+def test_a_reading_process_that_is_killed(tmp_path):
+    data = photographs(tmp_path, train=40, test=2)
+    given = {"dataset": "folder", "data_path": str(data), "image_size": 32, "batch_size": 2, "workers": 1}
+    loader = build_loaders(make_settings("imagenet", 1, given), torch.device("cpu")).train
+    batches = loader.epoch()
+    next(batches)
+    (worker,) = loader.reader.loader._iterator._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="give fewer --workers"):
+        list(batches)
