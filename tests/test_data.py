@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biper.commands.cli import download_main
+from biper.commands.download import main as download_main
 from biper.data.cifar import READERS, read_cifar
 from biper.data.datasets import MEMORY_SETS
 from biper.data.digits import read_digits
