@@ -2,15 +2,14 @@
 
 import shutil
 import statistics
-import sys
 
 import pytest
 import torch
 import yaml
 from recipes import SEEDS, best, rows, write_recipe
 
-from biper.commands.cli import ablation_main
-from biper.commands.parsers import STUDIES
+from biper.commands.ablation import STUDIES
+from biper.commands.ablation import main as ablation_main
 from biper.errors import TrainingDiverged
 from biper.experiments import ablation, studies
 from biper.experiments import run as runs
@@ -167,11 +166,3 @@ def test_fresh_stage_2_starts_from_stage_1s_first_weights(command, refused, tmp_
     assert "no weights to binarize" in refused(*full, stage=2)
     both = ["--from_scratch", "--load_ckpt_stage1", tmp_path / "1" / BEST]
     assert "leave --load_ckpt_stage1 out" in refused(*flags, *both, stage=2)
-
-
-def test_the_commands_help_without_torch(shell):
-    for script in ("reproduce.py", "ablation.py"):
-        result = shell(sys.executable, "-X", "importtime", script, "--help")
-        assert result.returncode == 0
-        assert "RECIPE.yaml" in result.stdout
-        assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}

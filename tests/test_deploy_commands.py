@@ -11,10 +11,14 @@ import torch
 from PIL import Image
 
 import biper
-from biper.commands.cli import export_main, main, predict_main, quantization_error_main, summary_main
-from biper.commands.summary import costs, total
+from biper.commands.export import main as export_main
+from biper.commands.predict import main as predict_main
+from biper.commands.quantization_error import main as quantization_error_main
+from biper.commands.summary import main as summary_main
+from biper.commands.train import main
 from biper.data.digits import read_digits
 from biper.packed import runtime as kernels
+from biper.packed.costs import costs, total
 from biper.packed.file import load_packed
 from biper.training.export import top1_of
 

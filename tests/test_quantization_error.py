@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import biper
-from biper.commands.cli import quantization_error_main
+from biper.commands.quantization_error import main as quantization_error_main
 from biper.experiments.plots import effective_weight_histograms, plot_quantization_error
 from biper.nn.quantization_error import layer_error
 from biper.nn.quantizers import Sine

@@ -9,7 +9,8 @@ import torch
 import yaml
 from recipes import SEEDS, best, rows, write_recipe
 
-from biper.commands.cli import ablation_main, reproduce_main
+from biper.commands.ablation import main as ablation_main
+from biper.commands.reproduce import main as reproduce_main
 from biper.errors import TrainingDiverged
 from biper.experiments import run as runs
 from biper.experiments.recipe import read_recipe
