@@ -31,12 +31,13 @@ class BinaryConv2d(nn.Conv2d):
         padding: int = 0,
         groups: int = 1,
         *,
+        dilation: int = 1,
         bias: bool = False,
         freq: float = 20.0,
         stage: int = 1,
         binary_activations: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         if stage not in (1, 2):
             raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
         if not (freq > 0 and math.isfinite(freq)):
@@ -54,7 +55,7 @@ class BinaryConv2d(nn.Conv2d):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
             a = standardized_sign(a) if self.training else binary_sign(a)
-        sums = F.conv2d(a, self.effective_weight(), None, self.stride, self.padding, groups=self.groups)
+        sums = F.conv2d(a, self.effective_weight(), None, self.stride, self.padding, self.dilation, self.groups)
         scaled = sums * self.alpha  # (C_out, 1, 1), broadcasts over (N, C_out, H', W')
         return scaled if self.bias is None else scaled + self.bias[:, None, None]
 
