@@ -41,7 +41,7 @@ def test_the_library_and_python_have_one_table():
     [
         None,
         "",
-        fields.table().replace("WIDTH 32", "WIDTH 64"),
+        fields.table().replace("WIDTH ", "WIDTH 1"),
         fields.table().replace(" stride_h stride_w", " stride_w stride_h"),
         fields.table() + " more",
         fields.table().replace("TAIL", "TALE"),
