@@ -10,9 +10,9 @@ import torch
 
 from biper.training.distributed import joined, launched_processes
 from biper.training.log import Progress
-from biper.training.loop import evaluate, train_one_epoch
+from biper.training.loop import evaluate, make_loss_terms, train_one_epoch
 from biper.training.settings import make_settings
-from biper.training.trainer import Stage
+from biper.training.trainer import build_trainer
 
 
 class Enough(Exception):
@@ -29,18 +29,25 @@ def main(data, size, dali, out):
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
     given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
     with joined(processes):
-        stage = Stage(make_settings("imagenet", 1, given), processes)
-        freeze(stage.network, size)
+        trainer = build_trainer(make_settings("imagenet", 1, given), processes)
+        freeze(trainer.network, size)
         progress = Progress("step", 1, 100)
-        metrics = evaluate(stage.network, stage.loaders.test, progress)
+        metrics = evaluate(trainer.network, trainer.loaders.test, progress)
         try:
-            options = {"epoch": 0, "tau": 0.1, "watcher": progress, "after_step": first_step}
-            train_one_epoch(stage.model, stage.loaders.train, stage.optimizer, **options)
+            options = {"epoch": 0, "terms": make_loss_terms(0.1), "watcher": progress, "after_step": first_step}
+            train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
         except Enough:
-            gradients = {name: p.grad for name, p in stage.network.named_parameters()}
+            gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
+        means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
         if processes.main:
             Path(out).mkdir()
-            torch.save({"gradients": gradients, "metrics": vars(metrics)}, Path(out) / "first.pt")
+            torch.save(
+                {
+                    "gradients": gradients,
+                    "metrics": {**metrics.terms, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count},
+                },
+                Path(out) / "first.pt",
+            )
 
 
 def freeze(network, size):

@@ -12,7 +12,7 @@ from biper.data.loaders import build_loaders
 from biper.data.memory import MemoryLoader, RandomCrop
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.loop import train_one_epoch
+from biper.training.loop import make_loss_terms, train_one_epoch
 from biper.training.settings import make_settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -54,7 +54,7 @@ def test_nothing_in_the_loop_waits_for_the_device():
 
     watch = Watch()
     for epoch in range(3):  # the first also compiles kernels and fills the allocators
-        train_one_epoch(model, Strict(), optimizer, epoch=epoch, tau=0.037, watcher=watch)
+        train_one_epoch(model, Strict(), optimizer, epoch=epoch, terms=make_loss_terms(0.037), watcher=watch)
     assert watch.seen
 
 

@@ -43,7 +43,7 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
     log_to_console()
     with Progress("epoch 1/2", 10, 5) as progress:
         progress.advance(1, None)
-        progress.advance(5, Metrics(1.25, 0.0, 50.0, 90.0, 100))
+        progress.advance(5, Metrics({"loss": 1.25}, 50.0, 90.0, 100))
     assert capsys.readouterr().out == "epoch 1/2 step 5/10 loss 1.2500 top-1 50.00 %\n"
 
 
@@ -64,11 +64,15 @@ def test_clock():
 
 
 def test_columns():
-    metrics = Metrics(1.0, 2.0, 3.0, 4.0, 5)
-    assert metric_columns("train", metrics) == {
+    train = Metrics({"loss": 1.0, "regularizer": 2.0, "teacher": 2.5}, 3.0, 4.0, 5)
+    columns = metric_columns("train", train)
+    assert columns == {
         "train_loss": 1.0,
         "train_regularizer": 2.0,
+        "train_teacher": 2.5,
         "train_top1": 3.0,
         "train_top5": 4.0,
     }
-    assert metric_columns("test", metrics) == {"test_loss": 1.0, "test_top1": 3.0, "test_top5": 4.0}
+    assert list(columns)[:2] == ["train_loss", "train_regularizer"]
+    test = Metrics({"loss": 1.0}, 3.0, 4.0, 5)
+    assert metric_columns("test", test) == {"test_loss": 1.0, "test_top1": 3.0, "test_top5": 4.0}

@@ -9,7 +9,8 @@ from biper import create_model
 from biper.data.digits import read_digits
 from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.errors import TrainingDiverged
-from biper.training.loop import Totals, check_finite, evaluate, train_one_epoch
+from biper.nn.losses import periodic_regularizer
+from biper.training.loop import LossTerm, Totals, check_finite, evaluate, make_loss_terms, train_one_epoch
 from biper.training.process import DelayedRead
 
 CPU = torch.device("cpu")
@@ -65,7 +66,10 @@ def test_evaluation_with_fewer_than_five_classes():
 def test_training_learns(stage):
     model, train, watch = network(stage=stage), loader(True, 1437), Watch(print_freq=2)
     optimizer = sgd(model, lr=0.01)
-    losses = [train_one_epoch(model, train, optimizer, epoch=e, tau=0.037, watcher=watch).loss for e in range(6)]
+    losses = [
+        train_one_epoch(model, train, optimizer, epoch=e, terms=make_loss_terms(0.037), watcher=watch).loss
+        for e in range(6)
+    ]
     assert losses[-1] < 0.93 * losses[0]
     assert [step for step, running in watch.seen[:3] if running] == [2]
     assert watch.seen[1][1].count == 256
@@ -74,13 +78,70 @@ def test_training_learns(stage):
 def test_regularizer_enters_the_gradient_and_is_reported():
     def weights(tau):
         model = network()
-        metrics = train_one_epoch(model, loader(True, 128), sgd(model), epoch=0, tau=tau, watcher=Watch())
+        metrics = train_one_epoch(
+            model, loader(True, 128), sgd(model), epoch=0, terms=make_loss_terms(tau), watcher=Watch()
+        )
         return model.layer1[0].conv1.weight.detach(), metrics.regularizer
 
     (without, none), (with_it, some) = weights(0.0), weights(10.0)
     assert none == 0
     assert some > 1
     assert torch.sin(20 * with_it).square().mean() < torch.sin(20 * without).square().mean()
+
+
+def test_a_term_that_is_added_enters_loss_gradient_and_metrics():
+    """A teacher's: its mean is over the images of the batch. And one of the parameters alone."""
+    torch.manual_seed(1)
+    teacher = create_model("resnet20_32w32a").eval()
+
+    def distillation(model, images, logits, labels):
+        with torch.no_grad():
+            wanted = teacher(images)
+        assert logits.shape == (len(labels), 10)
+        return F.mse_loss(logits, wanted)
+
+    def norm(model, images, logits, labels):
+        return model.linear.weight.square().sum()
+
+    def gradients(**more):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        terms = make_loss_terms(0.1) | more
+        metrics = train_one_epoch(model, Weighted(), optimizer, epoch=0, terms=terms, watcher=Watch())
+        return metrics, model.linear.weight.grad, model.linear.weight.detach()
+
+    train = loader(True, 128)
+
+    class Weighted:
+        """One of several processes, whose images count twice."""
+
+        device, epoch = CPU, train.epoch
+
+        def weight(self, step):
+            return 2.0
+
+    plain, without, weight = gradients()
+    one, with_norm, _ = gradients(norm=LossTerm(norm, of_images=False))
+    torch.testing.assert_close(with_norm - without, 2 * weight, rtol=1e-4, atol=1e-5)
+    assert one.terms["norm"] == pytest.approx(weight.square().sum().item(), rel=1e-6)
+    assert (one.loss, one.regularizer) == (plain.loss, plain.regularizer)
+    two, with_teacher, _ = gradients(teacher=LossTerm(distillation))
+    alone, of_teacher, _ = gradients(loss=LossTerm(distillation))
+    torch.testing.assert_close(with_teacher - without, of_teacher, rtol=1e-4, atol=1e-5)
+    assert two.terms["teacher"] == alone.loss > 0
+    assert list(two.terms) == ["loss", "regularizer", "teacher"]
+
+
+def test_the_loss_is_the_papers():
+    """Bit for bit: the cross-entropy, weighted by the process's images, plus tau times the regularizer."""
+    model, train = network(), loader(True, 128)
+    reference = network()
+    train_one_epoch(model, train, sgd(model), epoch=0, terms=make_loss_terms(0.1), watcher=Watch())
+    ((images, labels),) = train.epoch(0)
+    loss = torch.add(F.cross_entropy(reference.train()(images), labels) * 1.0, periodic_regularizer(reference, 0.1))
+    loss.backward()
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
 
 
 @pytest.mark.parametrize("print_freq", [1, 1000])  # found at once, or at the end of the epoch
@@ -95,7 +156,7 @@ def test_divergence_names_epoch_and_step(print_freq):
                 yield (images * math.nan if i == 2 else images), labels
 
     with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 5, step 2"):
-        train_one_epoch(model, Poisoned(), sgd(model), epoch=4, tau=0.0, watcher=Watch(print_freq))
+        train_one_epoch(model, Poisoned(), sgd(model), epoch=4, terms=make_loss_terms(0.0), watcher=Watch(print_freq))
 
 
 def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
@@ -108,7 +169,7 @@ def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
     train = MemoryLoader(
         images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=RandomCrop(0, False)
     )
-    train_one_epoch(model, train, sgd(model), epoch=0, tau=0.0, watcher=Watch(1000))
+    train_one_epoch(model, train, sgd(model), epoch=0, terms=make_loss_terms(0.0), watcher=Watch(1000))
     with pytest.raises(TrainingDiverged, match=r"conv0\.weight is no longer finite at the end of epoch 1"):
         check_finite(model, "at the end of epoch 1")
 
@@ -127,7 +188,7 @@ def test_nothing_in_the_loop_reads_from_the_device(monkeypatch, pass_over):
         model, data = network(), loader(pass_over == "train", 128 * steps)
         reads.clear()
         if pass_over == "train":
-            train_one_epoch(model, data, sgd(model), epoch=0, tau=0.1, watcher=Watch(1000))
+            train_one_epoch(model, data, sgd(model), epoch=0, terms=make_loss_terms(0.1), watcher=Watch(1000))
         else:
             evaluate(model, data, Watch(1000))
         return len(reads)
@@ -146,9 +207,9 @@ def test_delayed_read_gives_the_value_of_when_it_was_asked():
 
 
 def test_totals_weigh_batches_by_their_size():
-    totals = Totals(CPU, "here")
+    totals = Totals(CPU, "here", ("loss", "regularizer"))
     for step, (size, loss) in enumerate(((3, 1.0), (1, 5.0)), 1):
         logits, labels = torch.eye(10)[:size], torch.arange(size)
-        totals.add(step, torch.tensor(loss), torch.tensor(0.5), logits, labels)
-    metrics = totals.metrics()
+        totals.add(step, {"loss": torch.tensor(loss), "regularizer": torch.tensor(0.5)}, logits, labels)
+    metrics = totals.all_reduce().metrics()
     assert (metrics.loss, metrics.regularizer, metrics.top1, metrics.count) == (2.0, 0.5, 100.0, 4)

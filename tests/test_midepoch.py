@@ -10,9 +10,11 @@ from conftest import ROOT, TINY, photographs
 
 from biper.errors import TrainingDiverged
 from biper.models.checkpoint import read_checkpoint
-from biper.training import trainer as stage_module
+from biper.training import trainer as trainer_module
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.distributed import Processes
+from biper.training.settings import make_settings
+from biper.training.trainer import build_trainer
 
 EVERY_STEP = ["--checkpoint_minutes", 1e-9]
 
@@ -37,7 +39,7 @@ def test_a_run_goes_on_within_its_epoch_without_repeating_images(tmp_path, comma
         flags += ["--workers", 0, "--lr", 0.01, *(["--use_dali"] if loader == "dali" else [])]
     code, _, err = command(*flags, "--checkpoint_minutes", 0, "--results_dir", tmp_path / "whole", family=family)
     assert code == 0, err
-    save, seen = stage_module.save_checkpoint, []
+    save, seen = trainer_module.save_checkpoint, []
 
     def stopping(contents, path):
         save(contents, path)
@@ -45,7 +47,7 @@ def test_a_run_goes_on_within_its_epoch_without_repeating_images(tmp_path, comma
         if seen[-1] in ((0, 3), (1, 2)):
             raise KeyboardInterrupt("SIGINT")
 
-    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
+    monkeypatch.setattr(trainer_module, "save_checkpoint", stopping)
     for steps in ("epochs and 3 steps", "epochs and 2 steps", None):
         code, out, _ = command(*flags, *EVERY_STEP, "--results_dir", tmp_path / "cut", "--resume", family=family)
         assert code == (130 if steps else 0)
@@ -57,13 +59,13 @@ def test_a_run_goes_on_within_its_epoch_without_repeating_images(tmp_path, comma
 
 
 def test_a_checkpoint_within_the_first_epoch_is_whole(tmp_path, command, monkeypatch):
-    save = stage_module.save_checkpoint
+    save = trainer_module.save_checkpoint
 
     def stopping(contents, path):
         save(contents, path)
         raise KeyboardInterrupt("SIGTERM")
 
-    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
+    monkeypatch.setattr(trainer_module, "save_checkpoint", stopping)
     assert command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)[0] == 128 + signal.SIGTERM
     contents = read_checkpoint(tmp_path / LATEST)
     assert (contents["epoch"], contents["step"], contents["best_prec1"], contents["history"]) == (0, 1, 0.0, [])
@@ -88,25 +90,61 @@ def test_kill_9_within_an_epoch(tmp_path):
     equal(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_it_is_due_by_the_clock(tmp_path, monkeypatch):
-    class Clock:
-        now = 0.0
+@pytest.mark.parametrize(("minutes", "due"), [(29.9, False), (30.1, True)])
+def test_a_checkpoint_within_an_epoch_is_due_by_the_clock(tmp_path, monkeypatch, minutes, due):
+    given = {"dataset": "digits", "image_size": 8, "model": "resnet20_1w1a", "batch_size": 720}
+    settings = make_settings("cifar10", 1, given | {"results_dir": str(tmp_path), "checkpoint_minutes": 30.0})
+    trainer, saved = build_trainer(settings, Processes()), []
+    monkeypatch.setattr(trainer_module, "save_checkpoint", lambda contents, path: saved.append(contents["step"]))
+    trainer.saved_at -= 60 * minutes
+    trainer.run_epoch()
+    assert saved == ([1] if due else [])
 
-        def monotonic(self):
-            return self.now
 
-    clock, saved = Clock(), []
-    monkeypatch.setattr(stage_module, "time", clock)
-    config = stage_module.Settings(
-        "cifar10", 1, dataset="digits", image_size=8, model="resnet20_1w1a", results_dir=str(tmp_path / "run")
-    )
-    stage = stage_module.Stage(config, Processes())
-    monkeypatch.setattr(stage_module, "save_checkpoint", lambda contents, path: saved.append(contents["step"]))
-    totals = stage_module.Totals(torch.device("cpu"), "here", (1.0, 0.0, 1.0, 1.0), 1)
-    for step, minute in enumerate((10, 29.9, 30, 31, 59.9, 60), 1):
-        clock.now = 60.0 * minute
-        stage._save_if_due(step, totals)
-    assert saved == [3, 6]
+def test_a_checkpoint_within_an_epoch_of_an_earlier_version_is_taken_up(tmp_path, command, monkeypatch):
+    """It had the sums of four names as a list, and no seconds."""
+    flags = [*TINY, "--epochs", 2]
+    assert command(*flags, "--results_dir", tmp_path / "whole")[0] == 0
+    save = trainer_module.save_checkpoint
+
+    def stopping(contents, path):
+        save(contents, path)
+        if (contents["epoch"], contents["step"]) == (1, 3):
+            raise KeyboardInterrupt("SIGINT")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", stopping)
+    assert command(*flags, *EVERY_STEP, "--results_dir", tmp_path / "cut")[0] == 130
+    monkeypatch.undo()
+    contents = read_checkpoint(tmp_path / "cut" / LATEST)
+    sums = contents["partial"]["sums"]
+    assert list(sums) == ["loss", "regularizer", "top1", "top5"]
+    contents["partial"] = {"sums": list(sums.values()), "count": contents["partial"]["count"], "replaced": 0}
+    del contents["seconds"]
+    torch.save(contents, tmp_path / "cut" / LATEST)
+    assert command(*flags, "--results_dir", tmp_path / "cut", "--resume")[0] == 0
+    equal(tmp_path / "whole", tmp_path / "cut")
+    first, second = read_checkpoint(tmp_path / "cut" / LATEST)["seconds"]
+    assert first is None
+    assert second > 0
+
+
+def test_an_interrupted_epoch_counts_its_damaged_images_once(tmp_path, command, monkeypatch):
+    data = photographs(tmp_path / "data", train=16, test=2)
+    sorted((data / "train").glob("*/*"))[0].write_bytes(b"no image")
+    flags = ["--dataset", "folder", "--data_path", data, "--image_size", 32, "-b", 8, "--epochs", 2, "--freq", 20]
+    flags += ["--workers", 0, "--lr", 0.01, "--resume", "--results_dir", tmp_path / "run"]
+    save = trainer_module.save_checkpoint
+
+    def stopping(contents, path):
+        save(contents, path)
+        if contents["step"] == 4:
+            raise KeyboardInterrupt("SIGINT")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", stopping)
+    for _ in range(2):
+        assert command(*flags, *EVERY_STEP, family="imagenet")[0] == 130
+    assert command(*flags, *EVERY_STEP, family="imagenet")[0] == 0
+    assert [row["train_replaced"] for row in read_checkpoint(tmp_path / "run" / LATEST)["history"]] == [1, 1]
 
 
 def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monkeypatch):
@@ -114,7 +152,7 @@ def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monke
         after_step(1, totals)
         raise TrainingDiverged("the loss is nan in epoch 1, step 2")
 
-    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
+    monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
     assert code == 1
     assert f"the last good checkpoint, of step 1 of epoch 1, is {tmp_path / LATEST}" in err
@@ -122,7 +160,7 @@ def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monke
 
 def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path, command, monkeypatch):
     """VGG's signs hide a NaN from the loss; a checkpoint within the epoch must not keep it."""
-    run, steps = stage_module.train_one_epoch, []
+    run, steps = trainer_module.train_one_epoch, []
 
     def poisoned(model, loader, optimizer, *, after_step, **options):
         def after(step, totals):
@@ -133,7 +171,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path, 
 
         return run(model, loader, optimizer, after_step=after, **options)
 
-    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
+    monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)
     assert code == 1
     assert "bn1.running_mean is no longer finite after step 3 of epoch 1" in err

@@ -17,7 +17,7 @@ from biper.experiments.recipe import read_recipe
 from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import read
 from biper.training.checkpoint import BEST
-from biper.training.trainer import Stage
+from biper.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +93,19 @@ def test_interrupted_and_taken_up_again(reproduced, command, tmp_path, monkeypat
     """After the first epoch, and after stage 1: the second seed's run ends as the uninterrupted one did."""
     argv = [reproduced / "tiny.yaml", "--seeds", 3, "--epochs_scale", 0.5, "--results_dir", tmp_path]
     epochs = []
-    whole = Stage.run_epoch
+    whole = Trainer.run_epoch
 
-    def interrupted(stage):
+    def interrupted(trainer):
         if len(epochs) == after:
             raise KeyboardInterrupt("SIGINT")
-        epochs.append(stage.epoch)
-        whole(stage)
+        epochs.append(trainer.epoch)
+        whole(trainer)
 
-    monkeypatch.setattr(Stage, "run_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
     code, _, err = command(*argv, entry=reproduce_main)
     assert code == 130
     assert "the same command goes on from there" in err
-    monkeypatch.setattr(Stage, "run_epoch", whole)
+    monkeypatch.setattr(Trainer, "run_epoch", whole)
     assert command(*argv, entry=reproduce_main)[0] == 0
     for stage in (1, 2):
         one, two = (folder / f"seed3/stage{stage}/metrics.csv" for folder in (tmp_path, reproduced / "out"))

@@ -15,9 +15,12 @@ import biper
 from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import save_packed
 from biper.packed.pack import pack
-from biper.training import trainer as stage_module
+from biper.training import trainer as trainer_module
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.loop import Metrics
+from biper.training.distributed import Processes
+from biper.training.loop import LossTerm, Metrics
+from biper.training.settings import make_settings
+from biper.training.trainer import build_trainer
 
 
 def rows(folder):
@@ -88,14 +91,14 @@ def short_run(folder, *more):
 
 def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path, command, monkeypatch):
     assert command(*short_run(tmp_path / "whole"))[0] == 0
-    save = stage_module.save_checkpoint
+    save = trainer_module.save_checkpoint
 
     def stopping(contents, path):
         save(contents, path)
         if contents["epoch"] == 2:  # before the best checkpoint and metrics.csv are written
             raise KeyboardInterrupt("SIGINT")
 
-    monkeypatch.setattr(stage_module, "save_checkpoint", stopping)
+    monkeypatch.setattr(trainer_module, "save_checkpoint", stopping)
     code, _, err = command(*short_run(tmp_path / "cut"))
     assert code == 130
     assert "--resume" in err
@@ -157,7 +160,7 @@ def test_other_settings_of_the_paper(tmp_path, command, monkeypatch):
 
 
 def test_a_run_in_which_no_epoch_improves(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(stage_module, "evaluate", lambda *_: Metrics(1.0, 0.0, 10.0, 50.0, 360))
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: Metrics({"loss": 1.0}, 10.0, 50.0, 360))
     code, out, err = command(*TINY, "--epochs", 2, "--results_dir", tmp_path)
     assert code == 0, err
     assert "(epoch 1)" in out
@@ -166,19 +169,45 @@ def test_a_run_in_which_no_epoch_improves(tmp_path, command, monkeypatch):
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatch):
-    run = stage_module.train_one_epoch
+    run = trainer_module.train_one_epoch
 
     def poisoned(model, loader, optimizer, *, epoch, **options):
         if epoch == 1:
             model.network.linear.weight.data[:] = np.nan
         return run(model, loader, optimizer, epoch=epoch, **options)
 
-    monkeypatch.setattr(stage_module, "train_one_epoch", poisoned)
+    monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 3, "--results_dir", tmp_path)
     assert code == 1
     assert err.startswith("error: the loss is nan in epoch 2, step 1; the last good checkpoint, of epoch 1, is")
     assert read_checkpoint(tmp_path / LATEST)["epoch"] == 1
     assert "stopped by TrainingDiverged" in (tmp_path / "logger.log").read_text()
+
+
+def test_a_term_that_is_added_to_a_trainer_is_a_column_of_its_own(tmp_path):
+    given = {"dataset": "digits", "image_size": 8, "model": "resnet20_1w1a", "results_dir": str(tmp_path)}
+    trainer = build_trainer(make_settings("cifar10", 1, given | {"epochs": 1}), Processes())
+
+    def norm(model, images, logits, labels):
+        return sum(p.square().sum() for p in model.parameters())
+
+    make_terms = trainer.make_terms
+    trainer.make_terms = lambda tau: {**make_terms(tau), "norm": LossTerm(norm, of_images=False)}
+    trainer.run_epoch()
+    (row,) = trainer.history
+    columns = [name for name in row if name.startswith("train_")]
+    assert columns == [f"train_{name}" for name in ("loss", "regularizer", "norm", "top1", "top5", "replaced")]
+    assert row["train_norm"] > 0
+
+
+def test_the_checkpoint_knows_the_seconds_that_the_log_shows(tmp_path, command):
+    for epochs in (1, 2):
+        flags = ["--start_epoch", 1] if epochs == 1 else []
+        assert command(*TINY, "--epochs", 2, *flags, "--results_dir", tmp_path / str(epochs))[0] == 0
+        seconds = read_checkpoint(tmp_path / str(epochs) / LATEST)["seconds"]
+        log = (tmp_path / str(epochs) / "logger.log").read_text()
+        assert len(seconds) == epochs
+        assert all(f"  {value:.1f} s  finish" in log for value in seconds)
 
 
 def test_a_folder_of_images(image_folder, tmp_path, command):

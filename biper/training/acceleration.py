@@ -71,7 +71,7 @@ class Compiled:
 class Accelerated(nn.Module):
     """A network as it is run: channels-last; in training under autocast; through `fast` where that is its equal.
 
-    The parameters are the network's own, and `regularizer(model, tau)` is loss.periodic_regularizer's equal.
+    The parameters are the network's own, and `regularizer(model, tau)` is nn.losses.periodic_regularizer's equal.
     """
 
     def __init__(self, network: nn.Module, amp: bool) -> None:

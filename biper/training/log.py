@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def lock(file: logging.FileHandler, folder: Path) -> None:
 
 
 class Progress:
-    """One pass's progress: a bar on a terminal, else a line every print_freq steps. A context and an engine.Watcher."""
+    """One pass's progress: a bar on a terminal, else a line every print_freq steps. A context and an loop.Watcher."""
 
     def __init__(self, title: str, steps: int, print_freq: int, first_step: int = 0) -> None:
         self.title, self.steps, self.print_freq = title, steps, print_freq
@@ -143,9 +142,6 @@ class Recorder:
 
 
 def metric_columns(prefix: str, metrics: Metrics) -> dict[str, float]:
-    """A pass's metrics as columns of metrics.csv."""
-    loss, regularizer, top1, top5, _ = astuple(metrics)
-    columns = {"loss": loss, "regularizer": regularizer, "top1": top1, "top5": top5}
-    if prefix == "test":
-        del columns["regularizer"]  # evaluation has none
+    """A pass's metrics as columns of metrics.csv: the loss's terms, then the accuracies."""
+    columns = {**metrics.terms, "top1": metrics.top1, "top5": metrics.top5}
     return {f"{prefix}_{name}": value for name, value in columns.items()}

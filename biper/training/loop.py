@@ -1,8 +1,8 @@
 """One pass over the data: train_one_epoch and evaluate. Nothing in the loops waits for the device."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,16 +16,56 @@ from biper.nn.losses import Regularizer, periodic_regularizer
 from biper.training.distributed import all_reduce_sum, step_of_replicas
 from biper.training.process import DelayedRead
 
+HITS = ("top1", "top5")  # counted beside the terms of the loss
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A term of the loss: value(model, images, logits, labels) is a scalar, differentiable in the parameters.
+
+    images: (B, 3, H, W); logits: (B, classes); labels: (B,). A term that is a mean over the batch's images is weighted
+    by what this process's share of the batch counts among all processes; one of the parameters alone, with
+    of_images=False, is not.
+    """
+
+    value: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    of_images: bool = True
+
+
+def make_loss_terms(tau: float, regularizer: Regularizer = periodic_regularizer) -> dict[str, LossTerm]:
+    """The paper's loss: cross-entropy, called `loss`, plus the periodic regularizer, whose weight is tau (0: none).
+
+    A term that is added here, say one of a teacher, enters the gradient, and as train_<name> the metrics.
+    regularizer: nn.losses.periodic_regularizer or its equal.
+    """
+
+    def cross_entropy(_model: nn.Module, _images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
+
+    def penalty(model: nn.Module, _images: Tensor, logits: Tensor, _labels: Tensor) -> Tensor:
+        return regularizer(model, tau) if tau else logits.new_zeros(())
+
+    return {"loss": LossTerm(cross_entropy), "regularizer": LossTerm(penalty, of_images=False)}
+
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over `count` images: cross-entropy, regularizer (0 in evaluation), top-1 and top-5 in percent."""
+    """Means over `count` images: of the loss's terms by name, and top-1 and top-5 in percent."""
 
-    loss: float
-    regularizer: float
+    terms: Mapping[str, float]
     top1: float
     top5: float
     count: int
+
+    @property
+    def loss(self) -> float:
+        """The cross-entropy."""
+        return self.terms["loss"]
+
+    @property
+    def regularizer(self) -> float:
+        """The periodic regularizer; 0 where it is no term of the loss, as in evaluation."""
+        return self.terms.get("regularizer", 0.0)
 
 
 class Watcher(Protocol):
@@ -37,24 +77,46 @@ class Watcher(Protocol):
         """Called after every step; `running` is there about every print_freq steps, a little late."""
 
 
-class Totals:
-    """Sums of a pass, kept on the device. `sums` and `count` may begin with those of an earlier part of the pass."""
+@dataclass(frozen=True)
+class Sums:
+    """What a pass, or a part of it, has summed up over `count` images: the loss's terms by name, and top1, top5."""
 
-    def __init__(self, device: torch.device, where: str, sums: Sequence[float] = (0.0,) * 4, count: int = 0) -> None:
-        # loss, regularizer, top-1 and top-5 hits; this process's alone
-        self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+    sums: Mapping[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def metrics(self) -> Metrics:
+        """The means."""
+        terms = {name: value / self.count for name, value in self.sums.items() if name not in HITS}
+        top1, top5 = (100 * self.sums[name] / self.count for name in HITS)
+        return Metrics(terms, top1, top5, self.count)
+
+
+class Totals:
+    """Sums of a pass, kept on the device; they may begin with those of an earlier part of the pass.
+
+    terms: the names of the loss's terms.
+    """
+
+    def __init__(self, device: torch.device, where: str, terms: Sequence[str], earlier: Sums | None = None) -> None:
+        earlier = earlier or Sums()
+        self.names = (*terms, *HITS)
+        # this process's alone
+        self.sums = torch.tensor(
+            [earlier.sums.get(name, 0.0) for name in self.names], dtype=torch.float64, device=device
+        )
         self.losses: dict[int, Tensor] = {}  # one scalar a step, to name the step that diverged
-        self.count = count
+        self.count = earlier.count
         self.where = where
         self._read = DelayedRead()
 
-    def add(self, step: int, loss: Tensor, regularizer: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a step, counted from 1. loss, regularizer: scalars; logits: (B, classes); labels: (B,)."""
+    def add(self, step: int, terms: Mapping[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Add a step, counted from 1. terms: scalars, means over its images; logits: (B, classes); labels: (B,)."""
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
         batch = len(labels)
-        sums = torch.stack([loss * batch, regularizer * batch, best[:, 0].sum(), best.sum()])
+        values = list(terms.values())
+        sums = torch.stack([*(value * batch for value in values), best[:, 0].sum(), best.sum()])
         self.sums += sums.detach()
-        self.losses[step] = (loss + regularizer).detach()
+        self.losses[step] = sum(values[1:], values[0]).detach()
         self.count += batch
 
     def glance(self, ask: bool) -> Metrics | None:
@@ -64,25 +126,24 @@ class Totals:
         values = self._read.poll()
         if values is None:
             return None
-        if not math.isfinite(values[0] + values[1]):
+        if not math.isfinite(self._loss(values)):
             self._name_divergence()
-        return self._metrics(values[:4], int(values[4]))
+        return self._named(values).metrics()
 
-    def over_processes(self) -> tuple[list[float], int]:
-        """The sums and the count of all processes; this waits for the device. Raises TrainingDiverged."""
+    def all_reduce(self) -> Sums:
+        """The sums over all processes; this waits for the device. Raises TrainingDiverged."""
         values = all_reduce_sum(torch.cat([self.sums, self.sums.new_full((1,), self.count)])).tolist()
-        if not math.isfinite(values[0] + values[1]):  # every process sees it, so all of them stop
+        if not math.isfinite(self._loss(values)):  # every process sees it, so all of them stop
             self._name_divergence()
-            raise TrainingDiverged(f"the loss is {values[0] + values[1]} in {self.where}")
-        return values[:4], int(values[4])
+            raise TrainingDiverged(f"the loss is {self._loss(values)} in {self.where}")
+        return self._named(values)
 
-    def metrics(self) -> Metrics:
-        """The means of the whole pass over all processes; this waits for the device. Raises TrainingDiverged."""
-        return self._metrics(*self.over_processes())
+    def _loss(self, values: Sequence[float]) -> float:
+        return sum(values[: len(self.names) - len(HITS)])
 
-    def _metrics(self, sums: list[float], count: int) -> Metrics:
-        loss, regularizer, top1, top5 = sums
-        return Metrics(loss / count, regularizer / count, 100 * top1 / count, 100 * top5 / count, count)
+    def _named(self, values: Sequence[float]) -> Sums:
+        *sums, count = values
+        return Sums(dict(zip(self.names, sums, strict=True)), int(count))
 
     def _name_divergence(self) -> None:
         finite = torch.stack(list(self.losses.values())).isfinite().tolist()
@@ -91,52 +152,56 @@ class Totals:
                 raise TrainingDiverged(f"the loss is {loss.item()} in {self.where}, step {step}")
 
 
+def add_up(terms: Mapping[str, LossTerm], values: Mapping[str, Tensor], weight: float) -> Tensor:
+    """The loss of a step from the values of its terms; weight: that of this process's images."""
+    first, *others = (values[name] * weight if term.of_images else values[name] for name, term in terms.items())
+    for value in others:
+        first = torch.add(first, value)
+    return first
+
+
 def train_one_epoch(
     model: nn.Module,
     loader: Loader,
     optimizer: Optimizer,
     *,
     epoch: int,
-    tau: float,
+    terms: Mapping[str, LossTerm],
     watcher: Watcher,
-    regularizer: Regularizer = periodic_regularizer,
     totals: Totals | None = None,
     first_step: int = 0,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,
 ) -> Metrics:
-    """One epoch of SGD on cross-entropy plus the periodic regularizer, whose weight is tau (0: none).
+    """One epoch of SGD on the sum of the terms, of which one is called `loss`.
 
     first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; after_step is called
-    with the number of steps that are done; regularizer: loss.periodic_regularizer or its equal. Raises
-    TrainingDiverged, naming epoch and step, when the loss is not finite.
+    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
     """
     model.train()
-    totals = totals or Totals(loader.device, f"epoch {epoch + 1}")
+    totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
     for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         with step_of_replicas():
             logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            penalty = regularizer(model, tau) if tau else loss.new_zeros(())
+            values = {name: term.value(model, images, logits, labels) for name, term in terms.items()}
             optimizer.zero_grad(set_to_none=True)
-            torch.add(loss * loader.weight(step - 1), penalty).backward()
+            add_up(terms, values, loader.weight(step - 1)).backward()
         optimizer.step()
-        totals.add(step, loss, penalty, logits, labels)
+        totals.add(step, values, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
         after_step(step, totals)
-    return totals.metrics()
+    return totals.all_reduce().metrics()
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Loader, watcher: Watcher, where: str = "evaluation") -> Metrics:
     """Cross-entropy, top-1 and top-5 over every image once. Raises TrainingDiverged when the loss is not finite."""
     model.eval()
-    totals = Totals(loader.device, where)
+    totals = Totals(loader.device, where, ("loss",))
     for step, (images, labels) in enumerate(loader.epoch(), 1):
         logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        totals.add(step, loss, loss.new_zeros(()), logits, labels)
+        totals.add(step, {"loss": F.cross_entropy(logits, labels)}, logits, labels)
         watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
-    return totals.metrics()
+    return totals.all_reduce().metrics()
 
 
 def check_finite(model: nn.Module, where: str) -> None:

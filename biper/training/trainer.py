@@ -1,13 +1,15 @@
 """A stage of training under way: its network, its optimizer, its history, and what a checkpoint of it holds."""
 
+import functools
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_same_classes
 from biper.errors import UsageError
@@ -16,7 +18,7 @@ from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite
 from biper.nn.quantization_error import quantization_error
-from biper.training.acceleration import accelerate, chosen_amp
+from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
 from biper.training.distributed import (
     Processes,
@@ -27,7 +29,17 @@ from biper.training.distributed import (
     replicated,
 )
 from biper.training.log import Progress, metric_columns
-from biper.training.loop import Metrics, Totals, check_finite, evaluate, train_one_epoch
+from biper.training.loop import (
+    HITS,
+    LossTerm,
+    Metrics,
+    Sums,
+    Totals,
+    check_finite,
+    evaluate,
+    make_loss_terms,
+    train_one_epoch,
+)
 from biper.training.optimizer import build_optimizer, load_optimizer
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
@@ -72,69 +84,45 @@ def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(history, key=lambda row: row["test_top1"])
 
 
-class Stage:
-    """Making one writes nothing; all processes make one together."""
+def saved_sums(partial: Mapping[str, Any]) -> Sums:
+    """What a checkpoint within an epoch has summed up. Earlier versions saved the sums of four names as a list."""
+    sums = partial.get("sums", {})
+    if not isinstance(sums, Mapping):
+        sums = dict(zip(("loss", "regularizer", *HITS), sums, strict=True))
+    return Sums(sums, partial.get("count", 0))
 
-    def __init__(self, config: Settings, processes: Processes) -> None:
-        self.config, self.processes = config, processes
-        c = config
-        self.folder = run_folder(c)
-        check_folder(self.folder, c.resume)
-        self.devices = select_devices(c.device, c.gpus, c.type, processes)
-        seed_everything(c.seed, c.deterministic)
-        shard = Shard(processes.rank, processes.size)
-        self.loaders = build_loaders(c, self.devices[0], replicas=len(self.devices), shard=shard)
-        latest = self.folder / LATEST
-        saved = read_checkpoint(latest) if c.resume and latest.exists() else None
-        if saved:
-            self.network = rebuild(own_metadata(saved, latest), saved["state_dict"], latest)
-        else:
-            self.network = initial_network(c, len(self.loaders.classes))
-        attach_data(self.network, self.loaders, c.dataset)
-        self.config = replace(c, amp=chosen_amp(c.amp, self.devices[0]))
-        self.fast = accelerate(
-            self.network,
-            self.devices[0],
-            amp=self.config.amp == "bf16",
-            compiled=c.compile and len(self.devices) == 1,
-            steps=(c.epochs - (saved["epoch"] if saved else c.start_epoch)) * len(self.loaders.train or ()),
-        )
-        self.optimizer = build_optimizer(
-            self.network,
-            family=c.family,
-            name=c.optimizer,
-            lr=c.lr,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-        )
-        self.history: History = []
-        self.epoch, self.step = c.start_epoch, 0  # the next epoch, and how many of its steps are done
-        self.partial: dict[str, Any] = {}  # what those steps have summed up, over all processes
-        if saved:
-            self._go_on_from(saved)
-        all_gather_equal((self.epoch, self.step), "where to go on")
-        self.model = self._parallel()
+
+@dataclass
+class Trainer:
+    """A stage of training under way. All processes have one, and call its methods together."""
+
+    settings: Settings
+    processes: Processes
+    devices: Sequence[torch.device]
+    loaders: Loaders
+    network: Network  # what is trained and saved
+    fast: Accelerated  # the same parameters, as they are run
+    model: nn.Module  # `fast`, with the other processes or GPUs if there are any
+    optimizer: Optimizer
+    make_terms: Callable[[float], Mapping[str, LossTerm]]  # the loss's, from tau
+    epoch: int = 0  # the next one
+    history: History = field(default_factory=list)
+    seconds: list[float | None] = field(default_factory=list)  # of the epochs in the history; None: not known
+    step: int = 0  # how many of the next epoch's are done
+    partial: dict[str, Any] = field(default_factory=dict)  # what those steps have summed up, over all processes
+
+    def __post_init__(self) -> None:
+        self.folder = run_folder(self.settings)
         self.saved_at = time.monotonic()
-
-    def _go_on_from(self, saved: dict[str, Any]) -> None:
-        load_optimizer(self.optimizer, saved["optimizer"])
-        self.history, self.epoch = saved["history"], saved["epoch"]
-        self.step, self.partial = saved.get("step", 0), saved.get("partial", {})
-        set_random_state(saved["random_state"])
-
-    def _parallel(self) -> nn.Module:
-        """The network as it is trained: in other processes too, or on other GPUs of this one, or as it is."""
-        if self.processes.size > 1:
-            return replicated(self.fast)
-        return nn.DataParallel(self.fast, self.devices) if len(self.devices) > 1 else self.fast
+        self._replaced_before = 0  # what is to be added to the loader's count to get this epoch's
 
     def contents(self) -> dict[str, Any]:
         """Everything that a checkpoint holds: the published keys first, then ours."""
         best = best_row(self.history) if self.history else {"test_top1": 0.0, "test_top5": 0.0, "epoch": 0}
-        schedule = {"lr_type": self.config.lr_type, "last_epoch": self.epoch - 1, "last_lr": self.last_lr()}
+        schedule = {"lr_type": self.settings.lr_type, "last_epoch": self.epoch - 1, "last_lr": self.last_lr()}
         return {
             "epoch": self.epoch,
-            "model": self.config.model,
+            "model": self.settings.model,
             "state_dict": self.network.state_dict(),
             "best_prec1": best["test_top1"],
             "best_prec5": best["test_top5"],
@@ -145,17 +133,12 @@ class Stage:
             "partial": self.partial,
             "best_epoch": best["epoch"],
             "history": self.history,
+            "seconds": self.seconds,
             "metadata": self.network.metadata.to_plain(),
-            "progress": self.progress(self.step),
-            "settings": run_settings(self.config),
+            "settings": run_settings(self.settings),
             "random_state": random_state(),
             "versions": versions(),
         }
-
-    def progress(self, step: int) -> float:
-        """How much of the training is done after some steps of this epoch, 0 to 1."""
-        steps = len(self.loaders.train or ())
-        return (self.epoch + step / max(1, steps)) / self.config.epochs
 
     def last_lr(self) -> float:
         """The learning rate of the last step."""
@@ -167,73 +150,92 @@ class Stage:
 
     def run_epoch(self) -> None:
         """Train what is left of an epoch, evaluate it, and enter it in the history. Saves within the epoch if due."""
-        c, epoch = self.config, self.epoch
-        lr = lr_at(
-            epoch,
-            lr=c.lr,
-            epochs=c.epochs,
-            lr_type=c.lr_type,
-            lr_decay_step=c.lr_decay_step,
-            warm_up=c.warm_up,
-            warm_up_epochs=c.warm_up_epochs,
-        )
-        tau = tau_at(epoch, epochs=c.epochs, tau_min=c.tau_min, tau_max=c.tau_max) if c.regularizer else 0.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        loader = self.loaders.train
-        assert loader is not None
-        loader.replaced = self.partial.pop("replaced", 0) if self.processes.main else 0
-        totals = Totals(loader.device, f"epoch {epoch + 1}", **(self.partial if self.processes.main else {}))
-        train = self._train(loader, epoch, tau, totals)
+        settings, epoch = self.settings, self.epoch
+        tau = tau_at(epoch, epochs=settings.epochs, tau_min=settings.tau_min, tau_max=settings.tau_max)
+        tau = tau if settings.regularizer else 0.0
+        lr = self._set_learning_rate()
+        totals, train = self._train(self.make_terms(tau))
         all_reduce_buffers(self.network)
         check_finite(self.network, f"at the end of epoch {epoch + 1}")
-        if self.processes.size > 1:  # if one process cannot read a test image, the others hear of it too late to save
-            self._save_within(len(loader), totals)
-        try:
-            test = self._evaluate(epoch)
-        except UsageError as error:  # an image that cannot be read
-            if self.processes.size == 1:
-                self._save_within(len(loader), totals)
-            raise UsageError(f"{error}; the epoch's training is kept: mend the data and go on with --resume") from error
-        quantization = quantization_error(self.network)
+        test = self._evaluate_or_keep(totals)
+        error = quantization_error(self.network)
         columns = metric_columns("train", train) | {"train_replaced": self._replaced()} | metric_columns("test", test)
-        self.history.append(
-            {"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": quantization.qe, "b": quantization.b}
-        )
+        self.history.append({"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": error.qe, "b": error.b})
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
 
-    def _train(self, loader: Loader, epoch: int, tau: float, totals: Totals) -> Metrics:
-        c, regularizer = self.config, self.fast.regularizer
-        with Progress(f"epoch {epoch + 1}/{c.epochs}", len(loader), c.print_freq, self.step) as progress:
-            return train_one_epoch(
+    def _set_learning_rate(self) -> float:
+        settings = self.settings
+        lr = lr_at(
+            self.epoch,
+            lr=settings.lr,
+            epochs=settings.epochs,
+            lr_type=settings.lr_type,
+            lr_decay_step=settings.lr_decay_step,
+            warm_up=settings.warm_up,
+            warm_up_epochs=settings.warm_up_epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _train(self, terms: Mapping[str, LossTerm]) -> tuple[Totals, Metrics]:
+        """What is left of the epoch's steps; what an interrupted one had counted goes on in the first process."""
+        settings, loader = self.settings, self._train_loader()
+        earlier = self.partial if self.processes.main else {}
+        self._replaced_before = earlier.get("replaced", 0) - loader.replaced
+        totals = Totals(loader.device, f"epoch {self.epoch + 1}", tuple(terms), saved_sums(earlier))
+        title = f"epoch {self.epoch + 1}/{settings.epochs}"
+        with Progress(title, len(loader), settings.print_freq, self.step) as progress:
+            metrics = train_one_epoch(
                 self.model,
                 loader,
                 self.optimizer,
-                epoch=epoch,
-                tau=tau,
+                epoch=self.epoch,
+                terms=terms,
                 watcher=progress,
-                regularizer=opposite(regularizer) if c.regularizer_form == "cos2" else regularizer,
                 totals=totals,
                 first_step=self.step,
                 after_step=self._save_if_due,
             )
+        return totals, metrics
+
+    def _train_loader(self) -> Loader:
+        assert self.loaders.train is not None
+        return self.loaders.train
+
+    def _evaluate_or_keep(self, totals: Totals) -> Metrics:
+        """The test metrics. Raises UsageError, with the epoch's training saved, if a test image cannot be read."""
+        steps = len(self._train_loader())
+        if self.processes.size > 1:  # if one process cannot read a test image, the others hear of it too late to save
+            self._save_within(steps, totals)
+        try:
+            return self._evaluate()
+        except UsageError as error:
+            if self.processes.size == 1:
+                self._save_within(steps, totals)
+            raise UsageError(f"{error}; the epoch's training is kept: mend the data and go on with --resume") from error
+
+    def _evaluate(self) -> Metrics:
+        settings, loader, number = self.settings, self.loaders.test, self.epoch + 1
+        model = self.fast if self.processes.size > 1 else self.model
+        with Progress(f"epoch {number}/{settings.epochs} test", len(loader), settings.print_freq) as progress:
+            return evaluate(model, loader, progress, f"the evaluation after epoch {number}")
 
     def _save_if_due(self, step: int, totals: Totals) -> None:
-        minutes = self.config.checkpoint_minutes
+        minutes = self.settings.checkpoint_minutes
         if minutes and broadcast_decision(time.monotonic() - self.saved_at >= 60 * minutes):
             self._save_within(step, totals)
 
     def _save_within(self, step: int, totals: Totals) -> None:
-        sums, count = totals.over_processes()
+        so_far = totals.all_reduce()
         all_reduce_buffers(self.network)
         check_finite(self.network, f"after step {step} of epoch {self.epoch + 1}")
-        self.step, self.partial = step, {"sums": sums, "count": count, "replaced": self._replaced()}
+        self.step, self.partial = step, {**asdict(so_far), "replaced": self._replaced()}
         self.save()
 
     def _replaced(self) -> int:
         """Damaged images of this epoch for which others were taken, over all processes."""
-        assert self.loaders.train is not None
-        return int(all_reduce_sum(torch.tensor(self.loaders.train.replaced)).item())
+        return int(all_reduce_sum(torch.tensor(self._replaced_before + self._train_loader().replaced)).item())
 
     def save(self) -> None:
         """Write the latest checkpoint, in the first process alone."""
@@ -241,8 +243,73 @@ class Stage:
             save_checkpoint(self.contents(), self.folder / LATEST)
         self.saved_at = time.monotonic()
 
-    def _evaluate(self, epoch: int) -> Metrics:
-        c, loader = self.config, self.loaders.test
-        model = self.fast if self.processes.size > 1 else self.model
-        with Progress(f"epoch {epoch + 1}/{c.epochs} test", len(loader), c.print_freq) as progress:
-            return evaluate(model, loader, progress, f"the evaluation after epoch {epoch + 1}")
+
+def build_trainer(settings: Settings, processes: Processes) -> Trainer:
+    """The trainer of a run, from its latest checkpoint with --resume. Writes nothing; all processes call it together.
+
+    Raises UsageError if the settings, the data or the folder are unfit.
+    """
+    folder = run_folder(settings)
+    check_folder(folder, settings.resume)
+    devices = select_devices(settings.device, settings.gpus, settings.type, processes)
+    seed_everything(settings.seed, settings.deterministic)
+    shard = Shard(processes.rank, processes.size)
+    loaders = build_loaders(settings, devices[0], replicas=len(devices), shard=shard)
+    settings = replace(settings, amp=chosen_amp(settings.amp, devices[0]))
+    latest = folder / LATEST
+    saved = read_checkpoint(latest) if settings.resume and latest.exists() else None
+    if saved:
+        network = rebuild(own_metadata(saved, latest), saved["state_dict"], latest)
+    else:
+        network = initial_network(settings, len(loaders.classes))
+    attach_data(network, loaders, settings.dataset)
+    progress = saved_progress(saved) if saved else {"epoch": settings.start_epoch}
+    steps = (settings.epochs - progress["epoch"]) * len(loaders.train or ())
+    fast = accelerate_network(network, settings, devices, steps)
+    optimizer = build_optimizer(
+        network,
+        family=settings.family,
+        name=settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    if saved:
+        load_optimizer(optimizer, saved["optimizer"])
+        set_random_state(saved["random_state"])
+    all_gather_equal((progress["epoch"], progress.get("step", 0)), "where to go on")
+    model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast)
+    return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, **progress)
+
+
+def saved_progress(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a run has got, of its checkpoint, as arguments of Trainer."""
+    history = saved["history"]
+    return {
+        "epoch": saved["epoch"],
+        "history": history,
+        "seconds": saved.get("seconds", [None] * len(history)),  # which earlier versions did not save
+        "step": saved.get("step", 0),
+        "partial": saved.get("partial", {}),
+    }
+
+
+def accelerate_network(
+    network: Network, settings: Settings, devices: Sequence[torch.device], steps: int
+) -> Accelerated:
+    """The network on the first device, as fast as the settings allow, for `steps` steps."""
+    compiled = settings.compile and len(devices) == 1
+    return accelerate(network, devices[0], amp=settings.amp == "bf16", compiled=compiled, steps=steps)
+
+
+def parallelize(fast: Accelerated, devices: Sequence[torch.device], processes: Processes) -> nn.Module:
+    """The network as it is trained: in other processes too, or on other GPUs of this one, or as it is."""
+    if processes.size > 1:
+        return replicated(fast)
+    return nn.DataParallel(fast, devices) if len(devices) > 1 else fast
+
+
+def choose_terms(settings: Settings, fast: Accelerated) -> Callable[[float], Mapping[str, LossTerm]]:
+    """The terms of the loss, from tau: cross-entropy and the periodic regularizer in the form of the settings."""
+    regularizer = opposite(fast.regularizer) if settings.regularizer_form == "cos2" else fast.regularizer
+    return functools.partial(make_loss_terms, regularizer=regularizer)
