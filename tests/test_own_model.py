@@ -5,6 +5,7 @@ import torch
 import torchvision
 from conftest import ROOT
 
+from biper.nn.quantizers import Sine
 import biper
 
 

@@ -6,16 +6,15 @@ from typing import Any
 from biper.commands.arguments import Parser, add_experiment
 from biper.commands.process import run_experiment
 from biper.errors import run_command
-
-STUDIES = ("frequency", "two_stages", "warm_start", "regularizer", "learning_rate")
+from biper.experiments.studies import STUDIES
 
 
 def build_parser(prog: str) -> Parser:
     """The recipe, its seeds, every setting of data and hardware, and the studies."""
-    text = "Variants of a recipe over seeds: what frequency, stages, warm start, regularizer and learning rate do."
+    text = f"Variants of a recipe over seeds, which answer the questions of studies: {', '.join(STUDIES)}."
     parser = Parser(prog=prog, description=text)
     add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, help="default: all of them")
+    parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), help="default: all of them")
     return parser
 
 
@@ -29,4 +28,4 @@ def _ablate(given: dict[str, Any]) -> None:
     from biper.experiments.plan import planned
 
     experiment = planned("ablation", given)
-    run_experiment(lambda: ablate(experiment, given.get("studies", STUDIES)))
+    run_experiment(lambda: ablate(experiment, given.get("studies", tuple(STUDIES))))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from biper.errors import UsageError
+from biper.experiments.recipe import FREE
 from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, expand_tau, read_yaml
 
 
@@ -60,7 +61,7 @@ def add_experiment(parser: Parser, folder: str) -> None:
     length.add_argument("--epochs", type=int, nargs=2, metavar=("N1", "N2"), help="of stage 1 and of stage 2")
     parser.add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help="of the model; by default after the data")
     parser.add_argument("--data_name", metavar="TEXT", help="what tables and cards call the data")
-    for group in ("data", "hardware"):
+    for group in FREE:
         arguments = parser.add_argument_group(group)
         for name, f in SETTINGS.items():
             if f.metadata["group"] == group:

@@ -15,6 +15,7 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the packed file to write")
     parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX too")
+    parser.add_argument("--facts", type=Path, metavar="FILE.json", help="write sizes, speeds and agreement as JSON")
     parser.add_argument("--data_path", help="test images for the comparison; absent: where the checkpoint's were")
     add_published(parser)
     return parser
@@ -30,4 +31,5 @@ def _export(given: dict[str, Any]) -> None:
     from biper.training.log import log_to_console
 
     log_to_console(logging.INFO)
-    export(given.pop("checkpoint"), given.pop("output"), given.pop("onnx", None), given)
+    onnx, facts = given.pop("onnx", None), given.pop("facts", None)
+    export(given.pop("checkpoint"), given.pop("output"), onnx, given, facts)
