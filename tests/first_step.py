@@ -1,18 +1,20 @@
 """Run by test_distributed, with and without torchrun: the gradients of the first step, and an evaluation.
 
-Batch norm is frozen here: in training its statistics are each process's own.
+Batch norm is frozen here: in training its statistics are each process's own. In float64, where no activation's sign
+rests on the rounding of a sum, and on images that are the same to the last bit: all but the light, a matrix product.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from biper import stage as stages
 from biper.config import make_config
 from biper.distributed import joined, launched_processes
 from biper.engine import evaluate, train_one_epoch
 from biper.record import Progress
-from biper.stage import Stage
 
 
 class Enough(Exception):
@@ -28,8 +30,10 @@ def main(data, size, dali, out):
     given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
     given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
+    stages.initial_network = in_float64(stages.initial_network)
     with joined(processes):
-        stage = Stage(make_config("imagenet", 1, given), processes)
+        stage = stages.Stage(make_config("imagenet", 1, given), processes)
+        stage.loaders.train.augmentation = replace(stage.loaders.train.augmentation, lighting=0.0)
         freeze(stage.network, size)
         progress = Progress("step", 1, 100)
         metrics = evaluate(stage.network, stage.loaders.test, progress)
@@ -41,6 +45,15 @@ def main(data, size, dali, out):
         if processes.main:
             Path(out).mkdir()
             torch.save({"gradients": gradients, "metrics": vars(metrics)}, Path(out) / "first.pt")
+
+
+def in_float64(initial_network):
+    def build(*given):
+        network = initial_network(*given).double()
+        network.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+        return network
+
+    return build
 
 
 def freeze(network, size):
