@@ -6,7 +6,6 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from biper.nn.quantizers import Sine, SquareWave
 import biper
 from biper.errors import UsageError
 from biper.nn.layers import BinaryConv2d, BinaryLinear, binary_layers

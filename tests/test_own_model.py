@@ -5,7 +5,6 @@ import torch
 import torchvision
 from conftest import ROOT
 
-from biper.nn.quantizers import Sine
 import biper
 
 
