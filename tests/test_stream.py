@@ -57,7 +57,10 @@ def merged(parts):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shards_see_every_image_once_and_as_one_process_sees_them(data, reader, size):
-    """26 training images in batches of 18, the last of 8 in uneven parts; 10 test images in batches of 4."""
+    """26 training images in batches of 18, the last of 8 in uneven parts; 10 test images in batches of 4.
+
+    The light is a matrix product: its rounding may turn the last place of a pixel near 256, 2**-15 of a std of 57.
+    """
     shards = [loaders(data, Shard(rank, size), batch_size=18, **reader) for rank in range(size)]
     whole = loaders(data, batch_size=18)
     for epoch in (0, 1):
@@ -66,7 +69,7 @@ def test_shards_see_every_image_once_and_as_one_process_sees_them(data, reader, 
         assert torch.equal(torch.cat([y for _, y in merged(parts)]), torch.cat([y for _, y in expected]))
         assert torch.cat([y for _, y in merged(parts)]).bincount().tolist() == [13, 13]
         for (x, _), (y, _) in zip(merged(parts), expected, strict=True):
-            torch.testing.assert_close(x, y, atol=0.08 if reader["use_dali"] else 1e-6, rtol=0)
+            torch.testing.assert_close(x, y, atol=0.08 if reader["use_dali"] else 2e-6, rtol=0)
     test = merged([list(part.test.epoch()) for part in shards])
     assert sum(len(y) for _, y in test) == shards[0].test.count == 10
     assert torch.cat([y for _, y in test]).tolist() == [0] * 5 + [1] * 5
