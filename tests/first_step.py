@@ -41,13 +41,7 @@ def main(data, size, dali, out):
         means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
         if processes.main:
             Path(out).mkdir()
-            torch.save(
-                {
-                    "gradients": gradients,
-                    "metrics": {**metrics.terms, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count},
-                },
-                Path(out) / "first.pt",
-            )
+            torch.save({"gradients": gradients, "metrics": means}, Path(out) / "first.pt")
 
 
 def freeze(network, size):
