@@ -1,6 +1,6 @@
 """Pack a binary network: python export.py CHECKPOINT -o FILE [--onnx FILE.onnx]."""
 
-from biper.commands.cli import export_main
+from biper.commands.export import main
 
 if __name__ == "__main__":
-    export_main()
+    main()

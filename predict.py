@@ -1,6 +1,6 @@
 """What a network sees in images: python predict.py FILE IMAGE..."""
 
-from biper.commands.cli import predict_main
+from biper.commands.predict import main
 
 if __name__ == "__main__":
-    predict_main()
+    main()

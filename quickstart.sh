@@ -23,15 +23,12 @@ echo; echo "== Evaluation of the binary network"
 echo; echo "== Quantization error of both stages"
 "$python" -u "$root/compute_QE.py" "$stage1" "$stage2" --plot "$results/quantization_error.png" --csv "$results/quantization_error.csv"
 echo; echo "== The binary network as bits: one packed file"
-"$python" -u "$root/export.py" "$stage2" -o "$packed" 2>&1 | tee "$results/packed.log"
+"$python" -u "$root/export.py" "$stage2" -o "$packed" --facts "$results/packed.json"
 "$python" -u -m biper --evaluate "$packed"
 
+echo "== Summary"
+"$python" "$root/scripts/summarize_quickstart.py" "$results"
 cat <<SUMMARY
-== Summary
-stage 1, real weights:    $(grep -o 'best top-1.*)' "$results/stage1/logger.log")
-stage 2, binary weights:  $(grep -o 'best top-1.*)' "$results/stage2/logger.log")
-packed file:              $packed, $(stat -c %s "$packed" 2>/dev/null || stat -f %z "$packed") bytes, $(grep -o '[0-9.]* times smaller' "$results/packed.log") than in float32
-its speed:                $(grep -o '64 image.*as fast' "$results/packed.log")
 picture:                  $results/quantization_error.png
 curves:                   $root/.venv/bin/tensorboard --logdir $results
 Next: the paper's CIFAR-10 recipe (a GPU helps):

@@ -1,6 +1,6 @@
 """Parameters, bytes and operations of a network: python summary.py MODEL|CHECKPOINT."""
 
-from biper.commands.cli import summary_main
+from biper.commands.summary import main
 
 if __name__ == "__main__":
-    summary_main()
+    main()

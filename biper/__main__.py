@@ -1,6 +1,6 @@
 """`python -m biper -e CHECKPOINT`: evaluate a checkpoint of any family."""
 
-from biper.commands.cli import main
+from biper.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Stage 1 on ImageNet: real weights sin(freq*w), binary activations."""
 
-from biper.commands.cli import main
+from biper.commands.train import main
 
 if __name__ == "__main__":
     main(family="imagenet", stage=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biper.commands.cli import main
+from biper.commands.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 WNIDS = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02102040": ("English springer",)}

@@ -1,18 +1,20 @@
 """Run by test_distributed, with and without torchrun: the gradients of the first step, and an evaluation.
 
-Batch norm is frozen here: in training its statistics are each process's own.
+Batch norm is frozen here: in training its statistics are each process's own. In float64, where no activation's sign
+rests on the rounding of a sum, and on images that are the same to the last bit: all but the light, a matrix product.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from biper.training import trainer as trainers
 from biper.training.distributed import joined, launched_processes
 from biper.training.log import Progress
 from biper.training.loop import evaluate, make_loss_terms, train_one_epoch
 from biper.training.settings import make_settings
-from biper.training.trainer import build_trainer
 
 
 class Enough(Exception):
@@ -28,8 +30,10 @@ def main(data, size, dali, out):
     given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
     given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
+    trainers.initial_network = in_float64(trainers.initial_network)
     with joined(processes):
-        trainer = build_trainer(make_settings("imagenet", 1, given), processes)
+        trainer = trainers.build_trainer(make_settings("imagenet", 1, given), processes)
+        trainer.loaders.train.augmentation = replace(trainer.loaders.train.augmentation, lighting=0.0)
         freeze(trainer.network, size)
         progress = Progress("step", 1, 100)
         metrics = evaluate(trainer.network, trainer.loaders.test, progress)
@@ -38,10 +42,18 @@ def main(data, size, dali, out):
             train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
         except Enough:
             gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
-        means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
         if processes.main:
             Path(out).mkdir()
             torch.save({"gradients": gradients, "metrics": means}, Path(out) / "first.pt")
+
+
+def in_float64(initial_network):
+    def build(*given):
+        network = initial_network(*given).double()
+        network.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+        return network
+
+    return build
 
 
 def freeze(network, size):

@@ -52,14 +52,17 @@ static int64_t some(int64_t limit) {
 
 static void draw_conv(Case *k, Conv *c, Head *h) {
     static const int64_t kernels[] = {1, 2, 3, 5};
-    c->groups = chance(2) ? 1 : between(2, 4), h->channels = c->groups * some(130 / c->groups);
+    c->groups = chance(2) ? 1 : chance(3) ? between(5, 40) : between(2, 4); /* many groups are often depth-wise */
+    h->channels = c->groups * (c->groups > 4 && chance(2) ? 1 : some(130 / c->groups));
     c->kernel_h = kernels[between(0, 3)], c->kernel_w = kernels[between(0, 3)];
     do {
-        k->channels = c->groups * some(66 / c->groups), c->pool = chance(3);
-        h->height = between(1, 9), c->stride_h = between(1, 3), c->pad_h = between(0, 2);
-        h->width = between(1, 9), c->stride_w = between(1, 3), c->pad_w = between(0, 2);
-        c->conv_height = fits(c->kernel_h, c->stride_h, h->height + 2 * c->pad_h);
-        k->columns = fits(c->kernel_w, c->stride_w, h->width + 2 * c->pad_w);
+        k->channels = c->groups * (c->groups > 4 && chance(2) ? 1 : some(most(1, 66 / c->groups))), c->pool = chance(3);
+        c->dilation_h = chance(2) ? 1 : between(1, 4), c->dilation_w = chance(2) ? 1 : between(1, 4);
+        int64_t high = c->dilation_h * (c->kernel_h - 1) + 1, wide = c->dilation_w * (c->kernel_w - 1) + 1;
+        h->height = between(1, 9), c->stride_h = between(1, 3), c->pad_h = between(0, chance(3) ? high : 2);
+        h->width = between(1, 9), c->stride_w = between(1, 3), c->pad_w = between(0, chance(3) ? wide : 2);
+        c->conv_height = fits(high, c->stride_h, h->height + 2 * c->pad_h);
+        k->columns = fits(wide, c->stride_w, h->width + 2 * c->pad_w);
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
@@ -98,10 +101,10 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     }
     for (int64_t y = 0; y < c->conv_height; y++)
         for (int64_t tap = 0; tap < c->kernel_h; tap++)
-            kinds[y] |= within(y * c->stride_h - c->pad_h + tap, h->height) << (c->kernel_w + tap);
+            kinds[y] |= within(y * c->stride_h - c->pad_h + tap * c->dilation_h, h->height) << (c->kernel_w + tap);
     for (int64_t x = 0; x < k->columns; x++)
         for (int64_t tap = 0; tap < c->kernel_w; tap++)
-            right[x] |= within(x * c->stride_w - c->pad_w + tap, h->width) << tap;
+            right[x] |= within(x * c->stride_w - c->pad_w + tap * c->dilation_w, h->width) << tap;
     c->inside = taps * channels == c->words * 64 ? count - 1 : -1;
 }
 
@@ -161,8 +164,8 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
     int64_t lane = o % each % LANES, block = g * up(each, LANES) + o % each - lane;
     const uint64_t *w = (uint64_t *)k->tensors[WEIGHTS] + block * c->words + lane;
     for (int64_t tap = 0; tap < c->kernel_h * c->kernel_w; tap++) {
-        int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w;
-        int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
+        int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w * c->dilation_h;
+        int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w * c->dilation_w;
         if (!within(row, c->head.height) || !within(column, c->head.width)) continue;
         const float *pixel = in + (row * c->head.width + column) * c->head.channels + g * channels;
         for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)

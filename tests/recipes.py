@@ -1,6 +1,8 @@
 """A small recipe, and how tests read what experiments write."""
 
 import csv
+import logging
+from contextlib import contextmanager
 
 import yaml
 
@@ -26,3 +28,25 @@ def rows(path):
 def best(metrics, **labels):
     """The best test top-1 of the rows of metrics.csv that have these labels."""
     return max(float(row["test_top1"]) for row in metrics if all(row[k] == str(v) for k, v in labels.items()))
+
+
+def checkpoints(folder):
+    """Every checkpoint in a folder, with when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
+
+
+@contextmanager
+def interrupted_at(text):
+    """Context: what runs in it is interrupted, as by Ctrl-C, when it logs a line that contains the text."""
+
+    class Interrupt(logging.Handler):
+        def emit(self, record):
+            if text in record.getMessage():
+                raise KeyboardInterrupt("SIGINT")
+
+    handler = Interrupt()
+    logging.getLogger("biper").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("biper").removeHandler(handler)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY, photographs
 
-from biper.commands.parsers import Parser
+from biper.commands.arguments import Parser
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from biper.commands.parsers import build_parser, read_options
+from biper.commands.arguments import read_options
+from biper.commands.train import build_parser
 from biper.errors import UsageError
 from biper.models import list_models
 from biper.training.settings import SETTINGS, Settings, convert, differences, expand_tau, make_settings, read_yaml
@@ -14,7 +15,7 @@ CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 
 
 def options(*argv, stage=1, family="cifar10"):
-    return read_options(build_parser("main.py", "", family), argv, stage)
+    return read_options(build_parser(family, stage), argv, stage)
 
 
 def test_defaults_are_the_published_ones():
@@ -163,7 +164,7 @@ def test_differences_ignore_where_and_on_what_a_run_runs():
 
 
 def test_help_is_grouped_and_complete():
-    text = build_parser("main.py", "d", "imagenet").format_help()
+    text = build_parser("imagenet", 1).format_help()
     for group in ("run:", "network:", "data:", "training:", "hardware:"):
         assert group in text
     assert all(f"--{name}" in text for name in (*SETTINGS, "config", "tau"))

@@ -116,9 +116,9 @@ def test_sine_and_cosine_are_exact_to_the_last_places(freq):
     w = w.view(-1, 16, 1, 1).requires_grad_()
     true = w.detach().double() * torch.tensor(freq, dtype=torch.float64)
     rounded = (w.detach() * freq).double()  # the product is rounded to float32, the same in torch.sin(freq * w)
-    real = kernels.weights(w, freq, 1, torch.float32)
+    real = kernels.periodic_weights(w, freq, False, torch.float32)
     assert (real.double() - rounded.sin()).abs().max() < 2e-7
-    binary = kernels.weights(w, freq, 2, torch.bfloat16)
+    binary = kernels.periodic_weights(w, freq, True, torch.bfloat16)
     assert torch.equal(binary.float(), torch.where(torch.sin(freq * w) >= 0, 1.0, -1.0))
     slope = torch.autograd.grad(real.sum(), w)[0]
     assert (slope.double() - freq * rounded.cos()).abs().max() < 3e-7 * freq
@@ -136,7 +136,7 @@ def test_what_is_no_number_stays_visible():
     assert a[:, 3].isnan().all()
     assert not a[:, :3].isnan().any()
     assert norm.running_var[3].isnan()
-    rounded = kernels.weights(torch.full((1, 16, 1, 1), math.nan), 20.0, 1, torch.bfloat16)
+    rounded = kernels.periodic_weights(torch.full((1, 16, 1, 1), math.nan), 20.0, False, torch.bfloat16)
     assert rounded.isnan().all()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biper.commands.cli import download_main
+from biper.commands.download import main as download_main
 from biper.data.cifar import READERS, read_cifar
 from biper.data.datasets import DATASETS, REPOSITORY, MemorySet, StreamSet, default_data_path, find_dataset
 from biper.data.digits import DIGITS, read_digits

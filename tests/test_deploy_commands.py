@@ -1,5 +1,7 @@
 """export.py, predict.py, summary.py, and eval.sh on packed files, end to end."""
 
+import copy
+import json
 import re
 import sys
 
@@ -8,21 +10,29 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import biper
-from biper.commands.cli import export_main, main, predict_main, quantization_error_main, summary_main
-from biper.commands.summary import costs, total
+from biper.commands.export import main as export_main
+from biper.commands.predict import main as predict_main
+from biper.commands.quantization_error import main as quantization_error_main
+from biper.commands.summary import main as summary_main
+from biper.commands.train import main
 from biper.data.digits import read_digits
+from biper.models.checkpoint import read_checkpoint
 from biper.packed import runtime as kernels
+from biper.packed.costs import costs, total
 from biper.packed.file import load_packed
+from biper.packed.pack import pack
 from biper.training.export import top1_of
 
 
 @pytest.fixture(scope="module")
 def exported(trained):
     target = trained / "net.safetensors"
-    export_main([str(trained / "stage2/model_best.pth.tar"), "-o", str(target), "--onnx", str(trained / "net.onnx")])
+    more = ["--onnx", str(trained / "net.onnx"), "--facts", str(trained / "packed.json")]
+    export_main([str(trained / "stage2/model_best.pth.tar"), "-o", str(target), *more])
     return target
 
 
@@ -37,6 +47,33 @@ def test_export_says_what_it_did(trained, command):
     assert "on 256 test images the predictions of 256 are equal" in out + err
     assert f"{target.stat().st_size:,} bytes" in out + err
     assert "times smaller than the network in float32" in out + err
+
+
+def test_facts_are_those_of_the_files(trained, exported):
+    facts = json.loads((trained / "packed.json").read_text())
+    best = trained / "stage2/model_best.pth.tar"
+    assert (facts["checkpoint"], facts["checkpoint_bytes"]) == (str(best), best.stat().st_size)
+    assert (facts["packed"], facts["packed_bytes"]) == (str(exported), exported.stat().st_size)
+    assert facts["onnx_bytes"] == (trained / "net.onnx").stat().st_size
+    assert facts["times_smaller"] == facts["float32_bytes"] / facts["packed_bytes"] > 10
+    assert facts["compared_on"] == "test images"
+    assert (facts["agreement"]["images"], facts["agreement"]["equal"]) == (256, 256)
+    assert [speed["images"] for speed in facts["speeds"]] == [1, 64]
+    assert all(s["times_as_fast"] == s["float32_ms"] / s["packed_ms"] for s in facts["speeds"])
+    assert facts["computes"] == load_packed(exported).describe()
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_the_quickstarts_summary_is_made_of_the_data(trained, exported, shell):
+    result = shell(sys.executable, ROOT / "scripts" / "summarize_quickstart.py", trained)
+    assert result.returncode == 0, result.stderr
+    first, second, packed, speed = result.stdout.splitlines()
+    for stage, line in ((1, first), (2, second)):
+        top1 = read_checkpoint(trained / f"stage{stage}/model_best.pth.tar")["best_prec1"]
+        assert f"best top-1 {top1:.2f} %, top-5 " in line
+    assert f"{exported}, {exported.stat().st_size} bytes, " in packed
+    facts = json.loads((trained / "packed.json").read_text())
+    assert f"64 image(s), {facts['threads']} threads: {facts['speeds'][1]['packed_ms']:.2f} ms" in speed
 
 
 def test_packed_file_knows_what_the_checkpoint_knew(trained, exported):
@@ -139,21 +176,32 @@ def test_summary_of_files(trained, exported, command):
 def test_bad_input_of_export(trained, exported, refused, tmp_path):
     best = trained / "stage2/model_best.pth.tar"
     before = best.read_bytes()
-    target = tmp_path / "net.safetensors"
+    target, facts, foreign = tmp_path / "net.safetensors", tmp_path / "facts", trained / "facts.json"
+    foreign.write_text('{"mine": 1}')
     cases = {
-        "stage 1 has real weights": [trained / "stage1/model_best.pth.tar", "-o", target],
+        "are real, as in stage 1": [trained / "stage1/model_best.pth.tar", "-o", target],
         "is packed already": [exported, "-o", target],
         "no checkpoint at": [tmp_path / "none", "-o", target],
-        "no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
+        "net.safetensors cannot be written: no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
         "it is a folder": [best, "-o", tmp_path],
         "another kind of file": [best, "-o", best],
         "exists and is another": [best, "-o", target, "--onnx", best],
-        "the same file": [best, "-o", target, "--onnx", target],
+        "-o and --onnx are the same file": [best, "-o", target, "--onnx", target],
+        "--onnx and --facts are the same file": [best, "-o", target, *["--onnx", facts, "--facts", facts]],
+        "facts.json cannot be written: no such folder": [
+            best,
+            "-o",
+            target,
+            "--facts",
+            tmp_path / "none" / "facts.json",
+        ],
+        "facts.json exists and is another": [best, "-o", target, "--facts", foreign],
         "required: -o": [best],
     }
     for message, argv in cases.items():
         assert message in refused(*argv, entry=export_main)
     assert best.read_bytes() == before
+    assert foreign.read_text() == '{"mine": 1}'
     assert not list(tmp_path.iterdir())
 
 
@@ -184,7 +232,6 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
 
 def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
     from biper.packed.file import save_packed
-    from biper.packed.pack import pack
 
     save_packed(pack(biper.create_model("resnet20_1w1a", stage=2)), tmp_path / "net.safetensors")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -194,20 +241,27 @@ def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
     assert "does not say what data" in refused("-e", tmp_path / "net.safetensors", family=None, stage=None)
 
 
-def test_export_without_the_data_compares_on_random_images(trained, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("biper.training.export.build_loaders", _no_data)
-    argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
-    code, out, err = command(*argv, entry=export_main)
+def test_export_without_the_data_compares_on_random_images(trained, command, tmp_path):
+    contents = read_checkpoint(trained / "stage2/model_best.pth.tar")
+    for part in ("metadata", "settings"):
+        contents[part]["dataset"] = "folder"
+    contents["settings"]["data_path"] = str(tmp_path / "gone")
+    torch.save(contents, tmp_path / "moved.pth.tar")
+    code, out, err = command(tmp_path / "moved.pth.tar", "-o", tmp_path / "net.safetensors", entry=export_main)
     assert code == 0, err
     assert "on 16 random images the predictions of 16 are equal" in out + err
-
-
-def _no_data(*_, **__):
-    raise biper.errors.UsageError("no data")
+    gone = ("--data_path", tmp_path / "gone")  # but images that were asked for must be there
+    code, _, err = command(tmp_path / "moved.pth.tar", "-o", tmp_path / "other", *gone, entry=export_main)
+    assert (code, "is not a folder" in err) == (2, True)
 
 
 def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path, monkeypatch):
-    monkeypatch.setattr("biper.training.export.TOLERANCE", -1.0)
+    def wrongly_packed(network):
+        wrong = copy.deepcopy(network)
+        wrong.linear.bias.data[0] += 1e-3  # of a logit: so little changes few predictions
+        return pack(wrong)
+
+    monkeypatch.setattr("biper.training.export.pack", wrongly_packed)
     argv = (trained / "stage2/model_best.pth.tar", "-o", tmp_path / "net.safetensors")
     code, _, err = command(*argv, entry=export_main)
     assert code == 1

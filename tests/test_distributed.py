@@ -59,9 +59,10 @@ def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, tmp_pat
     first, second = (torch.load(tmp_path / name / "first.pt") for name in ("one", "two"))
     assert first["gradients"].keys() == second["gradients"].keys()
     for name, gradient in first["gradients"].items():
-        largest = gradient.abs().max().item()  # half a batch is added up in another order
-        torch.testing.assert_close(second["gradients"][name], gradient, rtol=1e-5, atol=3e-5 * largest, msg=name)
-    assert second["metrics"].pop("loss") == pytest.approx(first["metrics"].pop("loss"), rel=1e-6)
+        # half a batch is added up in another order; a gradient of alpha that almost cancels loses some digits more
+        largest = gradient.abs().max().item()
+        torch.testing.assert_close(second["gradients"][name], gradient, rtol=0, atol=1e-10 * largest, msg=name)
+    assert second["metrics"].pop("loss") == pytest.approx(first["metrics"].pop("loss"), rel=1e-10)
     assert first["metrics"] == second["metrics"]
     assert first["metrics"]["count"] == 10
 

@@ -14,7 +14,7 @@ from conftest import ROOT, RUN, WNIDS, photographs
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 import biper
-from biper.commands.cli import prepare_main
+from biper.commands.prepare import main as prepare_main
 from biper.data import imagenet
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST

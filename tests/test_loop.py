@@ -25,11 +25,11 @@ class Watch:
         self.seen.append((step, running))
 
 
-def loader(train, count=300):
+def loader(train, count=300, batch_size=128):
     images = read_digits(train, 8)
     images = Images(images.pixels[:count], images.labels[:count], images.classes)
-    augmentation = RandomCrop(0, False) if train else None
-    return MemoryLoader(images, batch_size=128, mean=(0.3,) * 3, std=(0.4,) * 3, device=CPU, augmentation=augmentation)
+    shown = {"mean": (0.3,) * 3, "std": (0.4,) * 3, "augmentation": RandomCrop(0, False) if train else None}
+    return MemoryLoader(images, batch_size=batch_size, device=CPU, **shown)
 
 
 def network(**options):
@@ -64,15 +64,16 @@ def test_evaluation_with_fewer_than_five_classes():
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_training_learns(stage):
-    model, train, watch = network(stage=stage), loader(True, 1437), Watch(print_freq=2)
+    """Against a network that does not look at the images: at best a loss of log(10), and 10 +- 0.8 % are right."""
+    torch.set_num_threads(1)  # between two of them so small images are mostly waited for
+    model, train, watch = network(stage=stage), loader(True, 1437, batch_size=32), Watch(print_freq=2)
     optimizer = sgd(model, lr=0.01)
-    losses = [
-        train_one_epoch(model, train, optimizer, epoch=e, terms=make_loss_terms(0.037), watcher=watch).loss
-        for e in range(6)
-    ]
-    assert losses[-1] < 0.93 * losses[0]
+    terms = make_loss_terms(0.037)
+    epochs = [train_one_epoch(model, train, optimizer, epoch=e, terms=terms, watcher=watch) for e in range(6)]
+    assert epochs[-1].loss < 0.9 * math.log(10)
+    assert epochs[-1].top1 > 25
     assert [step for step, running in watch.seen[:3] if running] == [2]
-    assert watch.seen[1][1].count == 256
+    assert watch.seen[1][1].count == 64
 
 
 def test_regularizer_enters_the_gradient_and_is_reported():

@@ -3,11 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
-from biper import BinaryConv2d, create_model, list_models
+from biper import BinaryConv2d, PolynomialSign, Sign, binarize_, create_model, list_models, load_checkpoint
+from biper.errors import UsageError
 from biper.models.cifar_resnet import match_shape
+from biper.models.metadata import metadata_from
 from biper.models.registry import register
+from biper.training.settings import make_settings
 
 PUBLISHED = json.loads((Path(__file__).parent / "parity" / "state_dict_keys.json").read_text())
 CLASSES = {"cifar10": 10, "imagenet": 1000}
@@ -72,7 +76,7 @@ def test_precisions():
     + [("imagenet", f"mobilenet_{precision}") for precision in ("1w1a", "32w32a")],
 )
 def test_networks_take_any_image_size(family, name):
-    model = create_model(name, family=family).eval()
+    model = create_model(name, family=family, num_classes=10).eval()
     assert [model(torch.randn(1, 3, s, s)).shape for s in (8, 15, 64)] == [(1, 10)] * 3
 
 
@@ -121,6 +125,55 @@ def test_initialization():
 def test_metadata():
     m = create_model("resnet20_1w1a", num_classes=3, freq=12.0, stage=2).metadata
     assert (m.model, m.family, m.num_classes, m.freq, m.stage) == ("resnet20_1w1a", "cifar10", 3, 12.0, 2)
+
+
+def test_metadata_follow_the_layers():
+    model = create_model("resnet20_1w1a", freq=12.0)
+    assert model.metadata.stage == 1
+    binarize_(model)
+    assert (model.metadata.stage, model.metadata.freq) == (2, 12.0)
+    assert metadata_from(model.metadata.to_plain()) == model.metadata
+    old = model.metadata.to_biper()
+    assert (old["freq"], old["stage"]) == (12.0, 2)
+    assert metadata_from(old) == model.metadata
+    other = create_model("resnet20_1w1a", weight_quantizer=Sign(), input_quantizer=PolynomialSign(standardized=False))
+    assert other.metadata.to_biper() is None
+    assert other.metadata.freq is None
+    assert other.metadata.quantizer_text == "name sign"
+    assert metadata_from(other.metadata.to_plain()) == other.metadata
+    assert create_model("resnet20_1w32a").metadata.input_quantizer is None
+
+
+def test_one_list_of_all_families_and_each_familys_classes():
+    assert set(list_models()) == set(list_models("cifar10")) | set(list_models("imagenet"))
+    assert create_model("mobilenet_1w1a").metadata.family == "imagenet"
+    assert create_model("mobilenet_32w32a").fc.out_features == 1000
+    assert create_model("resnet18_1w1a", family="imagenet").fc.out_features == 1000
+    assert create_model("resnet18_1w1a").linear.out_features == 10
+
+
+def test_the_default_frequency_is_the_flags():
+    freq = create_model("resnet20_1w1a").metadata.freq
+    assert freq == make_settings("cifar10", 1, {}).freq == BinaryConv2d(1, 1, 1).weight_quantizer.freq == 30
+
+
+def test_weights_that_come_with_biper_and_those_of_a_file():
+    path = ROOT / "pretrained_models" / "resnet20_1w1a" / "model.pth.tar"
+    x = torch.randn(2, 3, 32, 32)
+    expected = load_checkpoint(path)(x)
+    for model in (create_model("resnet20_1w1a", pretrained=True), create_model("resnet20_1w1a", checkpoint_path=path)):
+        assert not model.training
+        assert torch.equal(model(x), expected)
+    with pytest.raises(UsageError, match="no pretrained weights for vgg_small_1w1a: there are some for resnet20_1w1a"):
+        create_model("vgg_small_1w1a", family=True)
+    for given in ({"num_classes": 3}, {"freq": 7.0}, {"stage": 1}, {"family": "imagenet"}):
+        name = "resnet18_1w1a" if "family" in given else "resnet20_1w1a"
+        with pytest.raises(UsageError, match="contradicts"):
+            create_model(name, checkpoint_path=path, **given)
+    with pytest.raises(UsageError, match="leave weight_quantizer"):
+        create_model("resnet20_1w1a", pretrained=True, weight_quantizer=Sign())
+    with pytest.raises(UsageError, match="leave freq and stage out"):
+        create_model("resnet20_1w1a", weight_quantizer=Sign(), freq=20.0)
 
 
 def test_errors_name_the_choices():

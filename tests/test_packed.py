@@ -119,7 +119,7 @@ def test_what_it_holds():
 
 @pytest.mark.parametrize(
     ("name", "stage", "message"),
-    [("resnet20_1w1a", 1, "stage 1 has real weights"), ("resnet20_32w32a", 1, "no binary layers")],
+    [("resnet20_1w1a", 1, "are real, as in stage 1"), ("resnet20_32w32a", 1, "no binary layers")],
 )
 def test_what_cannot_be_packed(name, stage, message):
     with pytest.raises(UsageError, match=message):

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 import biper
 from biper.errors import UsageError
-from biper.nn.quantizers import SquareWave
 from biper.packed import file
 from biper.packed.file import load_packed, save_packed
 from biper.packed.pack import pack
@@ -95,7 +94,7 @@ def test_a_thousand_damaged_files(saved):
 
 
 def test_newer_format(saved):
-    with pytest.raises(UsageError, match="newer format than 1: update biper"):
+    with pytest.raises(UsageError, match="newer format than 2: update biper"):
         load_packed(reworked(saved, lambda tensors: None, format=file.FORMAT + 1))
 
 
@@ -158,8 +157,11 @@ def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_without_metadata_is_not_saved(tmp_path):
-    layer = torch.nn.Sequential(biper.BinaryConv2d(3, 4, 3, weight_quantizer=SquareWave(20.0)))
-    with pytest.raises(UsageError, match="no metadata"):
-        save_packed(pack(layer), tmp_path / "net.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_quantizers_other_than_bipers_are_named_and_a_models_file_says_all(tmp_path):
+    path, x = tmp_path / "net.safetensors", torch.randn(2, 3, 16, 16)
+    model = biper.create_model("resnet20_1w1a", weight_quantizer=biper.Sign(), input_quantizer=biper.Sign())
+    save_packed(pack(model), path)
+    loaded = load_packed(path)
+    assert loaded.metadata.weight_quantizer == loaded.metadata.input_quantizer == {"name": "sign"}
+    with torch.no_grad():
+        assert torch.equal(loaded(x), pack(model)(x))

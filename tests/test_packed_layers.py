@@ -22,15 +22,19 @@ def way(request, monkeypatch):
     return request.param
 
 
-def random_layer(draw, **options):
+def random_layer(draw, bias=False):
     groups = draw.choice([1, 1, 1, 2, 3, 4])
     channels = groups * draw.choice([1, 3, 8, 12, 16, 17, 32, 64, 65, 100])
     out_channels = groups * draw.choice([1, 3, 8, 16, 20, 32, 40])
+    if draw.random() < 0.2:  # depth-wise
+        groups = channels = draw.choice([2, 8, 20, 33])
+        out_channels = channels * draw.choice([1, 2])
     kernel, stride, padding = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3]), draw.choice([0, 1, 2])
-    layer = BinaryConv2d(
-        channels, out_channels, kernel, stride, padding, groups=groups, weight_quantizer=SquareWave(20.0), **options
-    ).eval()
-    x = torch.randn(draw.choice([1, 2, 3, 5]), channels, draw.randint(kernel, 9), draw.randint(kernel, 9))
+    dilation = draw.choice([(1, 1), (1, 1), (2, 2), (1, 3), (4, 1), (2, 3)])
+    how = {"dilation": dilation, "groups": groups, "bias": bias, "weight_quantizer": SquareWave(20.0)}
+    layer = BinaryConv2d(channels, out_channels, kernel, stride, padding, **how).eval()
+    least = (max(1, d * (kernel - 1) + 1 - 2 * padding) for d in dilation)
+    x = torch.randn(draw.choice([1, 2, 3, 5]), channels, *(draw.randint(n, n + 6) for n in least))
     return layer, x.where(x.abs() > 0.05, 0)  # zeros too: their sign is +1
 
 
@@ -100,14 +104,16 @@ def test_bits_give_the_weights_back(channels, groups):
     assert bits.shape[1:] == (-(-9 * 8 * -(-channels // 8) // 64), 16)
 
 
-def test_border_counts_the_terms_inside_the_image():
-    masks, terms, kinds = border(20, (3, 3), (1, 1), (1, 1), (4, 5))
-    ones = torch.ones(1, 20, 4, 5)
-    counted = torch.nn.functional.conv2d(ones, torch.ones(1, 20, 3, 3), padding=1)[0, 0]
-    places = kinds[:4, None] + kinds[None, 4:]
+@pytest.mark.parametrize(("dilation", "padding"), [((1, 1), (1, 1)), ((3, 2), (3, 2)), ((4, 5), (5, 6))])
+def test_border_counts_the_terms_inside_the_image(dilation, padding):
+    masks, terms, kinds = border(20, (3, 3), (1, 1), padding, dilation, (4, 5))
+    ones, weights = torch.ones(1, 20, 4, 5), torch.ones(1, 20, 3, 3)
+    counted = torch.nn.functional.conv2d(ones, weights, padding=padding, dilation=dilation)[0, 0]
+    places = kinds[: len(counted), None] + kinds[None, len(counted) :]
     assert torch.equal(terms[places].float(), counted)
-    ones = sum(bin(word & (1 << 64) - 1).count("1") for word in masks[places[0, 0]].tolist())
-    assert (len(masks), ones) == (9, terms[places[0, 0]])
+    for kind in range(len(masks)):
+        assert sum(bin(word & (1 << 64) - 1).count("1") for word in masks[kind].tolist()) == terms[kind]
+    assert len(masks) == 9
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(900), nn.BatchNorm2d(900, affine=False), nn.BatchNorm1d(900)])
@@ -123,7 +129,7 @@ def test_folded_norm_has_the_bits_of_the_batch_norm(norm):
 
 
 def test_stage_1_cannot_be_packed():
-    with pytest.raises(UsageError, match="stage 1 has real weights"):
+    with pytest.raises(UsageError, match="weights of Sine are real"):
         PackedConv2d.of(BinaryConv2d(3, 4, 3, weight_quantizer=Sine(20.0)))
 
 
@@ -141,4 +147,29 @@ def test_operator_passes_torchs_own_checks():
     layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, weight_quantizer=SquareWave(20.0)))
     arguments = torch.randn(2, 8, 5, 5), layer.bits, layer.alpha, [3, 3], [1, 1], [1, 1], 1, True
     torch.library.opcheck(torch.ops.biper.binary_conv2d.default, arguments)
-    torch.library.opcheck(torch.ops.biper.binary_conv2d.default, (*arguments, torch.randn(16)))
+    torch.library.opcheck(torch.ops.biper.binary_conv2d.default, (*arguments, torch.randn(16), [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("padding", "kernel", "dilation", "pixels"),
+    [("valid", 3, 2, (0, 0)), ("same", 3, 1, (1, 1)), ("same", (5, 3), (1, 2), (2, 2)), ("same", 2, 2, (1, 1))],
+)
+@torch.no_grad()
+def test_padding_in_words(way, padding, kernel, dilation, pixels):
+    layer = BinaryConv2d(8, 16, kernel, padding=padding, dilation=dilation, weight_quantizer=SquareWave(20.0)).eval()
+    packed, x = PackedConv2d.of(layer), torch.randn(2, 8, 7, 6)
+    assert packed.padding == pixels
+    assert torch.equal(packed(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_other_padding_is_refused_by_name(mode):
+    layer = BinaryConv2d(8, 16, 3, padding=1, weight_quantizer=SquareWave(20.0))
+    layer.padding_mode = mode
+    with pytest.raises(UsageError, match=f"only zero padding can be packed, not padding_mode='{mode}'"):
+        PackedConv2d.of(layer)
+
+
+def test_padding_of_one_side_more_is_refused():
+    with pytest.raises(UsageError, match=r"padding='same' of a kernel \(2, 2\) is wider on one side"):
+        PackedConv2d.of(BinaryConv2d(8, 16, 2, padding="same", weight_quantizer=SquareWave(20.0)))

@@ -1,5 +1,7 @@
 """Packing networks of somebody's own, and what torch may be told around them."""
 
+import warnings
+
 import onnxruntime
 import pytest
 import torch
@@ -78,7 +80,9 @@ def test_a_layer_alone_and_layers_of_ones_own():
             Named(8, 4, 1, weight_quantizer=SquareWave(20.0)), Changed(4, 8, 1, weight_quantizer=SquareWave(20.0))
         ),
     ):
-        packed = pack(layer.eval())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the changed one, which stays real
+            packed = pack(layer.eval())
         assert any(isinstance(m, PackedConv2d) for m in packed.modules())
         assert torch.equal(packed(x), layer(x))
 
@@ -127,20 +131,24 @@ def test_networks_of_ones_own(way, monkeypatch):
 
 
 class Exact(nn.Module):
-    """Binary convolutions alone, with biases: before a maximum, a batch norm, a sum, a sign and the end."""
+    """Binary convolutions alone: biases before a maximum, a norm, a sum and a sign; dilated and depth-wise ones."""
 
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(20), nn.BatchNorm2d(32)
         self.conv1 = biper.BinaryConv2d(3, 20, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
-        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=1, bias=True, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(20, 32, 3, padding=2, dilation=2, bias=True, weight_quantizer=SquareWave(20.0))
         self.conv3 = biper.BinaryConv2d(32, 32, 3, padding=1, groups=2, bias=True, weight_quantizer=SquareWave(20.0))
         self.conv4 = biper.BinaryConv2d(32, 7, 1, weight_quantizer=SquareWave(20.0))
+        self.depthwise = biper.BinaryConv2d(
+            32, 32, 3, padding=(1, 3), dilation=(1, 3), groups=32, bias=True, weight_quantizer=SquareWave(20.0)
+        )
 
     def forward(self, x):
         x = F.hardtanh(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         x = F.hardtanh(self.norm2(self.conv2(x)))
         x = self.conv3(x) + x
+        x = self.norm2(self.depthwise(x)) + x
         return self.conv4(self.conv3(x))
 
 
@@ -157,7 +165,10 @@ def test_onnx_has_the_same_layers(tmp_path):
     torch.manual_seed(0)
     own, x = exact(), torch.randn(3, 3, 12, 12)
     assert torch.equal(float_network(pack(own))(x), own(x))
-    alone = nn.Sequential(own.conv1).eval()  # further signs would turn where the other runtime rounds in another place
+    # alone: further signs would turn where the other runtime rounds in another place
+    alone = nn.Sequential(
+        biper.BinaryConv2d(3, 6, 3, dilation=2, groups=3, bias=True, weight_quantizer=SquareWave(20.0))
+    ).eval()
     export_onnx(pack(alone), tmp_path / "net.onnx", 12)
     (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), alone(x), rtol=1e-5, atol=1e-5)
@@ -166,7 +177,7 @@ def test_onnx_has_the_same_layers(tmp_path):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @torch.no_grad()
-def test_biases_round_as_torchs(way, threads, monkeypatch):
+def test_biased_dilated_and_depthwise_layers_round_as_torchs(way, threads, monkeypatch):
     monkeypatch.setenv(kernels.CHOICE, way)
     torch.set_num_threads(threads)
     for seed in range(5):

@@ -56,7 +56,7 @@ def test_freq_is_never_guessed(published):
     path = published()
     with pytest.raises(UsageError, match=r"does not hold freq: give --freq or its config\.txt"):
         load_checkpoint(path)
-    assert load_checkpoint(path, freq=20.0).layer1[0].conv1.freq == 20
+    assert load_checkpoint(path, freq=20.0).metadata.freq == 20
 
 
 def test_freq_that_contradicts_the_config_is_refused(published):
@@ -73,7 +73,7 @@ def test_config_without_or_with_a_broken_freq(published):
 
 def test_stage_and_model(published):
     path = published(config="freq:  20.0\n")
-    assert load_checkpoint(path, stage=1).layer1[0].conv1.stage == 1
+    assert load_checkpoint(path, stage=1).metadata.stage == 1
     with pytest.raises(UsageError, match="--model resnet18_1w1a contradicts"):
         load_checkpoint(path, model="resnet18_1w1a")
     contents = torch.load(path, weights_only=True)

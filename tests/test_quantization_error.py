@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import biper
-from biper.commands.cli import quantization_error_main
+from biper.commands.quantization_error import main as quantization_error_main
 from biper.experiments.plots import effective_weight_histograms, plot_quantization_error
 from biper.nn.quantization_error import layer_error
+from biper.nn.quantizers import Sine
 
 
 @pytest.mark.parametrize("x", [0.3, 1.0, 2.0])
@@ -15,7 +16,7 @@ def test_laplace_weights_against_the_closed_form(x):
     freq, n = 20.0, 4_000_000
     w = torch.from_numpy(np.random.default_rng(0).laplace(0, x / freq, n))
     g = x / (1 + x * x) / math.tanh(math.pi / (2 * x))
-    error = layer_error("w", w, freq)
+    error = layer_error("w", w, Sine(freq))
     assert error.scale == pytest.approx(g, abs=1e-3)
     assert error.l1 == pytest.approx(1 - g, abs=1e-3)
     assert error.squared == pytest.approx(2 * x * x / (1 + 4 * x * x) - g * g, abs=1e-3)
@@ -81,3 +82,11 @@ def test_bad_input(trained, tmp_path, command, refused):
     assert "No such file" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
     assert "No such file" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
     assert "cannot write" in refused(good, "--plot", tmp_path / "qe.nonsense", entry=quantization_error_main)
+
+
+def test_another_quantizers_error_is_that_of_the_weights_that_it_makes_binary():
+    model = torch.nn.Sequential(biper.BinaryLinear(8, 8, weight_quantizer=biper.Sign()))
+    (layer,), w = biper.quantization_error(model).layers, model[0].weight
+    assert layer.l1 == pytest.approx((w - w.sign()).abs().mean().item())
+    assert math.isnan(layer.freq_std)
+    assert math.isnan(layer.past_quarter)

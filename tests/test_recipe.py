@@ -4,8 +4,8 @@ import pytest
 from conftest import ROOT
 from recipes import write_recipe
 
-from biper.commands.cli import reproduce_main
-from biper.commands.parsers import reproduce_parser
+from biper.commands.reproduce import build_parser
+from biper.commands.reproduce import main as reproduce_main
 from biper.experiments.plan import planned
 from biper.experiments.recipe import read_recipe, with_epochs
 from biper.training.schedule import lr_at
@@ -13,7 +13,9 @@ from biper.training.schedule import lr_at
 
 def test_published_figures_stand_beside_the_same_network_on_the_same_data_alone():
     def published(recipe, *flags):
-        return planned("reproduce", vars(reproduce_parser().parse_args([str(ROOT / recipe), *flags]))).published_top1
+        return planned(
+            "reproduce", vars(build_parser("reproduce.py").parse_args([str(ROOT / recipe), *flags]))
+        ).published_top1
 
     assert published("cifar10/configs/resnet20.yaml") == 87.5
     assert published("imagenet/configs/resnet18.yaml") == 61.4

@@ -1,22 +1,24 @@
 """reproduce.py, whole, on 8x8 digits."""
 
 import json
+import math
 import shutil
 import statistics
 
 import pytest
 import torch
 import yaml
-from recipes import SEEDS, best, rows, write_recipe
+from recipes import SEEDS, best, checkpoints, interrupted_at, rows, write_recipe
 
-from biper.commands.cli import ablation_main, reproduce_main
+from biper.commands.ablation import main as ablation_main
+from biper.commands.reproduce import main as reproduce_main
 from biper.errors import TrainingDiverged
 from biper.experiments import run as runs
 from biper.experiments.recipe import read_recipe
+from biper.experiments.tables import Sample
 from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import read
-from biper.training.checkpoint import BEST
-from biper.training.trainer import Trainer
+from biper.training.checkpoint import BEST, LATEST
 
 
 @pytest.fixture(scope="module")
@@ -75,36 +77,26 @@ def test_the_released_checkpoint_is_small_and_names_no_paths(reproduced):
     assert all(torch.equal(tensor, contents["state_dict"][name]) for name, tensor in whole.items())
 
 
-def test_what_is_there_is_not_run_again(reproduced, command, tmp_path, monkeypatch):
+def test_what_is_there_is_not_run_again(reproduced, command, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(reproduced / "out", moved)
     table = (moved / "results.csv").read_text()
-    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("trained again"))
+    before = checkpoints(moved)
     argv = [reproduced / "tiny.yaml", *SEEDS, "--epochs_scale", 0.5, "--results_dir", moved]
-    code, out, err = command(*argv, entry=reproduce_main)
+    code, _, err = command(*argv, entry=reproduce_main)
     assert code == 0, err
-    assert out.count("is there already") == 4
+    assert checkpoints(moved) == before
     assert (moved / "results.csv").read_text() == table
 
 
-@pytest.mark.parametrize("after", [1, 2])
-def test_interrupted_and_taken_up_again(reproduced, command, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize("line", ["epoch 1/2  lr", "best top-1"])
+def test_interrupted_and_taken_up_again(reproduced, command, tmp_path, line):
     """After the first epoch, and after stage 1: the second seed's run ends as the uninterrupted one did."""
     argv = [reproduced / "tiny.yaml", "--seeds", 3, "--epochs_scale", 0.5, "--results_dir", tmp_path]
-    epochs = []
-    whole = Trainer.run_epoch
-
-    def interrupted(trainer):
-        if len(epochs) == after:
-            raise KeyboardInterrupt("SIGINT")
-        epochs.append(trainer.epoch)
-        whole(trainer)
-
-    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
-    code, _, err = command(*argv, entry=reproduce_main)
+    with interrupted_at(line):
+        code, _, err = command(*argv, entry=reproduce_main)
     assert code == 130
     assert "the same command goes on from there" in err
-    monkeypatch.setattr(Trainer, "run_epoch", whole)
     assert command(*argv, entry=reproduce_main)[0] == 0
     for stage in (1, 2):
         one, two = (folder / f"seed3/stage{stage}/metrics.csv" for folder in (tmp_path, reproduced / "out"))
@@ -130,6 +122,33 @@ def test_a_release_is_made_anew_if_its_run_is_another(reproduced, command, tmp_p
     packed.write_bytes(packed.read_bytes()[:1000])
     assert command(*argv, entry=reproduce_main)[0] == 0
     assert read(packed).top1 == contents["history"][-1]["test_top1"]
+
+
+def test_seconds_are_those_that_the_checkpoints_know(reproduced, command, tmp_path):
+    """An earlier version of biper kept none: what is not known is shown as -, and counts for no mean."""
+    shutil.copytree(reproduced / "out" / "seed0", tmp_path / "out" / "seed0")
+    shutil.rmtree(tmp_path / "out" / "seed0" / "release")
+    for stage, seconds in ((1, {"seconds": [None, 2.5]}), (2, {})):
+        path = tmp_path / "out" / "seed0" / f"stage{stage}" / LATEST
+        contents = read_checkpoint(path)
+        contents.pop("seconds", None)
+        torch.save(contents | seconds, path)
+    argv = [reproduced / "tiny.yaml", "--epochs_scale", 0.5, "--results_dir", tmp_path / "out"]
+    code, _, err = command(*argv, entry=reproduce_main)
+    assert code == 0, err
+    table = {row["quantity"]: row for row in rows(tmp_path / "out" / "results.csv")}
+    found = {stage: [table[f"stage{stage}_seconds"][name] for name in ("n", "mean", "seed_0")] for stage in (1, 2)}
+    assert found == {1: ["1", "2.5", "2.5"], 2: ["0", "", ""]}
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| seconds an epoch of stage 1, median | 2.5 | - | 1 | - |" in text
+    assert "| seconds an epoch of stage 2, median | - | - | 0 | - |" in text
+    assert "| training time | - |" in (tmp_path / "out" / "seed0" / "release" / "README.md").read_text()
+
+
+def test_what_is_not_known_counts_for_no_mean():
+    sample = Sample({0: 1.0, 1: math.nan, 2: 3.0})
+    assert (sample.n, sample.mean, str(sample)) == (2, 2.0, "2.00 ± 1.41")
+    assert sample.columns([0, 1, 4])["seed_1"] is None
 
 
 def test_a_seed_that_diverges_is_left_out_and_named(reproduced, command, tmp_path, monkeypatch):

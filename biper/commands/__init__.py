@@ -1,1 +1,1 @@
-"""From argv to what a command does, and how it ends."""
+"""The commands, a file each: `build_parser` says what a user may ask for, `main` does it and says how it ended."""

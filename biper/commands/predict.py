@@ -1,49 +1,33 @@
-"""What a network sees in images: its likeliest classes, with probabilities."""
+"""The likeliest classes of images: predict.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from biper.data.datasets import DATASETS, find_dataset
-from biper.data.loaders import view_image
-from biper.errors import UsageError
-from biper.models import Network
-from biper.packed.network import PackedNetwork
-from biper.training.process import name_out_of_memory
-
-TOP = 5
+from biper.commands.arguments import Parser, add_published
+from biper.errors import run_command
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability."""
+def build_parser(prog: str) -> Parser:
+    """A network and images."""
+    parser = Parser(prog=prog, description="What a network sees in images: its five likeliest classes.")
+    parser.add_argument("network", type=Path, metavar="FILE", help="a packed network or a checkpoint")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    add_published(parser)
+    return parser
 
-    name: str
-    probability: float
+
+def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> None:
+    """Print the classes of each image, with their probabilities. Exits with 0 or 2 (bad input)."""
+    run_command(lambda: _predict(vars(build_parser(prog).parse_args(argv))))
 
 
-@name_out_of_memory()
-@torch.inference_mode()
-def predict(network: Network | PackedNetwork, images: Sequence[Path]) -> list[list[Guess]]:
-    """For each image file the five likeliest classes, the first first; images are shown as in evaluation.
+def _predict(given: dict[str, Any]) -> None:
+    from biper.training.inheritance import load_network
+    from biper.training.predict import predict
 
-    Raises UsageError for an image that cannot be read, or a network that does not know how its images look.
-    """
-    m = network.metadata
-    if m is None or not m.mean:
-        raise UsageError("this network does not say how its images are normalized: it was not trained, or not by biper")
-    if m.dataset not in DATASETS:
-        raise UsageError(f"the data set {m.dataset!r} of this network is not known: its images cannot be shown alike")
-    data = find_dataset(m.dataset, m.family)
-    pixels = [torch.from_numpy(view_image(image, data, m.shown_size).copy()) for image in images]
-    mean, std = torch.tensor(m.mean) * 255, torch.tensor(m.std) * 255  # as the loaders have them
-    names = m.class_names or m.classes or tuple(map(str, range(m.num_classes)))
-    guesses = []
-    for image in pixels:  # (S, S, 3) uint8
-        x = ((image.float() - mean) / std).permute(2, 0, 1)[None]
-        best = network(x)[0].softmax(0).topk(min(TOP, m.num_classes))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        guesses.append([Guess(names[label], probability) for label, probability in pairs])
-    return guesses
+    network = load_network(given["network"], given)
+    for image, guesses in zip(given["images"], predict(network, given["images"]), strict=True):
+        print(image)
+        for guess in guesses:
+            print(f"  {guess.probability:7.2%}  {guess.name}")

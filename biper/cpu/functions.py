@@ -207,11 +207,16 @@ def standardized_signs(a: Tensor, dtype: torch.dtype) -> Tensor:
     return cast(Tensor, _Signs.apply(a, dtype))
 
 
+def periodic_weights(w: Tensor, freq: float, binary: bool, dtype: torch.dtype) -> Tensor:
+    """sin(freq*w), or the square wave of the same period if binary, of w's shape, in another type."""
+    return cast(Tensor, _Weights.apply(w, freq, binary, dtype))
+
+
 def effective_weight(layer: BinaryConv2d, dtype: torch.dtype) -> Tensor:
     """layer.effective_weight() in another type; BiPer's quantizers by the kernels, all others by torch."""
     w, quantizer = layer.weight, layer.weight_quantizer
     if isinstance(quantizer, Sine | SquareWave) and type(quantizer) in (Sine, SquareWave):
-        return cast(Tensor, _Weights.apply(w, quantizer.freq, quantizer.binary, dtype))
+        return periodic_weights(w, quantizer.freq, quantizer.binary, dtype)
     return layer.effective_weight().to(dtype)
 
 

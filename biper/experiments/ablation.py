@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from biper.errors import TrainingDiverged
-from biper.experiments.outcomes import Outcome, write_study
 from biper.experiments.plan import Experiment
+from biper.experiments.report import Outcome, report_study
 from biper.experiments.run import conduct, is_there, logged
-from biper.experiments.studies import Study, Variant, studies
+from biper.experiments.studies import STUDIES, Study, Variant
 from biper.files import write_rows
 from biper.models.checkpoint import load_checkpoint
 from biper.nn.quantization_error import quantization_error
@@ -28,25 +28,27 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")
     experiment.announce()
-    chosen = [studies(recipe)[name] for name in dict.fromkeys(names)]
-    found: dict[str, dict[str, dict[int, Outcome]]] = {s.name: {v.title: {} for v in s.variants} for s in chosen}
-    for study in chosen:  # first what is there, so that no table loses a seed
+    chosen = {name: STUDIES[name](recipe) for name in names}
+    found: dict[str, dict[str, dict[int, Outcome]]] = {
+        name: {variant.title: {} for variant in study.variants} for name, study in chosen.items()
+    }
+    for name, study in chosen.items():  # first what is there, so that no table loses a seed
         for seed in _seeds_there(study, folder):
             for variant in study.variants:
-                found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
+                found[name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
     diverged = []
     for seed in experiment.seeds:
-        for study in chosen:
+        for name, study in chosen.items():
             for variant in study.variants:
-                if seed in found[study.name][variant.title]:
+                if seed in found[name][variant.title]:
                     continue
-                log.info("== %s: %s, seed %d", study.name, variant.title, seed)
+                log.info("== %s: %s, seed %d", name, variant.title, seed)
                 try:
-                    found[study.name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
+                    found[name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
                 except TrainingDiverged as error:
                     log.warning("%s, seed %d, is left out: %s", variant.title, seed, error)
-                    diverged.append(f"{study.name}: {variant.title}, seed {seed}")
-            write_study(study, found[study.name], folder, experiment.preface())
+                    diverged.append(f"{name}: {variant.title}, seed {seed}")
+            report_study(name, study, found[name], folder, experiment.preface())
         write_logs(folder)  # once a seed: it reads every checkpoint
     if diverged:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")

@@ -1,5 +1,6 @@
 """The model card of a trained network: what it is, how it was made, what it reaches, and what it is not."""
 
+import math
 from collections.abc import Mapping
 
 import yaml
@@ -23,7 +24,6 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
     bits = "weights and activations" if recipe.model.endswith("_1w1a") else "weights"
     images = " --data_path FOLDER" if recipe.dataset == "folder" else ""
     evaluated = "\n".join(f"bash eval.sh HERE/{name}{images}" for name in (MODEL, PACKED))
-    seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
     rows = [
         ["data", r.data],
         ["epochs", f"{epochs_text(recipe.epochs)} (stage 1, real weights + stage 2, binary weights)"],
@@ -34,10 +34,7 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         ["top-1 of stage 1, best epoch", f"{r.stage1_top1:.2f} %"],
         ["quantization error, as published", f"{r.qe:.3f}"],
         ["size", f"{r.float_bytes:,} bytes in float32, {r.packed_bytes:,} packed"],
-        [
-            "training time",
-            f"about {seconds / 60:.1f} minutes ({r.stage1_seconds:.1f} s and {r.stage2_seconds:.1f} s an epoch)",
-        ],
+        ["training time", _training_time(r, runs)],
         ["machine", r.machine],
         ["versions", r.versions_text()],
     ]
@@ -52,6 +49,13 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         "Limits:\n\n" + LIMITS.format(classes=r.classes, size=r.image_size),
     ]
     return "\n\n".join(parts)
+
+
+def _training_time(r: Result, runs: Mapping[int, Run]) -> str:
+    seconds = runs[1].config.epochs * r.stage1_seconds + runs[2].config.epochs * r.stage2_seconds
+    if math.isnan(seconds):  # of a run that was begun by an earlier version of biper
+        return "-"
+    return f"about {seconds / 60:.1f} minutes ({r.stage1_seconds:.1f} s and {r.stage2_seconds:.1f} s an epoch)"
 
 
 def _settings(runs: Mapping[int, Run]) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from biper.data.datasets import REPOSITORY, find_dataset
 from biper.errors import UsageError
-from biper.experiments.recipe import Recipe, read_recipe, with_epochs
+from biper.experiments.recipe import FREE, Recipe, read_recipe, with_epochs
+from biper.models import list_models
 from biper.models.published import EPOCHS, TOP1
 from biper.training.settings import SETTINGS, make_settings
 
 log = logging.getLogger("biper")
-FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
     """
     settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
     full = read_recipe(given["recipe"], settings, given.get("family"))
+    if full.model not in list_models(full.family):
+        choices = ", ".join(list_models(full.family))
+        raise UsageError(f"{given['recipe']}: unknown model {full.model!r}; choose from {choices}")
     seeds = tuple(given["seeds"])
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")

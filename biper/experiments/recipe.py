@@ -1,4 +1,7 @@
-"""A recipe: the settings of both stages in one YAML file, as they are or with other numbers of epochs."""
+"""A recipe: the settings of both stages in one YAML file, as they are or with other numbers of epochs.
+
+The parsers import it, so it does not wait for torch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,11 +10,11 @@ from typing import Any
 
 from biper.data.datasets import find_dataset
 from biper.errors import UsageError
-from biper.models import list_models
 from biper.training.settings import SETTINGS, make_settings, read_yaml
 
 Given = Mapping[str, Any]  # by name; defaults are not among them
 OF_ONE_RUN = ("results_dir", "save", "resume", "evaluate", "seed", "load_ckpt_stage1", "start_epoch", "from_scratch")
+FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
 OF_BOTH = ("model", "freq", "dataset")  # which stage 2 takes from stage 1
 
 
@@ -49,7 +52,7 @@ def read_recipe(path: Path, given: Given, family: str | None = None) -> Recipe:
     """The recipe in a YAML file with sections stage1 and stage2; `given` settings win in both of its stages.
 
     What belongs to a single run, such as its seed and its folder, is left out. Raises UsageError if the file or a
-    setting is unfit, before anything is trained.
+    setting is unfit; that there is such a model `plan` looks up, where torch is at hand.
     """
     one, two = (_section(path, stage) for stage in (1, 2))
     for name in OF_BOTH:
@@ -61,8 +64,6 @@ def read_recipe(path: Path, given: Given, family: str | None = None) -> Recipe:
     two.setdefault("dataset", make_settings(family, 1, one).dataset)
     make_settings(family, 2, two)
     recipe = Recipe(_name(path), family, one, two)
-    if recipe.model not in list_models(family):
-        raise UsageError(f"{path}: unknown model {recipe.model!r}; choose from {', '.join(list_models(family))}")
     if recipe.model.endswith("_32w32a"):
         raise UsageError(f"{path}: {recipe.model} has no weights to binarize, so it has no stage 2")
     return recipe

@@ -25,7 +25,7 @@ from biper.training.settings import SETTINGS
 
 log = logging.getLogger("biper")
 MODEL, PACKED, FACTS = "model.pth.tar", "packed.safetensors", "result.json"
-FOR_TRAINING = ("optimizer", "lr_scheduler", "random_state", "partial", "step")
+FOR_TRAINING = ("optimizer", "lr_scheduler", "random_state", "partial", "step", "seconds")
 PATHS = ("data_path", "load_ckpt_stage1")
 
 
@@ -47,7 +47,7 @@ class Result:
     squared_error: float  # with each layer's best scale, summed likewise
     float_bytes: int  # of the parameters and statistics
     packed_bytes: int  # of the file
-    stage1_seconds: float  # an epoch, median
+    stage1_seconds: float  # an epoch, median; NaN if unknown
     stage2_seconds: float
     classes: int
     image_size: int

@@ -3,9 +3,8 @@
 import csv
 import logging
 import math
-import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from biper.experiments.recipe import Given
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.inheritance import training_config
-from biper.training.log import LOG_FILE, METRICS_FILE
+from biper.training.log import METRICS_FILE
 from biper.training.run_folder import CONFIG_FILE, read_settings, run_folder
 from biper.training.settings import Settings
 from biper.training.train import train
 from biper.training.trainer import History, best_row
 
 log = logging.getLogger("biper")
-SECONDS = re.compile(r" epoch (\d+)/.*  ([\d.]+) s(?:  |$)")  # of a finished epoch, in train.run_epochs's words
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Run:
 
     config: Settings
     history: History  # a row an epoch
+    seconds: Sequence[float | None]  # of the epochs, as far as the version of biper that trained them kept them
 
     @property
     def folder(self) -> Path:
@@ -53,11 +52,9 @@ class Run:
         return self.history[-1]
 
     def seconds_per_epoch(self) -> float:
-        """The median over its epochs, as logged: one that was slowed down does not count. NaN without a log."""
-        file = self.folder / LOG_FILE
-        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-        found = {match[1]: float(match[2]) for match in map(SECONDS.search, lines) if match}
-        return statistics.median(found.values()) if found else math.nan
+        """The median over its epochs: one that was slowed down does not count. NaN if none of them is known."""
+        known = [seconds for seconds in self.seconds if seconds is not None]
+        return statistics.median(known) if known else math.nan
 
 
 def conduct(family: str, settings: Mapping[int, Given], seed: int, folders: Mapping[int, Path]) -> dict[int, Run]:
@@ -86,7 +83,8 @@ def _run(family: str, stage: int, settings: Given, folder: Path) -> Run:
         log.info("%s is there already", folder)
     else:
         train(config)
-    return Run(config, read_checkpoint(folder / LATEST)["history"])
+    contents = read_checkpoint(folder / LATEST)
+    return Run(config, contents["history"], contents.get("seconds", ()))
 
 
 def _keep_paths(given: dict[str, Any], stored: Given, folder: Path) -> None:

@@ -1,5 +1,9 @@
-"""The questions of an ablation, and the variants of a recipe that answer them on equal terms."""
+"""The questions of an ablation, and the variants of a recipe that answer them on equal terms.
 
+STUDIES, at the end, are those that ablation.py knows. The parser imports them, so nothing here waits for torch.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from biper.experiments.recipe import Given, Recipe, lasting
@@ -23,18 +27,15 @@ class Study:
     over_freq: the variants are frequencies, to be drawn along an axis and layer by layer.
     """
 
-    name: str
     question: str
     base: str
     variants: tuple[Variant, ...]
     over_freq: bool = False
 
 
-def studies(recipe: Recipe) -> dict[str, Study]:
-    """Every study of a recipe, by name (options.STUDIES)."""
-    base = Variant("the recipe", _both(recipe, _frequency_key(recipe.freq)))
-    made = (_frequency(recipe), *_starts(recipe, base), _regularizer(recipe, base), _learning_rate(recipe, base))
-    return {study.name: study for study in made}
+def _recipe_itself(recipe: Recipe, title: str) -> Variant:
+    """The recipe as it is, with which most studies compare: they share its runs."""
+    return Variant(title, _both(recipe, _frequency_key(recipe.freq)))
 
 
 def _both(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, Given]]:
@@ -46,32 +47,40 @@ def _frequency_key(freq: float) -> str:
     return f"freq_{freq:g}"
 
 
-def _frequency(recipe: Recipe) -> Study:
+def frequency(recipe: Recipe) -> Study:
+    """Stage 1, and with it stage 2, at several frequencies."""
     variants = []
     for freq in sorted({*FREQUENCIES, recipe.freq}):
         key = _frequency_key(freq)
         stages = {1: (key, {**recipe.stage1, "freq": freq}), 2: (key, recipe.stage2)}
         variants.append(Variant(f"freq {freq:g}", stages))
     question = "How does the frequency decide accuracy and quantization error?"
-    return Study("frequency", question, f"freq {recipe.freq:g}", tuple(variants), over_freq=True)
+    return Study(question, f"freq {recipe.freq:g}", tuple(variants), over_freq=True)
 
 
-def _starts(recipe: Recipe, base: Variant) -> tuple[Study, Study]:
-    """Binary weights from the start, with stage 1's settings for as many epochs; a stage 2 that starts fresh."""
-    fresh = {"from_scratch": True, "model": recipe.model, "freq": recipe.freq}
-    whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **fresh}
-    start = Variant("binary from the start", {2: ("binary_from_start", whole)})
-    cold = Variant("fresh start", {2: ("fresh_start", {**recipe.stage2, **fresh})})
-    warm, two = Variant("warm start", base.stages), Variant("two stages", base.stages)
-    one = "Are two stages better than binary weights from the start, in as many epochs?"
-    other = "Does stage 2 need the weights of stage 1, or would fresh ones do in its epochs?"
-    return (
-        Study("two_stages", one, two.title, (two, start)),
-        Study("warm_start", other, warm.title, (warm, cold)),
-    )
+def two_stages(recipe: Recipe) -> Study:
+    """Binary weights from the start, with stage 1's settings for as many epochs as both stages have."""
+    base = _recipe_itself(recipe, "two stages")
+    whole = lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs))
+    start = Variant("binary from the start", {2: ("binary_from_start", {**whole, **_fresh(recipe)})})
+    question = "Are two stages better than binary weights from the start, in as many epochs?"
+    return Study(question, base.title, (base, start))
 
 
-def _regularizer(recipe: Recipe, base: Variant) -> Study:
+def warm_start(recipe: Recipe) -> Study:
+    """A stage 2 that starts from fresh weights."""
+    base = _recipe_itself(recipe, "warm start")
+    cold = Variant("fresh start", {2: ("fresh_start", {**recipe.stage2, **_fresh(recipe)})})
+    question = "Does stage 2 need the weights of stage 1, or would fresh ones do in its epochs?"
+    return Study(question, base.title, (base, cold))
+
+
+def _fresh(recipe: Recipe) -> Given:
+    """What stage 2 must be told where there is no stage 1 to take it from."""
+    return {"from_scratch": True, "model": recipe.model, "freq": recipe.freq}
+
+
+def regularizer(recipe: Recipe) -> Study:
     """Both stages as published, without, and with the opposite; one of the three is the recipe itself."""
     forms = {
         "sin², published": _both(recipe, "regularizer_sin2", regularizer=True, regularizer_form="sin2"),
@@ -81,17 +90,20 @@ def _regularizer(recipe: Recipe, base: Variant) -> Study:
     both = [make_settings(recipe.family, stage, s) for stage, s in ((1, recipe.stage1), (2, recipe.stage2))]
     kinds = {c.regularizer_form if c.regularizer else "off" for c in both}
     own = {"sin2": "sin², published", "off": "off", "cos2": "cos², opposite"}[kinds.pop()] if len(kinds) == 1 else ""
-    variants = tuple(Variant(title, base.stages if title == own else stages) for title, stages in forms.items())
+    variants = tuple(
+        _recipe_itself(recipe, title) if title == own else Variant(title, stages) for title, stages in forms.items()
+    )
     question = "What does the periodic regularizer do, and would its opposite, which pulls to -1 and +1, do better?"
-    return Study("regularizer", question, "sin², published", variants)
+    return Study(question, "sin², published", variants)
 
 
-def _learning_rate(recipe: Recipe, base: Variant) -> Study:
-    """Stage 2 is varied from the same stage 1."""
+def learning_rate(recipe: Recipe) -> Study:
+    """Each stage's varied; stage 2's from the same stage 1."""
     one, two = (
         make_settings(recipe.family, s, settings).lr for s, settings in ((1, recipe.stage1), (2, recipe.stage2))
     )
-    variants = [Variant(f"{one:g}, {two:g}", base.stages)]
+    base = _recipe_itself(recipe, f"{one:g}, {two:g}")
+    variants = [base]
     for factor in (0.5, 2.0):
         key = f"stage1_lr_{factor * one:g}"
         stages = {1: (key, {**recipe.stage1, "lr": factor * one}), 2: (key, recipe.stage2)}
@@ -100,4 +112,13 @@ def _learning_rate(recipe: Recipe, base: Variant) -> Study:
         stages = {1: base.stages[1], 2: (f"stage2_lr_{factor * two:g}", {**recipe.stage2, "lr": factor * two})}
         variants.append(Variant(f"{one:g}, {factor * two:g}", stages))
     question = "Are the learning rates of stage 1 and of stage 2 the best ones?"
-    return Study("learning_rate", question, variants[0].title, tuple(variants))
+    return Study(question, base.title, tuple(variants))
+
+
+STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag, which is that of the files too
+    "frequency": frequency,
+    "two_stages": two_stages,
+    "warm_start": warm_start,
+    "regularizer": regularizer,
+    "learning_rate": learning_rate,
+}

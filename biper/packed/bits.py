@@ -47,13 +47,15 @@ def unpack_bits(
 
 
 @lru_cache(maxsize=256)
-def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, size: Pair) -> tuple[Tensor, Tensor, Tensor]:
+def border(
+    channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, size: Pair
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which weights of a filter over `channels` channels lie in an image of `size`, by kinds of output pixels.
 
     masks (kinds, words) int64: ones where they do; terms (kinds,) int32: how many; kinds (H' + W',) int32: an output
     pixel's kind is that of its row plus that of its column.
     """
-    rows, columns = (_cuts(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, size, strict=True))
+    rows, columns = (_cuts(*axis) for axis in zip(kernel, stride, padding, dilation, size, strict=True))
     row_kinds, column_kinds = sorted(set(rows)), sorted(set(columns))
     shape = len(row_kinds), len(column_kinds), *kernel, channels
     inside = torch.zeros(shape, dtype=torch.int32, device="cpu")
@@ -68,12 +70,18 @@ def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, size: Pair)
     return masks, terms, torch.tensor(kinds, dtype=torch.int32, device="cpu")
 
 
-def _cuts(kernel: int, stride: int, padding: int, size: int) -> list[Pair]:
+def _cuts(kernel: int, stride: int, padding: int, dilation: int, size: int) -> list[Pair]:
     """For every output place along one axis the taps from and to which it sees the image."""
-    starts = (place * stride - padding for place in range(output_size(kernel, stride, padding, size)))
-    return [(min(max(0, -start), kernel), min(kernel, max(0, size - start))) for start in starts]
+    places = range(output_size(kernel, stride, padding, dilation, size))
+    starts = (place * stride - padding for place in places)
+    return [(min(_taps(-start, dilation), kernel), min(_taps(size - start, dilation), kernel)) for start in starts]
 
 
-def output_size(kernel: int, stride: int, padding: int, size: int) -> int:
+def _taps(distance: int, dilation: int) -> int:
+    """How many taps lie nearer than `distance` to the first one."""
+    return max(0, -(-distance // dilation))
+
+
+def output_size(kernel: int, stride: int, padding: int, dilation: int, size: int) -> int:
     """How many places a convolution has along an axis."""
-    return (size + 2 * padding - kernel) // stride + 1
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

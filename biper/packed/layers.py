@@ -30,7 +30,8 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride = _pair(layer.kernel_size), _pair(layer.stride)
-        self.padding, self.binary_activations = _padding(layer), binary_activations
+        self.padding, self.dilation = _padding(layer), _pair(layer.dilation)
+        self.binary_activations = binary_activations
         shape = bits_shape(self.out_channels, self.in_channels // self.groups, self.kernel_size, self.groups)
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("alpha", torch.ones(self.out_channels, 1, 1))
@@ -62,14 +63,15 @@ class PackedConv2d(nn.Module):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         self.output_sides(a.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
-        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, self.groups, self.binary_activations, self.bias)
+        how = self.groups, self.binary_activations, self.bias, list(self.dilation)
+        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, *how)
         return out
 
     def output_sides(self, shape: Sequence[int]) -> list[int]:
         """Height and width of the output for an input (N, C_in, H, W). Raises ValueError if it is none."""
         if len(shape) != 4 or shape[1] != self.in_channels:
             raise ValueError(f"expected (N, {self.in_channels}, H, W), got {tuple(shape)}")
-        geometry = zip(self.kernel_size, self.stride, self.padding, shape[2:], strict=True)
+        geometry = zip(self.kernel_size, self.stride, self.padding, self.dilation, shape[2:], strict=True)
         sides = [output_size(*axis) for axis in geometry]
         if min(sides) < 1:
             raise ValueError(f"an image of {tuple(shape[2:])} is smaller than the kernel {self.kernel_size}")
@@ -78,7 +80,7 @@ class PackedConv2d(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        more = f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
+        more = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
         return f"{shape}, {more}, binary_activations={self.binary_activations}"
 
 
@@ -177,6 +179,14 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or any(d != 1 for d in layer.dilation):
-        raise UsageError("only zero padding, given in pixels, and no dilation can be packed")
-    return _pair(layer.padding)
+    """In pixels, on both sides alike."""
+    if layer.padding_mode != "zeros":
+        raise UsageError(f"only zero padding can be packed, not padding_mode={layer.padding_mode!r}")
+    if not isinstance(layer.padding, str):
+        return _pair(layer.padding)
+    if layer.padding == "valid":
+        return 0, 0
+    both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # 'same', of stride 1 in torch
+    if any(pixels % 2 for pixels in both):
+        raise UsageError(f"padding='same' of a kernel {layer.kernel_size} is wider on one side: it cannot be packed")
+    return _pair(tuple(pixels // 2 for pixels in both))

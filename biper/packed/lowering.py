@@ -161,7 +161,7 @@ def _image(node: fx.Node) -> Shape:
 def _geometry(chain: Chain) -> Geometry:
     conv = chain.conv
     assert conv is not None
-    shape = conv.kernel_size, conv.stride, conv.padding
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     return Geometry(_image(chain.source), conv.out_channels, *shape, conv.groups, chain.pool)
 
 

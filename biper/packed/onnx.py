@@ -27,7 +27,7 @@ class FloatConv2d(nn.Module):
         self.register_buffer("weight", layer.binary_weight())
         self.register_buffer("alpha", layer.alpha)
         self.register_buffer("bias", layer.bias)
-        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
+        self.shape = layer.stride, layer.padding, layer.dilation, layer.groups
         self.binary_activations = layer.binary_activations
 
     weight: Tensor
@@ -38,7 +38,7 @@ class FloatConv2d(nn.Module):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
             a = torch.where(a >= 0, 1.0, -1.0)
-        scaled = F.conv2d(a, self.weight, None, self.stride, self.padding, groups=self.groups) * self.alpha
+        scaled = F.conv2d(a, self.weight, None, *self.shape) * self.alpha
         return scaled if self.bias is None else scaled + self.bias[:, None, None]
 
 

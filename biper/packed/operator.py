@@ -31,15 +31,17 @@ def binary_conv2d(
     groups: int,
     binary_activations: bool,
     bias: Tensor | None = None,
+    dilation: list[int] | None = None,
 ) -> Tensor:
     """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha + bias; without the sign unless binary_activations.
 
     x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1); bias: (C_out,). Gives (N, C_out, H', W'). No gradient.
+    No dilation is one of 1: it came later, and what was exported before does not give it.
     This is how every device computes it; on the CPU there are kernels for it.
     """
     (height, width), out_channels = kernel, len(alpha)
     w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
-    sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, groups=groups)
+    sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, dilation or 1, groups)
     out = sums * alpha.to(x.dtype)
     if bias is not None:
         out = out + bias.to(x.dtype)[:, None, None]
@@ -57,8 +59,10 @@ def _(
     groups: int,
     binary_activations: bool,
     bias: Tensor | None = None,
+    dilation: list[int] | None = None,
 ) -> Tensor:
-    sides = (output_size(k, s, p, n) for k, s, p, n in zip(kernel, stride, padding, x.shape[2:], strict=True))
+    axes = zip(kernel, stride, padding, dilation or [1, 1], x.shape[2:], strict=True)
+    sides = [output_size(*axis) for axis in axes]
     return torch.empty((x.shape[0], len(alpha), *sides), dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
 
@@ -73,16 +77,17 @@ def _on_the_cpu(
     groups: int,
     binary_activations: bool,
     bias: Tensor | None = None,
+    dilation: list[int] | None = None,
 ) -> Tensor:
     path = kernels.chosen()
     scales = [alpha] if bias is None else [alpha, bias]
     if path == kernels.TORCH or not binary_activations or any(t.dtype != torch.float32 for t in (x, *scales)):
-        given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias
+        given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias, dilation
         plain: Tensor = binary_conv2d._init_fn(*given)
         return plain
     _, channels, height, width = x.shape
-    size, steps, border = ((a, b) for a, b in (kernel, stride, padding))
-    geometry = Geometry((channels, height, width), len(alpha), size, steps, border, groups)
+    size, steps, border, spread = ((a, b) for a, b in (kernel, stride, padding, dilation or [1, 1]))
+    geometry = Geometry((channels, height, width), len(alpha), size, steps, border, spread, groups)
     if bits.shape != bits_shape(len(alpha), channels // groups, size, groups):
         raise ValueError(f"bits of shape {tuple(bits.shape)} are not those of {geometry}")
     out = torch.empty((len(x), *geometry.result), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)

@@ -42,14 +42,14 @@ typedef struct {
  * kernels.py refuses a library with others.
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
  * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1. */
-#define WIDTH 32
+#define WIDTH 40
 #define HEADER_FIELDS(F) F(instructions) F(values) F(scratch) F(patch)
 #define HEAD_FIELDS(F)                                                                                                   \
     F(code) F(in) F(out) F(out_bits) F(skip) F(clamp) F(gain) F(shift)                                                   \
     F(height) F(width) F(channels) F(out_height) F(out_width)
 #define CONV_FIELDS(F)                                                                                                   \
     F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
-    F(pad_h) F(pad_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
+    F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(out_channels)
 #define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average)
@@ -149,25 +149,37 @@ INLINE void advance(Pixel *p) {
     p->row++;
 }
 
-/* The activations that group g sees around the pixel y, x of the result, in the order of the weights' bits. What lies
+static __attribute__((noinline, cold)) int64_t divided(int64_t distance, int64_t dilation) {
+    return (distance + dilation - 1) / dilation;
+}
+
+/* How many taps of a window's axis lie nearer than `distance` to its first one. Divisions stay out of the loops. */
+INLINE int64_t taps(int64_t distance, int64_t dilation) {
+    int64_t near = most(0, distance);
+    return __builtin_expect(dilation == 1, 1) ? near : divided(near, dilation);
+}
+
+/* The activations that all channels see around the pixel y, x of the result, in the order of the weights' bits. What lies
  * outside of the image is left as it was: it is masked. Rows are read on over their ends, into the slack around them. */
 INLINE void gather(const Conv *c, const uint8_t *bits, int64_t y, int64_t x, uint8_t *to) {
     int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
-    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
+    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, taps(c->head.height - y0, c->dilation_h));
     const uint8_t *from = bits + y0 * line + (x * c->stride_w - c->pad_w) * bytes;
-    for (int64_t i = most(0, -y0); i < last; i++) copy(to + i * row, from + i * line, row);
+    line *= c->dilation_h;
+    for (int64_t i = taps(-y0, c->dilation_h); i < last; i++) copy(to + i * row, from + i * line, row);
 }
 
-/* The same for one of several groups, tap by tap, and bit by bit where its channels do not begin with a byte. */
-static void gather_group(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
+/* The same tap by tap, for group g and where a row leaves columns out; bit by bit if the group begins within a byte. */
+static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
     int64_t bytes = (c->head.channels + 7) / 8, channels = c->head.channels / c->groups, tap = (channels + 7) / 8;
-    int64_t y0 = y * c->stride_h - c->pad_h, x0 = x * c->stride_w - c->pad_w;
-    for (int64_t i = most(0, -y0); i < least(c->kernel_h, c->head.height - y0); i++)
-        for (int64_t j = most(0, -x0); j < least(c->kernel_w, c->head.width - x0); j++) {
-            const uint8_t *from = bits + ((y0 + i) * c->head.width + x0 + j) * bytes;
+    int64_t y0 = y * c->stride_h - c->pad_h, last_row = least(c->kernel_h, taps(c->head.height - y0, c->dilation_h));
+    int64_t x0 = x * c->stride_w - c->pad_w, last = least(c->kernel_w, taps(c->head.width - x0, c->dilation_w));
+    for (int64_t i = taps(-y0, c->dilation_h); i < last_row; i++)
+        for (int64_t j = taps(-x0, c->dilation_w); j < last; j++) {
+            const uint8_t *from = bits + ((y0 + i * c->dilation_h) * c->head.width + x0 + j * c->dilation_w) * bytes;
             uint8_t *target = to + (i * c->kernel_w + j) * tap;
-            if (channels % 8 == 0) {
-                copy(target, from + g * tap, tap);
+            if (g * channels % 8 == 0) { /* what follows its last channel in a byte is masked */
+                copy(target, from + g * channels / 8, tap);
                 continue;
             }
             memset(target, 0, tap);

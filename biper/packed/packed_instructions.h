@@ -202,8 +202,9 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
             m[p] = masks + kind * words;
             t[p] = terms[kind];
             masked |= kind != c->inside;
-            top = least(top, most(0, c->pad_h - y[p] * c->stride_h));
-            bottom = most(bottom, least(c->kernel_h, c->head.height + c->pad_h - y[p] * c->stride_h));
+            int64_t start = y[p] * c->stride_h - c->pad_h;
+            top = least(top, taps(-start, c->dilation_h));
+            bottom = most(bottom, least(c->kernel_h, taps(c->head.height - start, c->dilation_h)));
             if (c->pool ? p == TILE - 1 : p < count - 1 || count == TILE) advance(&next); /* else the last one again */
         }
         int64_t begin = top * row_bits / 64, end = (bottom * row_bits + 63) / 64;
@@ -211,10 +212,10 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
         for (int64_t g = 0; g < c->groups; g++) {
             for (int p = 0; p < TILE; p++) {
                 uint8_t *to = (uint8_t *)(r->gathered + p * patch);
-                if (c->groups == 1)
+                if (c->groups == 1 && c->dilation_w == 1)
                     gather(c, in, y[p], x[p], to);
                 else
-                    gather_group(c, in, g, y[p], x[p], to);
+                    gather_taps(c, in, g, y[p], x[p], to);
             }
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
                 int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;

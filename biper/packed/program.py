@@ -47,14 +47,15 @@ class Geometry:
     kernel: Pair
     stride: Pair
     padding: Pair
+    dilation: Pair
     groups: int
     pool: bool = False
 
     @property
     def sums(self) -> Pair:
         """Height and width of the convolution's result."""
-        triples = zip(self.kernel, self.stride, self.padding, self.shape[1:], strict=True)
-        height, width = (output_size(k, s, p, n) for k, s, p, n in triples)
+        axes = zip(self.kernel, self.stride, self.padding, self.dilation, self.shape[1:], strict=True)
+        height, width = (output_size(*axis) for axis in axes)
         return height, width
 
     @property
@@ -119,10 +120,10 @@ class Program:
         """
         g = geometry
         channels = g.shape[0] // g.groups
-        masks, terms, kinds = border(channels, g.kernel, g.stride, g.padding, g.shape[1:])
+        masks, terms, kinds = border(channels, g.kernel, g.stride, g.padding, g.dilation, g.shape[1:])
         words = masks.shape[1]
         tables = {"masks": masks, "terms": terms, "classes": kinds}
-        pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
+        pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding, "dilation": g.dilation}
         own = {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
         own |= {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}

@@ -1,12 +1,13 @@
 """Pack a checkpoint, compare the result with it, and say what it came to."""
 
+import json
 import logging
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import Different, UsageError
+from biper.files import write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
 from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack
+from biper.training.checkpoint import versions
 from biper.training.inheritance import evaluation
 from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
@@ -41,20 +44,45 @@ class Agreement:
     equal: int
 
 
+@dataclass(frozen=True)
+class Speed:
+    """The milliseconds that a batch of images takes, median of a few rounds."""
+
+    images: int
+    packed_ms: float
+    float32_ms: float
+    times_as_fast: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an export came to: the JSON file of --facts."""
+
+    model: str
+    checkpoint: str  # paths are as they were given
+    checkpoint_bytes: int
+    float32_bytes: int  # of the network's parameters and statistics
+    packed: str
+    packed_bytes: int
+    times_smaller: float  # than the network in float32
+    onnx: str | None
+    onnx_bytes: int | None
+    compared_on: str  # test images or random images
+    agreement: Agreement
+    computes: str  # how the packed network does on this machine
+    threads: int
+    speeds: tuple[Speed, ...]
+    versions: dict[str, str]
+
+
 @name_out_of_memory()
-def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, Any]) -> None:
-    """Write the packed file of a checkpoint of stage 2, and an ONNX file, and log what they are.
+def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, Any], facts: Path | None = None) -> None:
+    """Write the packed file of a checkpoint of stage 2, an ONNX file and the facts as JSON, and log what they are.
 
     given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
     file) if the packed network's predictions are not the checkpoint's.
     """
-    for path, ours in ((target, file.is_packed), (onnx, _is_onnx)):
-        if path:
-            _require_free(path, ours)
-    if onnx:
-        require_exporter()
-        if onnx.absolute() == target.absolute():
-            raise UsageError(f"-o and --onnx are the same file {target}: give two names")
+    _require_outputs({"-o": target, "--onnx": onnx, "--facts": facts})
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})
@@ -73,11 +101,14 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     if not _same(file.load_packed(target), packed):
         target.unlink()
         raise Different(f"{target} does not hold what was written: it is removed; is the disk in order?")
-    _log_sizes(network, checkpoint, target)
-    _log_speed(network, packed)
+    found = _facts(network, packed, checkpoint, target, agreement, source)
+    _log_facts(found)
     if onnx:
         export_onnx(packed, onnx, network.metadata.shown_size)
-        log.info("%s: %s bytes, with weights -1 and +1 as floats", onnx, f"{onnx.stat().st_size:,}")
+        found = replace(found, onnx=str(onnx), onnx_bytes=onnx.stat().st_size)
+        log.info("%s: %s bytes, with weights -1 and +1 as floats", onnx, f"{found.onnx_bytes:,}")
+    if facts:
+        write_text(json.dumps(asdict(found), indent=2), facts)
 
 
 def top1_of(contents: dict[str, Any]) -> float | None:
@@ -87,8 +118,28 @@ def top1_of(contents: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float | Tensor) else None
 
 
+def _require_outputs(paths: dict[str, Path | None]) -> None:
+    """Raise UsageError before work is done for files that cannot be written. paths: by the flag."""
+    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts}
+    given = {flag: path for flag, path in paths.items() if path}
+    for flag, path in given.items():
+        _require_free(path, kinds[flag])
+    if "--onnx" in given:
+        require_exporter()
+    for (flag, path), (other, same) in combinations(given.items(), 2):
+        if path.absolute() == same.absolute():
+            raise UsageError(f"{flag} and {other} are the same file {path}: give two names")
+
+
 def _is_onnx(path: Path) -> bool:
     return path.suffix == ".onnx"
+
+
+def _is_facts(path: Path) -> bool:
+    try:
+        return set(json.loads(path.read_text())) == {f.name for f in fields(Facts)}
+    except (ValueError, TypeError):
+        return False
 
 
 def _require_free(path: Path, ours: Callable[[Path], bool]) -> None:
@@ -133,27 +184,48 @@ def _same(one: PackedNetwork, other: PackedNetwork) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def _facts(
+    network: Network, packed: PackedNetwork, checkpoint: Path, target: Path, agreement: Agreement, source: str
+) -> Facts:
+    floats, size = sum(t.nbytes for t in network.state_dict().values()), target.stat().st_size
+    return Facts(
+        model=network.metadata.model,
+        checkpoint=str(checkpoint),
+        checkpoint_bytes=checkpoint.stat().st_size,
+        float32_bytes=floats,
+        packed=str(target),
+        packed_bytes=size,
+        times_smaller=floats / size,
+        onnx=None,
+        onnx_bytes=None,
+        compared_on=source,
+        agreement=agreement,
+        computes=packed.describe(),
+        threads=torch.get_num_threads(),
+        speeds=tuple(_speed(network, packed, count) for count in (1, 64)),
+        versions=versions(),
+    )
+
+
 @torch.inference_mode()
-def _log_speed(network: Network, packed: PackedNetwork) -> None:
+def _speed(network: Network, packed: PackedNetwork, count: int) -> Speed:
     """Both networks in turn, a few times; for figures to quote there is benchmarks/inference.py."""
-    size = network.metadata.shown_size
-    threads = torch.get_num_threads()
-    for count in (1, 64):
-        images = torch.randn(count, 3, size, size)
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for _ in range(ROUNDS):
-            for model, times in zip((network, packed), seconds, strict=True):
-                start = time.perf_counter()
-                model(images)
-                times.append(time.perf_counter() - start)
-        floats, bits = (1000 * statistics.median(times[1:]) for times in seconds)
+    images = torch.randn(count, 3, network.metadata.shown_size, network.metadata.shown_size)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for model, times in zip((network, packed), seconds, strict=True):
+            start = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - start)
+    floats, bits = (1000 * statistics.median(times[1:]) for times in seconds)
+    return Speed(count, bits, floats, floats / bits)
+
+
+def _log_facts(f: Facts) -> None:
+    log.info("%s: %s bytes", f.checkpoint, f"{f.checkpoint_bytes:,}")
+    log.info("its network in float32: %s bytes", f"{f.float32_bytes:,}")
+    size = f"{f.packed_bytes:,}"
+    log.info("%s: %s bytes, %.1f times smaller than the network in float32", f.packed, size, f.times_smaller)
+    for s in f.speeds:
         text = "%d image(s), %d threads: %.2f ms, in float32 %.2f ms: %.1f times as fast (%s)"
-        log.info(text, count, threads, bits, floats, floats / bits, packed.describe())
-
-
-def _log_sizes(network: Network, checkpoint: Path, target: Path) -> None:
-    whole, floats = checkpoint.stat().st_size, sum(t.nbytes for t in network.state_dict().values())
-    size = target.stat().st_size
-    log.info("%s: %s bytes", checkpoint, f"{whole:,}")
-    log.info("its network in float32: %s bytes", f"{floats:,}")
-    log.info("%s: %s bytes, %.1f times smaller than the network in float32", target, f"{size:,}", floats / size)
+        log.info(text, s.images, f.threads, s.packed_ms, s.float32_ms, s.times_as_fast, f.computes)

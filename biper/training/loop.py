@@ -170,16 +170,19 @@ def train_one_epoch(
     watcher: Watcher,
     totals: Totals | None = None,
     first_step: int = 0,
+    before_step: Callable[[int], None] = lambda steps: None,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,
 ) -> Metrics:
     """One epoch of SGD on the sum of the terms, of which one is called `loss`.
 
-    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; after_step is called
-    with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
+    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; before_step and
+    after_step are called with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when
+    the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
     for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
+        before_step(step - 1)
         with step_of_replicas():
             logits = model(images)
             values = {name: term.value(model, images, logits, labels) for name, term in terms.items()}

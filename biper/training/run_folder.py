@@ -10,7 +10,7 @@ import yaml
 
 from biper.errors import UsageError
 from biper.files import atomically
-from biper.models.checkpoint import read_checkpoint
+from biper.models.checkpoint import own_metadata, read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.settings import SETTINGS, Settings, convert, read_yaml
 
@@ -58,7 +58,7 @@ def read_settings(folder: Path, stage: int) -> dict[str, Any]:
     """
     if (folder / LATEST).exists():
         contents = read_checkpoint(folder / LATEST)
-        found = contents.get("metadata", {}).get("stage")
+        found = own_metadata(contents, folder / LATEST).stage if "format" in contents else None
         if found != stage:
             raise UsageError(f"{folder} holds no run of stage {stage}: its checkpoint is of stage {found}")
         return settings_of(contents)

@@ -18,6 +18,7 @@ from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite
 from biper.nn.quantization_error import quantization_error
+from biper.nn.quantizers import set_progress
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
 from biper.training.distributed import (
@@ -135,10 +136,15 @@ class Trainer:
             "history": self.history,
             "seconds": self.seconds,
             "metadata": self.network.metadata.to_plain(),
+            "progress": self.progress(self.step),
             "settings": run_settings(self.settings),
             "random_state": random_state(),
             "versions": versions(),
         }
+
+    def progress(self, steps: int) -> float:
+        """How much of the training is done after some steps of this epoch, 0 to 1: what quantizers are told."""
+        return (self.epoch + steps / len(self._train_loader())) / self.settings.epochs
 
     def last_lr(self) -> float:
         """The learning rate of the last step."""
@@ -157,6 +163,7 @@ class Trainer:
         totals, train = self._train(self.make_terms(tau))
         all_reduce_buffers(self.network)
         check_finite(self.network, f"at the end of epoch {epoch + 1}")
+        set_progress(self.network, self.progress(len(self._train_loader())))  # as its checkpoint has it
         test = self._evaluate_or_keep(totals)
         error = quantization_error(self.network)
         columns = metric_columns("train", train) | {"train_replaced": self._replaced()} | metric_columns("test", test)
@@ -195,6 +202,7 @@ class Trainer:
                 watcher=progress,
                 totals=totals,
                 first_step=self.step,
+                before_step=lambda steps: set_progress(self.network, self.progress(steps)),
                 after_step=self._save_if_due,
             )
         return totals, metrics

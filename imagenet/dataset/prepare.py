@@ -1,6 +1,6 @@
 """Unpack the archives of ImageNet (ILSVRC 2012) into class folders."""
 
-from biper.commands.cli import prepare_main
+from biper.commands.prepare import main
 
 if __name__ == "__main__":
-    prepare_main()
+    main()

@@ -1,19 +1,105 @@
-"""What a study came to: its table as Markdown and CSV, and its picture."""
+"""What an experiment came to: the tables of a recipe and of a study as Markdown and CSV, and their pictures."""
 
 import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from biper.experiments.plots import Lines, draw_bars, draw_lines, picture
+from biper.experiments.plan import Experiment, epochs_text
+from biper.experiments.plots import Lines, draw_bars, draw_lines, picture, plot_quantization_error
+from biper.experiments.release import Result
 from biper.experiments.run import Run
 from biper.experiments.studies import Study
 from biper.experiments.tables import Sample, markdown
 from biper.files import write_rows, write_text
+from biper.models.checkpoint import load_checkpoint
 from biper.nn.quantization_error import QuantizationError
 
 log = logging.getLogger("biper")
+QUANTITIES = {  # fields of Result, with what they are called and the digits that are shown
+    "stage1_top1": ("stage 1, real weights: best top-1 (%)", 2),
+    "stage2_top1": ("stage 2, binary weights: **best top-1 (%)**", 2),
+    "stage1_last_top1": ("stage 1: top-1 of the last epoch (%)", 2),
+    "stage2_last_top1": ("stage 2: top-1 of the last epoch (%)", 2),
+    "float_top1": ("float checkpoint, evaluated: top-1 (%)", 2),
+    "packed_top1": ("packed file, evaluated: top-1 (%)", 2),
+    "qe": ("quantization error, as published", 3),
+    "squared_error": ("squared quantization error, best scales", 3),
+    "float_bytes": ("network in float32 (bytes)", 0),
+    "packed_bytes": ("packed file (bytes)", 0),
+    "stage1_seconds": ("seconds an epoch of stage 1, median", 1),
+    "stage2_seconds": ("seconds an epoch of stage 2, median", 1),
+}
+
+
+def epoch_rows(stages: Mapping[int, Run], **labels: int) -> list[dict[str, Any]]:
+    """metrics.csv of both stages as one, a row an epoch."""
+    return [{**labels, "stage": stage, **row} for stage, run in stages.items() for row in run.history]
+
+
+def report_recipe(experiment: Experiment, runs: Mapping[int, Mapping[int, Run]], results: Mapping[int, Result]) -> None:
+    """Logs, pictures and tables of the seeds that are done; the quantization error is drawn of the first one's."""
+    folder = experiment.folder
+    write_rows([row for seed, stages in runs.items() for row in epoch_rows(stages, seed=seed)], folder / "metrics.csv")
+    _draw_learning_curves(runs, folder / "learning_curves.png")
+    seed, first = next(iter(runs.items()))
+    best = [(f"seed {seed}, stage {stage}", load_checkpoint(run.checkpoint)) for stage, run in first.items()]
+    plot_quantization_error(best, folder / "quantization_error.png")
+    _write_results(experiment, results, folder)
+
+
+def _write_results(experiment: Experiment, results: Mapping[int, Result], folder: Path) -> None:
+    """results.md and results.csv: mean, standard deviation, n, what is published, and every seed's value."""
+    samples = {
+        name: Sample({seed: getattr(result, name) for seed, result in results.items()}, digits)
+        for name, (_, digits) in QUANTITIES.items()
+    }
+    known = {"stage2_top1": experiment.published_top1}
+    epochs = {"epochs": epochs_text(experiment.recipe.epochs), "published_epochs": experiment.published_epochs}
+    rows = [
+        {"quantity": name, **s.columns(list(results)), "published": known.get(name), **epochs}
+        for name, s in samples.items()
+    ]
+    write_rows(rows, folder / "results.csv")
+    summary = [
+        [QUANTITIES[name][0], s.number(s.mean), s.number(s.std), str(s.n), s.number(known.get(name))]
+        for name, s in samples.items()
+    ]
+    seeds = [[f"seed {seed}", *(s.number(s.values[seed]) for s in samples.values())] for seed in results]
+    summed_up = markdown(["", "mean", "std", "n", f"published ({experiment.published_epochs} epochs)"], summary)
+    made = dict.fromkeys(f"Machine: {r.machine}. Versions: {r.versions_text()}." for r in results.values())
+    parts = [
+        f"# {experiment.recipe.model} on {experiment.data}",
+        experiment.preface(),
+        summed_up,
+        "The best epoch is chosen on the test images, as in the published code; the last one is not chosen.",
+        markdown(["", *samples], seeds),
+        *made,
+        "![](learning_curves.png)\n\n![](quantization_error.png)",
+    ]
+    write_text("\n\n".join(parts), folder / "results.md")
+    log.info("\n%s\nwrote %s", summed_up, folder / "results.md")
+
+
+def _draw_learning_curves(runs: Mapping[int, Mapping[int, Run]], path: Path) -> None:
+    """Accuracy, loss and quantization error over the epochs, a column a stage; in training and on the test images."""
+    panels = (
+        ("top-1 (%)", {"training": "train_top1", "test": "test_top1"}),
+        ("cross-entropy", {"training": "train_loss", "test": "test_loss"}),
+        ("quantization error", {"": "qe"}),
+    )
+    with picture(path, len(panels), 2, 4.8, 2.8) as (_, axes):
+        for column, stage in enumerate((1, 2)):
+            histories = [by_stage[stage].history for by_stage in runs.values()]
+            for row, (label, columns) in enumerate(panels):
+                lines = [
+                    (title, [([r["epoch"] for r in history], [r[name] for r in history]) for history in histories])
+                    for title, name in columns.items()
+                ]
+                draw_lines(axes[row, column], lines, xlabel="epoch", ylabel=label)
+            axes[0, column].set_title(f"stage {stage}, {('real', 'binary')[column]} weights")
 
 
 @dataclass(frozen=True)
@@ -50,27 +136,26 @@ def samples(outcomes: Mapping[int, Outcome]) -> Samples:
     }
 
 
-def write_study(study: Study, outcomes: Outcomes, folder: Path, preface: str) -> None:
+def report_study(name: str, study: Study, outcomes: Outcomes, folder: Path, preface: str) -> None:
     """A study's table as Markdown and CSV, and its picture, of the variants that have come to something."""
     outcomes = {title: by_seed for title, by_seed in outcomes.items() if by_seed}
     if not outcomes:
         return
     found = {title: samples(by_seed) for title, by_seed in outcomes.items()}
     seeds = sorted({seed for by_seed in outcomes.values() for seed in by_seed})
-    head = ["n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]
     rows = [
-        {"variant": title, "stage": stage, "quantity": name, **dict(zip(head, sample.row(seeds), strict=True))}
+        {"variant": title, "stage": stage, "quantity": quantity, **sample.columns(seeds)}
         for title, measured in found.items()
-        for (stage, name), sample in measured.items()
+        for (stage, quantity), sample in measured.items()
     ]
-    write_rows(rows, folder / f"{study.name}.csv")
+    write_rows(rows, folder / f"{name}.csv")
     parts = [f"# {study.question}", preface, _table(study, found), EXPLAINED.format(base=study.base)]
     if study.over_freq:
         parts += ["freq·std(w) after stage 1, layer by layer, mean over the seeds:", _layer_table(outcomes)]
-    write_text("\n\n".join([*parts, f"![]({study.name}.png)"]), folder / f"{study.name}.md")
+    write_text("\n\n".join([*parts, f"![]({name}.png)"]), folder / f"{name}.md")
     draw = _draw_frequency if study.over_freq else _draw_variants
-    draw(outcomes, folder / f"{study.name}.png")
-    log.info("wrote %s with its .csv and .png", folder / f"{study.name}.md")
+    draw(outcomes, folder / f"{name}.png")
+    log.info("wrote %s with its .csv and .png", folder / f"{name}.md")
 
 
 def _table(study: Study, found: Mapping[str, Samples]) -> str:
@@ -80,7 +165,7 @@ def _table(study: Study, found: Mapping[str, Samples]) -> str:
     rows = []
     for title, measured in found.items():
         cells = [str(measured.get(column, "-")) for column in columns]
-        rows.append([title, str(len(measured[2, TOP1].values)), *cells[:2], _gap(study, found, title), *cells[2:]])
+        rows.append([title, str(measured[2, TOP1].n), *cells[:2], _gap(study, found, title), *cells[2:]])
     return markdown(["", "n", *heads[:2], "difference", *heads[2:]], rows)
 
 

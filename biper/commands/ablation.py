@@ -1,0 +1,31 @@
+"""Variants of a recipe over seeds: ablation.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from biper.commands.arguments import Parser, add_experiment
+from biper.commands.process import run_experiment
+from biper.errors import run_command
+from biper.experiments.studies import STUDIES
+
+
+def build_parser(prog: str) -> Parser:
+    """The recipe, its seeds, every setting of data and hardware, and the studies."""
+    text = f"Variants of a recipe over seeds, which answer the questions of studies: {', '.join(STUDIES)}."
+    parser = Parser(prog=prog, description=text)
+    add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
+    parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), help="default: all of them")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "ablation.py") -> None:
+    """Train what is missing, and write what it came to. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
+    run_command(lambda: _ablate(vars(build_parser(prog).parse_args(argv))))
+
+
+def _ablate(given: dict[str, Any]) -> None:
+    from biper.experiments.ablation import ablate
+    from biper.experiments.plan import planned
+
+    experiment = planned("ablation", given)
+    run_experiment(lambda: ablate(experiment, given.get("studies", tuple(STUDIES))))

@@ -1,0 +1,38 @@
+"""What commands do with their process before and around their work."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from biper.errors import UsageError
+
+if TYPE_CHECKING:
+    from biper.training.distributed import Processes
+
+
+def prepare_process() -> "Processes":
+    """Make this process ready to compute and to log, before its first tensor, and find its place among others."""
+    from biper.training.distributed import launched_processes
+    from biper.training.log import log_to_console
+    from biper.training.process import flush_denormals, keep_memory
+
+    flush_denormals()
+    keep_memory()
+    processes = launched_processes()
+    log_to_console(logging.INFO if processes.main else logging.WARNING)
+    return processes
+
+
+def run_experiment(conduct: Callable[[], None]) -> None:
+    """Conduct an experiment in this process alone; one that is interrupted says how it goes on."""
+    from biper.training.process import signals_interrupt
+
+    if prepare_process().size > 1:
+        raise UsageError("an experiment runs in one process: train by torchrun with main.py, or give --gpus 0,1")
+    try:
+        with signals_interrupt():
+            conduct()
+    except KeyboardInterrupt as error:
+        print(f"stopped by {error}; what is saved stays: the same command goes on from there", file=sys.stderr)
+        raise
