@@ -44,13 +44,7 @@ def main(data, size, dali, out):
             gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
         if processes.main:
             Path(out).mkdir()
-            torch.save(
-                {
-                    "gradients": gradients,
-                    "metrics": {**metrics.terms, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count},
-                },
-                Path(out) / "first.pt",
-            )
+            torch.save({"gradients": gradients, "metrics": means}, Path(out) / "first.pt")
 
 
 def in_float64(initial_network):

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import epoch, gradients, inference, scaling, train_step
+from benchmarks import epoch, gradients, inference, scaling, train_step, variants
 from benchmarks.published import published_model
-from benchmarks.variants import Case, bare_convolutions, eager, ours
+from benchmarks.variants import Case, eager, ours
 from biper.errors import UsageError
 from biper.models import create_model
 from biper.training import acceleration, train
@@ -39,10 +39,16 @@ def test_the_published_formulation_has_the_same_parameters():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_step_changes_the_network():
-    case = Case("resnet20_1w1a", "cifar10", 1, 2, CPU)
-    for build in (eager, ours, bare_convolutions):
-        build(case)()
+@pytest.mark.parametrize(("build", "maker"), [(eager, "published_model"), (ours, "create_model")])
+def test_a_step_changes_the_network(monkeypatch, build, maker):
+    networks, make = [], getattr(variants, maker)
+    monkeypatch.setattr(
+        variants, maker, lambda *args, **options: networks.append(make(*args, **options)) or networks[0]
+    )
+    step = build(Case("resnet20_1w1a", "cifar10", 1, 2, CPU))
+    before = [parameter.detach().clone() for parameter in networks[0].parameters()]
+    step()
+    assert not any(torch.equal(new, old) for new, old in zip(networks[0].parameters(), before, strict=True))
 
 
 def test_gradients(monkeypatch, capsys):
