@@ -34,7 +34,7 @@ def loader(train, count=300, batch_size=128):
 
 def network(**options):
     torch.manual_seed(0)
-    return create_model("resnet20_1w1a", **options)
+    return create_model("resnet20_1w1a", freq=20.0, **options)
 
 
 def sgd(model, lr=0.05):

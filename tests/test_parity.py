@@ -25,12 +25,12 @@ ROUNDING = 2e-6  # of the gradient of the same layer's weight
 
 def networks(family, name, classes, images):
     """Stage 1 filled; stage 2 as the published code was measured. Both in float64."""
-    first = create_model(name, family=family, num_classes=classes, stage=1)
+    first = create_model(name, family=family, num_classes=classes, freq=20.0, stage=1)
     fill(first.state_dict())
-    moved = create_model(name, family=family, num_classes=classes, stage=1)
+    moved = create_model(name, family=family, num_classes=classes, freq=20.0, stage=1)
     moved.load_state_dict(first.state_dict())
     moved.double().train()(images)
-    second = create_model(name, family=family, num_classes=classes, stage=2).double()
+    second = create_model(name, family=family, num_classes=classes, freq=20.0, stage=2).double()
     second.load_state_dict(moved.state_dict())
     return {1: first.double(), 2: second}
 
@@ -60,7 +60,7 @@ def test_parity(family, name, classes, stage):
 
 def test_float32_agrees_where_no_activation_is_almost_zero():
     numbers = np.load(FOLDER / "cifar10_resnet20_1w1a.npz")
-    model = create_model("resnet20_1w1a", stage=1)
+    model = create_model("resnet20_1w1a", freq=20.0, stage=1)
     fill(model.state_dict())
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(inputs("cifar10")[0]), numbers["stage1_logits"], atol=1e-4)
