@@ -42,6 +42,7 @@ def main(data, size, dali, out):
             train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
         except Enough:
             gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
+        means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
         if processes.main:
             Path(out).mkdir()
             torch.save({"gradients": gradients, "metrics": means}, Path(out) / "first.pt")
