@@ -19,7 +19,7 @@ import torch
 import torchvision.datasets.cifar as cifar
 
 from benchmarks.variants import machine
-from biper.commands import cli
+from biper.commands.train import main as train_main
 from biper.training import acceleration, train
 from biper.training.acceleration import Accelerated
 
@@ -89,7 +89,7 @@ def main() -> None:
         write_images(Path(folder), args.images, args.tests)
         given = ["--data_path", folder, "--results_dir", f"{folder}/run", "--epochs", "1", "--freq", "20", *options]
         start = time.perf_counter()
-        cli.main("cifar10", 1, given)
+        train_main("cifar10", 1, given)
         command = time.perf_counter() - start
     epoch = watch.seconds["epoch"]
     print(f"\n{machine()}")
