@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from biper.nn.layers import BinaryConv2d, BinaryLinear, binarize_
     from biper.nn.losses import periodic_regularizer
     from biper.nn.quantization_error import quantization_error
-    from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign, Sine, SquareWave, WeightQuantizer
+    from biper.nn.quantizers import (
+        InputQuantizer,
+        PolynomialSign,
+        Sign,
+        Sine,
+        SquareWave,
+        WeightQuantizer,
+        register_quantizer,
+    )
     from biper.packed.file import load_packed, save_packed
     from biper.packed.onnx import export_onnx
     from biper.packed.pack import pack
@@ -40,6 +48,7 @@ __all__ = [
     "pack",
     "periodic_regularizer",
     "quantization_error",
+    "register_quantizer",
     "save_packed",
     "square_wave",
 ]
@@ -52,7 +61,15 @@ _HOME = {
     "nn.layers": ("BinaryConv2d", "BinaryLinear", "binarize_"),
     "nn.losses": ("periodic_regularizer",),
     "nn.quantization_error": ("quantization_error",),
-    "nn.quantizers": ("InputQuantizer", "PolynomialSign", "Sign", "Sine", "SquareWave", "WeightQuantizer"),
+    "nn.quantizers": (
+        "InputQuantizer",
+        "PolynomialSign",
+        "Sign",
+        "Sine",
+        "SquareWave",
+        "WeightQuantizer",
+        "register_quantizer",
+    ),
     "packed.file": ("load_packed", "save_packed"),
     "packed.onnx": ("export_onnx",),
     "packed.pack": ("pack",),

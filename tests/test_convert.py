@@ -243,3 +243,51 @@ def test_a_file_of_ones_own_needs_a_model_that_fits(tmp_path):
         biper.load_packed(file, model=nn.Linear(2, 2))
     with pytest.raises(UsageError, match=r"give image_size or example"):
         biper.export_onnx(biper.load_packed(file, model=network(8)), tmp_path / "net.onnx")
+
+
+def test_a_file_of_ones_own_says_what_its_layers_compute(tmp_path):
+    def network(**options):
+        return nn.Sequential(BinaryConv2d(4, 8, 3, weight_quantizer=biper.Sign(), **options))
+
+    file = tmp_path / "net.safetensors"
+    biper.save_packed(biper.pack(network(stride=2)), file)
+    for options in ({"stride": 1}, {"stride": 2, "padding": 1}, {"stride": 2, "input_quantizer": None}):
+        with pytest.raises(UsageError, match="does not fit the model: its 0 is"):
+            biper.load_packed(file, model=network(**options))
+
+
+def test_a_layer_in_two_places_is_saved_and_loaded(tmp_path):
+    def network():
+        shared = BinaryConv2d(8, 8, 3, padding=1, weight_quantizer=biper.Sign())
+        return nn.Sequential(shared, nn.Hardtanh(), shared).eval()
+
+    x, packed = torch.randn(2, 8, 5, 5), biper.pack(network())
+    biper.save_packed(packed, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(biper.load_packed(tmp_path / "net.safetensors", model=network())(x), packed(x))
+
+
+def test_attention_hooks_and_computed_weights_stay_real_and_a_normalization_is_no_pooling():
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(16, 2, 16, batch_first=True),
+        nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)),
+        nn.Linear(16, 16),
+        nn.Linear(16, 16),
+        nn.ReLU(),
+        nn.InstanceNorm1d(4),
+        nn.Linear(16, 16),
+    )
+    model[2].register_forward_hook(lambda *_: None)
+    biper.convert(model, weight_quantizer=biper.Sign(), skip=(), verbose=False)
+    assert [name for name, _ in binary_layers(model)] == ["3", "6"]
+    assert isinstance(model[4], nn.ReLU)  # what follows makes its values negative again
+    x = torch.randn(2, 4, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(biper.pack(model.eval())(x), model(x))
+
+
+def test_other_types_than_float32_and_converted_registered_networks():
+    with pytest.raises(UsageError, match=r"packed in float32, this one is torch\.float64"):
+        biper.pack(nn.Sequential(BinaryConv2d(4, 8, 3, weight_quantizer=biper.Sign())).double())
+    twin = biper.convert(biper.create_model("resnet20_32w32a"), weight_quantizer=biper.Sign(), verbose=False)
+    assert biper.pack(twin).metadata is None  # it is no longer what its metadata say

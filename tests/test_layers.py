@@ -119,6 +119,13 @@ def test_binarize_keeps_the_latent_weights_and_takes_the_signs_of_the_real_ones(
     assert describe(layers[0].weight_quantizer) == {"name": "square_wave", "freq": 7.0}
     assert describe(layers[1].weight_quantizer) == {"name": "sign"}
     assert not any(module.training for module in network.modules())
+
+    class Real(Sine):
+        def binarized(self):
+            return self
+
+    with pytest.raises(UsageError, match="Real is real"):
+        binarize_(BinaryLinear(2, 2, weight_quantizer=Real(1.0)))
     with pytest.raises(UsageError, match="nothing to make binary"):
         binarize_(torch.nn.Linear(2, 2))
 

@@ -172,6 +172,14 @@ def test_weights_that_come_with_biper_and_those_of_a_file():
             create_model(name, checkpoint_path=path, **given)
     with pytest.raises(UsageError, match="leave weight_quantizer"):
         create_model("resnet20_1w1a", pretrained=True, weight_quantizer=Sign())
+    with pytest.raises(UsageError, match="real activations: leave input_quantizer out"):
+        create_model("resnet20_1w32a", input_quantizer=Sign())
+    with pytest.raises(UsageError, match="real weights: leave weight_quantizer out"):
+        create_model("resnet20_32w32a", weight_quantizer=Sign())
+    mixed = create_model("resnet20_1w1a")
+    mixed.layer1[0].conv1.weight_quantizer = Sign()
+    with pytest.raises(UsageError, match="the layers have different quantizers"):
+        _ = mixed.metadata
     with pytest.raises(UsageError, match="leave freq and stage out"):
         create_model("resnet20_1w1a", weight_quantizer=Sign(), freq=20.0)
 

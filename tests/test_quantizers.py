@@ -17,7 +17,7 @@ from biper.nn.quantizers import (
     WeightQuantizer,
     build_quantizer,
     describe,
-    register,
+    register_quantizer,
     set_progress,
 )
 
@@ -109,9 +109,9 @@ def test_one_of_ones_own_is_registered_once_and_described_by_its_attributes(monk
 
     with pytest.raises(UsageError, match="Shifted is not registered"):
         describe(Shifted())
-    assert describe(register("shifted")(Shifted)(shift=0.25)) == {"name": "shifted", "shift": 0.25}
+    assert describe(register_quantizer("shifted")(Shifted)(shift=0.25)) == {"name": "shifted", "shift": 0.25}
     with pytest.raises(ValueError, match="'shifted' already"):
-        register("shifted")(Shifted)
+        register_quantizer("shifted")(Shifted)
 
     class Forgetful(Shifted):
         def __init__(self, shift):

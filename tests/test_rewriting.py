@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from benchmarks.published import published_model, published_regularizer
 from biper.cpu.rewriting import fuse, fused_regularizer
 from biper.models import create_model, list_models
-from biper.nn.layers import BinaryConv2d, binary_layers
+from biper.nn.layers import BinaryConv2d, BinaryLinear, binary_layers
 from biper.nn.losses import periodic_regularizer
 from biper.nn.quantizers import SquareWave
 
@@ -228,3 +228,13 @@ def test_one_value_a_channel_has_no_variance():
     network = torch.nn.Sequential(BinaryConv2d(16, 16, 1), torch.nn.BatchNorm2d(16)).train()
     with pytest.raises(ValueError, match="more than one value per channel"):
         fuse(network)(-torch.ones(1, 16, 1, 1))
+
+
+def test_the_fused_regularizer_takes_linear_layers_too():
+    model = torch.nn.Sequential(BinaryLinear(16, 16, weight_quantizer=SquareWave(20.0)), BinaryConv2d(16, 16, 1))
+    ours, theirs = fused_regularizer(model, 0.5), periodic_regularizer(model, 0.5)
+    torch.testing.assert_close(ours, theirs)
+    for gradient, other in zip(
+        *(torch.autograd.grad(x, [m.weight for m in model]) for x in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(gradient, other)

@@ -48,7 +48,8 @@ def _call(name: str, *arguments: Tensor | float | None) -> Any:  # noqa: ANN401
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if x is not None and x.dim() == 4 else torch.contiguous_format
+    return None if x is None else x.contiguous(memory_format=layout)
 
 
 def _shape(x: Tensor, half: bool) -> tuple[int, int, int, int]:
@@ -203,7 +204,7 @@ def unit(
 
 
 def standardized_signs(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """binarize.standardized_sign of float32 activations (N, C, H, W), in another type."""
+    """standardized_sign of float32 activations (N, C, H, W), in another type."""
     return cast(Tensor, _Signs.apply(a, dtype))
 
 

@@ -139,14 +139,16 @@ def _fits(module: nn.Module | None) -> bool:
     if type(module) is not BinaryConv2d or module.input_quantizer is None or module.bias is not None:
         return False
     channels = (module.in_channels, module.out_channels)
-    return not is_watched(module) and not any(c % functions.LANES for c in channels)
+    watched = any(is_watched(m) for m in (module, module.weight_quantizer))
+    return not watched and not any(c % functions.LANES for c in channels)
 
 
 class Fused:
     """A network's forward pass around the kernels: images (N, 3, H, W) to logits, differentiable in training.
 
     It takes the place of network.forward on the CPU, in float32 or under bfloat16 autocast. The graph is traced when a
-    mode is first used; a network that cannot be traced says so in one line and runs as it is.
+    mode is first used: weight quantizers may change later, input quantizers and layers that come in the place of others
+    are not seen. A network that cannot be traced says so in one line and runs as it is.
     """
 
     def __init__(self, network: nn.Module) -> None:

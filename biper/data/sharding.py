@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Loader(Protocol):
-    """What the engine needs of a source of batches."""
+    """What the loop needs of a source of batches."""
 
     count: int  # images that a pass covers, over all processes
     device: torch.device

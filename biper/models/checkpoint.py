@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biper.errors import UsageError
+from biper.errors import UsageError, one_line
 from biper.models import published
 from biper.models.metadata import Metadata, metadata_from
 from biper.models.registry import Network, network_like
@@ -124,13 +124,18 @@ def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
         return metadata_from(contents["metadata"])
     except UsageError as error:
         raise UsageError(f"{path} cannot be rebuilt: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} has no readable metadata: {error}") from error
 
 
 def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Network:
     """The network that metadata describe, with these weights. Raises UsageError listing names that do not fit."""
-    network = network_like(metadata)
+    try:
+        network = network_like(metadata)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # of damaged metadata
+        raise UsageError(f"{path} has no readable metadata: {one_line(error)}") from error
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.items()}
     if shapes != found:

@@ -34,11 +34,14 @@ class Network(nn.Module):
     def metadata(self) -> Metadata:
         """What it is; its quantizers are those that its layers have now."""
         metadata: Metadata = self.__dict__["_metadata"]
-        layer = next((layer for _, layer in binary_layers(self)), None)
-        if layer is None:
+        layers = [layer for _, layer in binary_layers(self)]
+        if not layers:
             return metadata
-        inputs = None if layer.input_quantizer is None else describe(layer.input_quantizer)
-        return replace(metadata, weight_quantizer=describe(layer.weight_quantizer), input_quantizer=inputs)
+        weights = [describe(layer.weight_quantizer) for layer in layers]
+        inputs = [None if layer.input_quantizer is None else describe(layer.input_quantizer) for layer in layers]
+        if weights.count(weights[0]) < len(layers) or inputs.count(inputs[0]) < len(layers):
+            raise UsageError("the layers have different quantizers, which metadata, and so a file, cannot say")
+        return replace(metadata, weight_quantizer=weights[0], input_quantizer=inputs[0])
 
     @metadata.setter
     def metadata(self, value: Metadata) -> None:
@@ -116,6 +119,12 @@ def create_model(
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
     if weight_quantizer is not None and not (freq is None and stage is None):
         raise UsageError("weight_quantizer says how the weights become binary: leave freq and stage out")
+    if input_quantizer is not None and not name.endswith("_1w1a"):
+        raise UsageError(f"{name} has real activations: leave input_quantizer out")
+    if weight_quantizer is not None and name.endswith("_32w32a"):
+        raise UsageError(f"{name} has real weights: leave weight_quantizer out")
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"num_classes is at least 1, not {num_classes}")
     if stage not in (None, 1, 2):
         raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
     if pretrained or checkpoint_path is not None:
@@ -141,8 +150,8 @@ def create_model(
 
 def network_like(m: Metadata) -> Network:
     """A freshly initialized network as metadata describe it. Raises UsageError for an unknown name."""
-    weights = build_quantizer(m.weight_quantizer, WEIGHT_QUANTIZERS)
     inputs = None if m.input_quantizer is None else build_quantizer(m.input_quantizer, INPUT_QUANTIZERS)
+    weights = None if m.model.endswith("_32w32a") else build_quantizer(m.weight_quantizer, WEIGHT_QUANTIZERS)
     network = create_model(
         m.model, family=m.family, num_classes=m.num_classes, weight_quantizer=weights, input_quantizer=inputs
     )

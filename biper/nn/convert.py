@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from biper.errors import UsageError
-from biper.nn.graph import module_of, trace
+from biper.nn.graph import is_watched, module_of, trace
 from biper.nn.layers import BIPER_INPUTS, BinaryConv2d, BinaryLinear, binary_layers
 from biper.nn.quantizers import InputQuantizer, WeightQuantizer
 
@@ -18,17 +18,20 @@ Skip = Callable[[str, nn.Module], str | bool | None] | Iterable[str]
 Rule = Callable[[str, nn.Module], str | None]  # why a layer stays real; None: it does not
 DOWNSAMPLING = ("downsample", "shortcut", "skip", "proj")  # names under which networks keep the branch of a skip
 NOT_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus, nn.Hardsigmoid)
-RELU_NAMES = ("relu", "relu_", "relu6", "sigmoid", "softplus", "hardsigmoid")
-KEPT = ("add", "iadd", "cat", "flatten", "view", "reshape", "contiguous", "dropout", "getitem", "permute")
+NOT_NEGATIVE_FUNCTIONS = ("relu", "relu_", "relu6", "sigmoid", "softplus", "hardsigmoid")
+ADDING = ("add", "iadd", "add_")
+KEPT = ("cat", "flatten", "view", "reshape", "contiguous", "dropout", "getitem", "permute")
 Source = tuple[nn.Module | None, str]  # a module or None, and what it is in words
-WITH_WEIGHTS = (
-    BinaryConv2d,
-    BinaryLinear,
-    nn.modules.conv._ConvNd,
-    nn.Linear,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
+KEEPING = (  # modules whose results are non-negative if their inputs are
+    nn.Identity,
+    nn.Hardtanh,
+    nn.Flatten,
+    nn.Upsample,
+    nn.modules.dropout._DropoutNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
 )
 
 
@@ -58,7 +61,8 @@ def convert(
     Weights and biases are taken over; alpha starts where the new layer's weights are closest to the old, channel by
     channel. skip says what stays real: names (patterns such as 'layer1.*' too), or a function of name and module that
     gives the reason, or None; by default the first convolution, the last linear layer and the 1x1 convolutions that
-    adapt a skip. Subclasses of one's own, transposed convolutions and padding modes other than zeros stay real.
+    adapt a skip. Subclasses, layers with hooks, those whose weights a
+    module around them reads (attention), and padding modes other than zeros stay real.
 
     A ReLU whose result goes into a sign would make every activation +1: a hardtanh takes its place. What was done is
     printed unless verbose is False, and kept as `model.conversion`. Raises UsageError if nothing would be converted.
@@ -68,7 +72,8 @@ def convert(
             raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
     layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     reason_of = _skip_rule(skip, layers)
-    reasons = {name: reason_of(name, layer) or _obstacle(layer) for name, layer in layers.items()}
+    read_outside = _read_by_parents(model)
+    reasons = {name: reason_of(name, layer) or _obstacle(layer, read_outside) for name, layer in layers.items()}
     chosen = {layers[name] for name, reason in reasons.items() if not reason}
     if not chosen:
         known = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
@@ -117,6 +122,8 @@ def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Rule:
             return found if isinstance(found, str) and found else "skipped" if found else None
 
         return reason
+    if not isinstance(skip, Iterable):
+        raise UsageError(f"skip: names or a function, not {skip!r}")
     patterns = [skip] if isinstance(skip, str) else list(skip)
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
@@ -126,12 +133,22 @@ def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Rule:
     return lambda name, layer: "skipped" if any(fnmatch.fnmatchcase(name, p) for p in patterns) else None
 
 
-def _obstacle(layer: nn.Module) -> str | None:
+def _read_by_parents(model: nn.Module) -> set[nn.Module]:
+    """Layers whose weights another module reads by itself, without calling them."""
+    parents = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    return {child for parent in model.modules() if isinstance(parent, parents) for child in parent.children()}
+
+
+def _obstacle(layer: nn.Module, read_outside: set[nn.Module]) -> str | None:
     """Why a layer cannot be binary, whatever the rule says."""
+    if layer in read_outside:
+        return "the module around it reads its weights"
     if isinstance(layer, BinaryConv2d | BinaryLinear):
         return "it is binary already"
     if type(layer) not in (nn.Conv2d, nn.Linear):
         return f"a {type(layer).__name__} may compute in a way of its own"
+    if is_watched(layer) or "weight" not in layer._parameters:
+        return "it has hooks, or a weight that is computed"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"its padding mode is {layer.padding_mode!r}"
     return None
@@ -174,7 +191,7 @@ def _substitute(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module
 
 def _open_signs(model: nn.Module) -> list[Decision]:
     """Put a hardtanh in the place of each ReLU in front of a sign; a warning names what cannot be replaced."""
-    found = list(_blocking(model))
+    found = list(_blocking(model, guess=True))
     names = {module: name for name, module in model.named_modules()}
     relus = {module for _, module, _ in found if isinstance(module, nn.ReLU | nn.ReLU6)}
     made: dict[nn.Module, nn.Module] = {relu: nn.Hardtanh(inplace=bool(relu.inplace)) for relu in relus}
@@ -192,14 +209,14 @@ def _open_signs(model: nn.Module) -> list[Decision]:
 
 
 def find_blocked_signs(model: nn.Module) -> set[str]:
-    """The names of the binary layers all of whose inputs come out of a ReLU or the like, as far as the graph tells."""
-    return {layer for layer, _, _ in _blocking(model)}
+    """The names of the binary layers all of whose inputs come out of a ReLU or the like; none without a graph."""
+    return {layer for layer, _, _ in _blocking(model, guess=False)}
 
 
-def _blocking(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str]]:
+def _blocking(model: nn.Module, guess: bool) -> Iterator[tuple[str, nn.Module | None, str]]:
     """Binary layers, each with what makes their inputs non-negative: a module or None, and what it is in words.
 
-    Where a network cannot be traced, every ReLU that is a module counts as in front of the next binary layer.
+    Where a network cannot be traced, every ReLU that is a module counts if they are to be guessed, else none.
     """
     binary = {layer: name for name, layer in binary_layers(model) if layer.input_quantizer is not None}
     modules = dict(model.named_modules())
@@ -207,7 +224,8 @@ def _blocking(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str]]:
         graph = trace(model, plain=False)
     except Exception:  # whatever a network of somebody's own may do
         layer = next(iter(binary.values()), "")
-        yield from ((layer, m, name) for name, m in modules.items() if isinstance(m, nn.ReLU | nn.ReLU6) and layer)
+        relus = [(name, m) for name, m in modules.items() if isinstance(m, nn.ReLU | nn.ReLU6) and guess and layer]
+        yield from ((layer, relu, name) for name, relu in relus)
         return
     sources: dict[fx.Node, list[Source]] = {}  # by what makes a value non-negative; empty if it can be negative
     for node in graph.nodes:
@@ -222,7 +240,12 @@ def _sources(node: fx.Node, module: nn.Module | None, given: list[list[Source]])
     name = getattr(node.target, "__name__", str(node.target))
     if isinstance(module, NOT_NEGATIVE):
         return [(module, str(node.target))]
-    if node.op in ("call_function", "call_method") and name in RELU_NAMES:
+    if node.op in ("call_function", "call_method") and name in NOT_NEGATIVE_FUNCTIONS:
         return [(None, f"the function {name} ({node.name})")]
-    kept = "pool" in name or name.rstrip("_") in KEPT if module is None else not isinstance(module, WITH_WEIGHTS)
+    if module is not None:
+        kept = isinstance(module, KEEPING)
+    elif name in ADDING:
+        kept = len(given) == len(node.args)  # nothing is added but other nodes
+    else:
+        kept = "pool" in name or name.rstrip("_") in KEPT
     return [source for sources in given for source in sources] if kept and given and all(given) else []

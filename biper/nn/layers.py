@@ -34,8 +34,10 @@ class _Quantized(nn.Module):
         for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
             if value is not None and not isinstance(value, kind):
                 raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
-        self.weight_quantizer = copy.deepcopy(weight_quantizer)
+        self.weight_quantizer = copy.deepcopy(weight_quantizer).to(self.weight.device)
         self.input_quantizer = copy.deepcopy(input_quantizer)
+        if self.input_quantizer is not None:
+            self.input_quantizer.to(self.weight.device)
         self.watched: dict[str, bool] = {}
 
     def effective_weight(self) -> Tensor:
@@ -95,11 +97,12 @@ class BinaryConv2d(_Quantized, nn.Conv2d):
         self._take(weight_quantizer, input_quantizer)
         self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1, device=device, dtype=dtype))
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        if a.dim() != 4:
-            raise UsageError(f"BinaryConv2d takes batches (N, C, H, W), not {tuple(a.shape)}: one image is x[None]")
-        x, w = self.quantized_input(a), self.effective_weight()
+    def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Conv2d calls it
+        """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        if input.dim() != 4:
+            shape = tuple(input.shape)
+            raise UsageError(f"BinaryConv2d takes batches (N, C, H, W), not {shape}: one image is x[None]")
+        x, w = self.quantized_input(input), self.effective_weight()
         out = F.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups) * self.alpha
         return out if self.bias is None else out + self.bias[:, None, None]  # (C_out, 1, 1) over (N, C_out, H', W')
 
@@ -125,11 +128,12 @@ class BinaryLinear(_Quantized, nn.Linear):
         self._take(weight_quantizer, input_quantizer)
         self.alpha = nn.Parameter(torch.rand(out_features, device=device, dtype=dtype))
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, ..., in_features) -> (N, ..., out_features)."""
-        if a.dim() < 2:
-            raise UsageError(f"BinaryLinear takes batches (N, ..., features), not {tuple(a.shape)}: one is x[None]")
-        out = F.linear(self.quantized_input(a), self.effective_weight()) * self.alpha
+    def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Linear calls it
+        """input: (N, ..., in_features) -> (N, ..., out_features)."""
+        if input.dim() < 2:
+            shape = tuple(input.shape)
+            raise UsageError(f"BinaryLinear takes batches (N, ..., features), not {shape}: one is x[None]")
+        out = F.linear(self.quantized_input(input), self.effective_weight()) * self.alpha
         return out if self.bias is None else out + self.bias
 
 
@@ -207,5 +211,10 @@ def binarize_(model: nn.Module) -> nn.Module:
     if not layers:
         raise UsageError("there is nothing to make binary: the model has no binary layers (see biper.convert)")
     for layer in layers:
-        layer.weight_quantizer = layer.weight_quantizer.binarized().train(layer.training)
+        quantizer = layer.weight_quantizer.binarized()
+        if not quantizer.binary:
+            raise UsageError(
+                f"{type(quantizer).__name__} is real, and has no binarized() that says what comes after it"
+            )
+        layer.weight_quantizer = quantizer.train(layer.training).to(layer.weight.device)
     return model

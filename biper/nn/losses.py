@@ -25,7 +25,8 @@ def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
     """
     layers, freqs = periodic_layers(model)
     if not layers:
-        return torch.zeros((), device=next(model.parameters()).device)
+        parameter = next(model.parameters(), torch.empty(0))
+        return torch.zeros((), device=parameter.device)
     # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
     angles = torch._foreach_mul([layer.weight for layer in layers], freqs)
     norms = torch._foreach_norm(torch._foreach_sin(angles))

@@ -1,8 +1,9 @@
 """Quantizers: how a real weight, or an activation, becomes binary, and what gradient flows back.
 
 A quantizer is a value: a small module that a layer takes as an argument and a file keeps as a name and its settings.
-Whoever adds one writes one class: `@register("name")`, a constructor whose arguments are kept as attributes of the same
-names, and `forward`. One that changes over training has `set_progress`, which the trainer calls before every step.
+Whoever adds one writes one class: `@register_quantizer("name")`, a constructor whose arguments are kept as attributes
+of the same names, and `forward`. One that changes over training has `set_progress`, which the trainer calls before each
+step.
 """
 
 import inspect
@@ -26,8 +27,11 @@ class Quantizer(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """What the constructor was given, by name: plain values."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return {name: getattr(self, name) for name in names if name not in ("args", "kwargs")}
+        return {name: getattr(self, name) for name in self._arguments()}
+
+    def _arguments(self) -> list[str]:
+        names = inspect.signature(type(self).__init__).parameters
+        return [name for name in names if name not in ("self", "args", "kwargs")]
 
     def set_progress(self, progress: float) -> None:
         """Told before every training step how much of the training is done, 0 to 1, whether it was interrupted or not.
@@ -38,7 +42,7 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in self._arguments())
 
 
 class WeightQuantizer(Quantizer):
@@ -73,7 +77,7 @@ WEIGHT_QUANTIZERS: dict[str, type[WeightQuantizer]] = {}
 INPUT_QUANTIZERS: dict[str, type[InputQuantizer]] = {}
 
 
-def register(name: str) -> Callable[[type[Q]], type[Q]]:
+def register_quantizer(name: str) -> Callable[[type[Q]], type[Q]]:
     """Decorator: enters a quantizer's class in the registry of its kind, or both. ValueError if the name is taken."""
 
     def enter(kind: type[Q]) -> type[Q]:
@@ -83,7 +87,7 @@ def register(name: str) -> Callable[[type[Q]], type[Q]]:
         }
         for base, registry in registries.items():
             if issubclass(kind, base):
-                if name in registry:
+                if name in registry and _path(registry[name]) != _path(kind):  # a notebook's cell may run again
                     raise ValueError(f"there is a quantizer {name!r} already: {registry[name].__qualname__}")
                 registry[name] = kind
         kind.name = name
@@ -92,21 +96,29 @@ def register(name: str) -> Callable[[type[Q]], type[Q]]:
     return enter
 
 
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 class Periodic(WeightQuantizer):
     """Base of BiPer's two stages. freq in radians per unit weight. Raises UsageError unless it is positive."""
 
     def __init__(self, freq: float) -> None:
         super().__init__()
-        if not (isinstance(freq, int | float) and freq > 0 and math.isfinite(freq)):
+        try:
+            self.freq = math.fsum([freq])  # NumPy's numbers too, but no text
+            fits = self.freq > 0 and math.isfinite(self.freq)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
             raise UsageError(f"freq is a positive number of radians per unit weight, not {freq!r}")
-        self.freq = freq
 
     def real(self, w: Tensor) -> Tensor:
         """sin(freq*w)."""
         return sine(w, self.freq)
 
 
-@register("sine")
+@register_quantizer("sine")
 class Sine(Periodic):
     """sin(freq*w) in [-1, 1]; gradient freq*cos(freq*w). BiPer's stage 1. [BiPer, weight binarization]"""
 
@@ -121,7 +133,7 @@ class Sine(Periodic):
         return SquareWave(self.freq)
 
 
-@register("square_wave")
+@register_quantizer("square_wave")
 class SquareWave(Periodic):
     """sign(sin(freq*w)) in {-1, +1}; gradient freq*cos(freq*w), that of the sine. BiPer's stage 2.
 
@@ -133,7 +145,7 @@ class SquareWave(Periodic):
         return square_wave(w, self.freq)
 
 
-@register("sign")
+@register_quantizer("sign")
 class Sign(WeightQuantizer, InputQuantizer):
     """sign(x) in {-1, +1} with sign(0) = +1, of weights or activations; gradient 1 where |x| <= 1, else 0.
 
@@ -146,7 +158,7 @@ class Sign(WeightQuantizer, InputQuantizer):
         return straight_through_sign(x)
 
 
-@register("polynomial_sign")
+@register_quantizer("polynomial_sign")
 class PolynomialSign(InputQuantizer):
     """sign(a); gradient max(0, 2 - 2*|x|), at x = a / sqrt(var(a) + 1e-5) in training if standardized, else at a.
 
@@ -170,18 +182,26 @@ def describe(quantizer: Quantizer) -> dict[str, Any]:
     """
     kind = type(quantizer)
     if "name" not in vars(kind) or not kind.name:
-        raise UsageError(f"{kind.__name__} is not registered, so no file could name it: decorate it with @register")
+        raise UsageError(
+            f"{kind.__name__} is not registered, so no file could name it: decorate it with @register_quantizer"
+        )
     try:
-        return {"name": kind.name, **quantizer.settings()}
+        settings = quantizer.settings()
     except AttributeError as error:
         raise UsageError(f"{kind.__name__} does not keep an argument of its constructor: {error}") from error
+    for name, value in settings.items():
+        if not isinstance(value, str | int | float | bool | None):
+            raise UsageError(
+                f"{kind.__name__}: {name} is {type(value).__name__}, which no file keeps: use plain values"
+            )
+    return {"name": kind.name, **settings}
 
 
 def build_quantizer(description: Description, registry: Mapping[str, type[Q]]) -> Q:
     """The quantizer that a description of `describe` means. Raises UsageError for an unknown name or unfit settings."""
     settings = dict(description)
     name = settings.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         own = "one of your own has to be imported first"
         raise UsageError(f"unknown quantizer {name!r}; choose from {', '.join(sorted(registry))}; {own}")
     try:

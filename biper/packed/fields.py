@@ -1,6 +1,6 @@
-"""The fields of a packed program, by name: what native/packed.c reads, and what `program.py` writes.
+"""The fields of a packed program, by name: what packed.c reads, and what `program.py` writes.
 
-packed.c has this table too, and makes its structs of it; both are compared when the library is loaded (kernels.py).
+packed.c has this table too, and makes its structs of it; both are compared when the library is loaded (runtime.py).
 """
 
 from collections.abc import Mapping

@@ -21,6 +21,7 @@ from biper.files import atomically
 from biper.models.metadata import Metadata, metadata_from
 from biper.models.registry import network_like
 from biper.nn.layers import binary_layers
+from biper.packed.layers import PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
 from biper.packed.pack import pack_shape
 
@@ -62,7 +63,10 @@ def save_packed(packed: PackedNetwork, path: str | os.PathLike[str], top1: float
     if packed.metadata is not None:
         _require_fit(_skeleton(packed.metadata), state, "this network", packed.metadata.model)
     header = {"kind": KIND, "biper": json.dumps({**_known(packed), "top1": top1}), "sha256": UNSUMMED}
-    contents = written({name: tensor.cpu().contiguous() for name, tensor in state.items()}, header)
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    contents = written(tensors, header)  # copies: a layer may stand in several places
     contents = contents.replace(UNSUMMED.encode(), hashlib.sha256(contents).hexdigest().encode(), 1)
     with atomically(Path(path)) as temporary:
         temporary.write_bytes(contents)
@@ -71,9 +75,22 @@ def save_packed(packed: PackedNetwork, path: str | os.PathLike[str], top1: float
 def _known(packed: PackedNetwork) -> dict[str, Any]:
     """What the file says of the network; BiPer's own say it as they always did, so that older releases read them."""
     if packed.metadata is None:
-        return {"format": FORMAT, "own": type(packed.network).__name__}
+        return {"format": FORMAT, "own": type(packed.network).__name__, "layers": _layers(packed)}
     biper = packed.metadata.to_biper()
     return {"format": FORMAT, **packed.metadata.to_plain()} if biper is None else {"format": 1, **biper}
+
+
+def _layers(packed: PackedNetwork) -> dict[str, str]:
+    """What the packed layers compute, in words, by name: shapes of tensors alone do not tell."""
+    kinds = (PackedConv2d, PackedLinear)
+    return {name: module.extra_repr() for name, module in packed.network.named_modules() if isinstance(module, kinds)}
+
+
+def _require_same_layers(theirs: Mapping[str, str], ours: Mapping[str, str], path: Path) -> None:
+    """Raise UsageError unless the file's layers compute what the model's do."""
+    for name in {**theirs, **ours}:
+        if theirs.get(name) != ours.get(name):
+            raise UsageError(f"{path} does not fit the model: its {name} is {theirs.get(name)}, here {ours.get(name)}")
 
 
 def load_packed(path: str | os.PathLike[str], model: nn.Module | None = None) -> PackedNetwork:
@@ -93,7 +110,7 @@ def read(path: Path, model: nn.Module | None = None) -> Packed:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     facts = _facts(contents, path)
-    top1, own = facts.pop("top1", None), facts.pop("own", None)
+    top1, own, layers = (facts.pop(name, None) for name in ("top1", "own", "layers"))
     try:
         metadata = None if own else metadata_from(facts)
         if metadata is not None:
@@ -105,6 +122,8 @@ def read(path: Path, model: nn.Module | None = None) -> Packed:
     except (SafetensorError, TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise UsageError(f"{path} is damaged: {one_line(error)}") from error
     _require_fit(network, tensors, path, own if metadata is None else metadata.model)
+    if layers is not None:
+        _require_same_layers(layers, _layers(network), path)
     network.network.load_state_dict(tensors, assign=True)
     return Packed(network, metadata, top1)
 

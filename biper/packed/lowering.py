@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from biper.nn.graph import Part, follow
-from biper.packed import runtime as kernels
+from biper.packed import runtime
 from biper.packed.layers import FoldedNorm, PackedConv2d
 from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Value
 from biper.packed.steps import Step, Steps, Window, shape_of
@@ -187,5 +187,5 @@ class Segment(nn.Module):
         # float: under autocast torch's layers between segments may give another type
         dense = [x.float().contiguous(memory_format=torch.channels_last) for x in inputs]
         outputs = [torch.empty((images, *shape), **FLOATS) for shape in self.shapes]
-        self.compiled(kernels.chosen(), images, *dense, *outputs)
+        self.compiled(runtime.chosen(), images, *dense, *outputs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from biper.nn.functional import binary_sign
-from biper.packed import runtime as kernels
+from biper.packed import runtime
 from biper.packed.bits import bits_shape, output_size, unpack_bits
 from biper.packed.program import NOWHERE, After, Compiled, Geometry, Program, Value
 
@@ -79,9 +79,9 @@ def _on_the_cpu(
     bias: Tensor | None = None,
     dilation: list[int] | None = None,
 ) -> Tensor:
-    path = kernels.chosen()
+    path = runtime.chosen()
     scales = [alpha] if bias is None else [alpha, bias]
-    if path == kernels.TORCH or not binary_activations or any(t.dtype != torch.float32 for t in (x, *scales)):
+    if path == runtime.TORCH or not binary_activations or any(t.dtype != torch.float32 for t in (x, *scales)):
         given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias, dilation
         plain: Tensor = binary_conv2d._init_fn(*given)
         return plain

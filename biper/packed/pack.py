@@ -12,6 +12,7 @@ from biper.errors import UsageError
 from biper.models.metadata import Metadata
 from biper.models.registry import Network
 from biper.nn.convert import find_blocked_signs
+from biper.nn.graph import is_watched
 from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers
 from biper.nn.norms import Norm
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
@@ -49,7 +50,10 @@ def pack(model: nn.Module) -> PackedNetwork:
         find_blocked_signs(model) | {n for n, layer in layers.items() if layer.watched.get("one_sided")}
     ):
         warnings.warn(ONE_SIDED.format(name), stacklevel=2)
-    metadata = model.metadata if isinstance(model, Network) else None
+    if other := {str(layer.weight.dtype) for layer in layers.values()} - {"torch.float32"}:
+        raise UsageError(f"networks are packed in float32, this one is {', '.join(other)}: use model.float()")
+    converted = "conversion" in vars(model)  # it is no longer what its metadata say
+    metadata = model.metadata if isinstance(model, Network) and not converted else None
     return PackedNetwork(replace_layers(copy.deepcopy(model).cpu().eval(), _packed), metadata)
 
 
@@ -95,10 +99,10 @@ def _folds(module: nn.Module) -> bool:
 
 
 def _is_plain(layer: BinaryLayer) -> bool:
-    """Whether it computes as its base does."""
+    """Whether it computes as its base does, and no hook changes that."""
     base = BinaryConv2d if isinstance(layer, BinaryConv2d) else BinaryLinear
     names = ("forward", "effective_weight", "quantized_input")
-    return all(getattr(type(layer), name) is getattr(base, name) for name in names)
+    return not is_watched(layer) and all(getattr(type(layer), name) is getattr(base, name) for name in names)
 
 
 def _few(names: list[str]) -> str:

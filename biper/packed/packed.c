@@ -38,8 +38,8 @@ typedef struct {
 } Run;
 
 /* The fields of a program, in their order: a header, the values, and the instructions, each a head and its own fields,
- * in rows of WIDTH numbers. Structs and what biper_fields() says are made of them; deploy/fields.py has them too, and
- * kernels.py refuses a library with others.
+ * in rows of WIDTH numbers. Structs and what biper_fields() says are made of them; fields.py has them too, and
+ * runtime.py refuses a library with others.
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
  * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1. */
 #define WIDTH 40

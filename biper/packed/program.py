@@ -8,8 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from biper.packed import fields
-from biper.packed import runtime as kernels
+from biper.packed import fields, runtime
 from biper.packed.bits import Pair, border, output_size
 
 NOWHERE = -1
@@ -215,4 +214,4 @@ class Compiled:
                     raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")
             self.checked = parameters
         rest, own = iter(given), iter(parameters)
-        kernels.run(self.numbers, [next(rest if source is None else own) for source in self.sources], images, path)
+        runtime.run(self.numbers, [next(rest if source is None else own) for source in self.sources], images, path)

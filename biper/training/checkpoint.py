@@ -1,4 +1,4 @@
-"""Checkpoints: saved atomically, loaded without running what they hold, rebuilt from what they say of themselves."""
+"""Checkpoints of a run, written atomically, and the best one published."""
 
 import platform
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ import biper
 from biper.errors import one_line
 from biper.files import atomically
 
-FORMAT = 2  # 2: may be of the middle of an epoch (step, partial)
 LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 

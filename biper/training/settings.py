@@ -11,6 +11,7 @@ import yaml
 
 from biper.data.datasets import DATASETS
 from biper.errors import UsageError
+from biper.nn import DEFAULT_FREQ
 from biper.training.schedule import LR_TYPES
 
 REGULARIZERS = ("sin2", "cos2")
@@ -56,7 +57,9 @@ class Settings:
     time_estimate: int = setting(1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True)
 
     model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
-    freq: float = setting(30.0, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0)
+    freq: float = setting(
+        DEFAULT_FREQ, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0
+    )
     load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
     from_scratch: bool = setting(False, "network", "stage 2: start from fresh weights instead, for comparison")
 
