@@ -165,7 +165,7 @@ def test_weights_that_come_with_biper_and_those_of_a_file():
         assert not model.training
         assert torch.equal(model(x), expected)
     with pytest.raises(UsageError, match="no pretrained weights for vgg_small_1w1a: there are some for resnet20_1w1a"):
-        create_model("vgg_small_1w1a", family=True)
+        create_model("vgg_small_1w1a", pretrained=True)
     for given in ({"num_classes": 3}, {"freq": 7.0}, {"stage": 1}, {"family": "imagenet"}):
         name = "resnet18_1w1a" if "family" in given else "resnet20_1w1a"
         with pytest.raises(UsageError, match="contradicts"):

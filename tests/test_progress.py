@@ -46,8 +46,8 @@ def annealed(monkeypatch):
 
 
 def test_it_is_told_the_progress_and_resumes_exactly(annealed, command, monkeypatch, tmp_path):
-    flags = [*TINY, "--epochs", 3, "--no-regularizer"]
-    assert command(*flags, "--results_dir", tmp_path / "whole")[0] == 0
+    flags = [*TINY, "--epochs", 3, "--no-regularizer", "--from_scratch"]
+    assert command(*flags, "--results_dir", tmp_path / "whole", stage=2)[0] == 0
     assert annealed[0].told == pytest.approx(
         [step / 18 for epoch in range(3) for step in range(6 * epoch, 6 * epoch + 7)]
     )
@@ -60,9 +60,10 @@ def test_it_is_told_the_progress_and_resumes_exactly(annealed, command, monkeypa
             raise KeyboardInterrupt("SIGINT")
 
     monkeypatch.setattr(trainers, "save_checkpoint", stopping)
-    assert command(*flags, "--results_dir", tmp_path / "run")[0] == 130
+    assert command(*flags, "--results_dir", tmp_path / "run", stage=2)[0] == 130
     monkeypatch.setattr(trainers, "save_checkpoint", save)
-    assert command(*flags, "--results_dir", tmp_path / "run", "--resume")[0] == 0
+    code, _, err = command(*flags, "--results_dir", tmp_path / "run", "--resume", stage=2)
+    assert code == 0, err
     whole, resumed = (torch.load(tmp_path / name / LATEST, weights_only=True) for name in ("whole", "run"))
     assert whole["history"] == resumed["history"]
     assert whole["progress"] == resumed["progress"] == 1
@@ -71,7 +72,8 @@ def test_it_is_told_the_progress_and_resumes_exactly(annealed, command, monkeypa
 
 
 def test_a_checkpoint_is_evaluated_and_packed_as_it_was_when_it_was_saved(annealed, command, tmp_path):
-    assert command(*TINY, "--epochs", 2, "--no-regularizer", "--results_dir", tmp_path / "run")[0] == 0
+    flags = [*TINY, "--epochs", 2, "--no-regularizer", "--from_scratch", "--results_dir", tmp_path / "run"]
+    assert command(*flags, stage=2)[0] == 0
     contents = torch.load(tmp_path / "run" / BEST, weights_only=True)
     network = load_checkpoint(tmp_path / "run" / BEST)
     assert network.metadata.weight_quantizer == {"name": "annealed", "last": 10.0}

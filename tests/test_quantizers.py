@@ -110,16 +110,21 @@ def test_one_of_ones_own_is_registered_once_and_described_by_its_attributes(monk
     with pytest.raises(UsageError, match="Shifted is not registered"):
         describe(Shifted())
     assert describe(register_quantizer("shifted")(Shifted)(shift=0.25)) == {"name": "shifted", "shift": 0.25}
-    with pytest.raises(ValueError, match="'shifted' already"):
-        register_quantizer("shifted")(Shifted)
+    register_quantizer("shifted")(Shifted)  # again, as a notebook's cell does
 
     class Forgetful(Shifted):
         def __init__(self, shift):
             super().__init__()
             del self.shift
 
+    with pytest.raises(ValueError, match="'shifted' already"):
+        register_quantizer("shifted")(Forgetful)
     with pytest.raises(UsageError, match="is not registered"):
         describe(Forgetful(1.0))
+    with pytest.raises(UsageError, match="does not keep an argument"):
+        describe(register_quantizer("forgetful")(Forgetful)(1.0))
+    with pytest.raises(UsageError, match="shift is Tensor, which no file keeps"):
+        describe(Shifted(torch.ones(())))
 
 
 def test_one_class_may_serve_weights_and_inputs():

@@ -117,16 +117,7 @@ def create_model(
     """
     if name not in list_models(family):
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
-    if weight_quantizer is not None and not (freq is None and stage is None):
-        raise UsageError("weight_quantizer says how the weights become binary: leave freq and stage out")
-    if input_quantizer is not None and not name.endswith("_1w1a"):
-        raise UsageError(f"{name} has real activations: leave input_quantizer out")
-    if weight_quantizer is not None and name.endswith("_32w32a"):
-        raise UsageError(f"{name} has real weights: leave weight_quantizer out")
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"num_classes is at least 1, not {num_classes}")
-    if stage not in (None, 1, 2):
-        raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
+    _require_sense(name, num_classes, freq, stage, weight_quantizer, input_quantizer)
     if pretrained or checkpoint_path is not None:
         from biper.models.checkpoint import load_model  # which makes its networks here
 
@@ -146,6 +137,27 @@ def create_model(
     taken = describe(inputs) if precision == "1w1a" else None
     network.metadata = Metadata(name, family, classes, describe(weight_quantizer), taken)
     return network
+
+
+def _require_sense(
+    name: str,
+    num_classes: int | None,
+    freq: float | None,
+    stage: int | None,
+    weight_quantizer: WeightQuantizer | None,
+    input_quantizer: InputQuantizer | None,
+) -> None:
+    """Raise UsageError for arguments of create_model that contradict each other or the model."""
+    if weight_quantizer is not None and not (freq is None and stage is None):
+        raise UsageError("weight_quantizer says how the weights become binary: leave freq and stage out")
+    if input_quantizer is not None and not name.endswith("_1w1a"):
+        raise UsageError(f"{name} has real activations: leave input_quantizer out")
+    if weight_quantizer is not None and name.endswith("_32w32a"):
+        raise UsageError(f"{name} has real weights: leave weight_quantizer out")
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"num_classes is at least 1, not {num_classes}")
+    if stage not in (None, 1, 2):
+        raise UsageError(f"stage is 1 (real weights) or 2 (binary weights), not {stage!r}")
 
 
 def network_like(m: Metadata) -> Network:
