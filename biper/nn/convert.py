@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from biper.errors import UsageError
 from biper.nn.graph import is_watched, module_of, trace
-from biper.nn.layers import BIPER_INPUTS, BinaryConv2d, BinaryLinear, binary_layers
+from biper.nn.layers import BIPER_INPUTS, BinaryConv2d, BinaryLinear, binary_layers, replace_modules
 from biper.nn.quantizers import InputQuantizer, WeightQuantizer
 
 Skip = Callable[[str, nn.Module], str | bool | None] | Iterable[str]
@@ -61,8 +61,8 @@ def convert(
     Weights and biases are taken over; alpha starts where the new layer's weights are closest to the old, channel by
     channel. skip says what stays real: names (patterns such as 'layer1.*' too), or a function of name and module that
     gives the reason, or None; by default the first convolution, the last linear layer and the 1x1 convolutions that
-    adapt a skip. Subclasses, layers with hooks, those whose weights a
-    module around them reads (attention), and padding modes other than zeros stay real.
+    adapt a skip. Subclasses, layers with hooks, those whose weights a module around them reads (attention), and padding
+    modes other than zeros stay real.
 
     A ReLU whose result goes into a sign would make every activation +1: a hardtanh takes its place. What was done is
     printed unless verbose is False, and kept as `model.conversion`. Raises UsageError if nothing would be converted.
@@ -74,7 +74,7 @@ def convert(
     reason_of = _skip_rule(skip, layers)
     read_outside = _read_by_parents(model)
     reasons = {name: reason_of(name, layer) or _obstacle(layer, read_outside) for name, layer in layers.items()}
-    chosen = {layers[name] for name, reason in reasons.items() if not reason}
+    chosen = [layers[name] for name, reason in reasons.items() if not reason]
     if not chosen:
         known = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
         raise UsageError(f"there is nothing to convert: {known or 'the model has no nn.Conv2d and no nn.Linear'}")
@@ -83,7 +83,7 @@ def convert(
         Decision(name, type(layer).__name__, "" if reasons[name] else type(made[layer]).__name__, reasons[name] or "")
         for name, layer in layers.items()
     ]
-    model = _substitute(model, made)
+    model = replace_modules(model, made.get)
     if input_quantizer is not None:
         decisions += _open_signs(model)
     model.__dict__["conversion"] = tuple(decisions)
@@ -180,15 +180,6 @@ def _best_scale(real: Tensor, effective: Tensor) -> Tensor:
     return torch.where(product == 0, torch.ones_like(scale), scale)
 
 
-def _substitute(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The model with its modules replaced, also those that stand in several places."""
-    for module in list(model.modules()):
-        for name, child in list(module._modules.items()):
-            if child in made:
-                setattr(module, name, made[child])
-    return made.get(model, model)
-
-
 def _open_signs(model: nn.Module) -> list[Decision]:
     """Put a hardtanh in the place of each ReLU in front of a sign; a warning names what cannot be replaced."""
     found = list(_blocking(model, guess=True))
@@ -198,7 +189,7 @@ def _open_signs(model: nn.Module) -> list[Decision]:
     decisions = [
         Decision(names[relu], type(relu).__name__, "Hardtanh (a sign follows)") for relu in names if relu in relus
     ]
-    _substitute(model, made)
+    replace_modules(model, made.get)
     for layer, module, what in found:
         if module not in relus:
             warnings.warn(

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -199,6 +199,22 @@ def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     """The binarized layers of a model with their names, in the model's order."""
     kinds = (BinaryConv2d, BinaryLinear)
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def replace_modules(network: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """The network itself, with new(module) in the place of each module for which it is not None, once for each."""
+    made: dict[nn.Module, nn.Module] = {}
+
+    def made_of(module: nn.Module) -> nn.Module:
+        if module not in made:
+            made[module] = new(module) or module
+        return made[module]
+
+    for module in list(network.modules()):
+        for name, child in module._modules.items():  # a layer that is used twice too
+            if child is not None:
+                module._modules[name] = made_of(child)
+    return made_of(network)
 
 
 def binarize_(model: nn.Module) -> nn.Module:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError, one_line
 from biper.files import atomically
+from biper.nn.layers import replace_modules
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
-from biper.packed.pack import replace_layers
 
 
 class FloatConv2d(nn.Module):
@@ -91,7 +91,7 @@ def _floating(module: nn.Module) -> nn.Module | None:
 
 def float_network(packed: PackedNetwork) -> nn.Module:
     """A copy of a packed network with float weights and no operator of ours."""
-    return replace_layers(copy.deepcopy(packed.network).cpu(), _floating).eval()
+    return replace_modules(copy.deepcopy(packed.network).cpu(), _floating).eval()
 
 
 def require_exporter() -> None:

@@ -3,7 +3,6 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable
 from typing import cast
 
 from torch import nn
@@ -13,13 +12,12 @@ from biper.models.metadata import Metadata
 from biper.models.registry import Network
 from biper.nn.convert import find_blocked_signs
 from biper.nn.graph import is_watched
-from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers
+from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers, replace_modules
 from biper.nn.norms import Norm
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
 
 log = logging.getLogger("biper")
-New = Callable[[nn.Module], nn.Module | None]  # what comes in the place of a module; None: it stays
 
 
 def pack(model: nn.Module) -> PackedNetwork:
@@ -54,12 +52,12 @@ def pack(model: nn.Module) -> PackedNetwork:
         raise UsageError(f"networks are packed in float32, this one is {', '.join(other)}: use model.float()")
     converted = "conversion" in vars(model)  # it is no longer what its metadata say
     metadata = model.metadata if isinstance(model, Network) and not converted else None
-    return PackedNetwork(replace_layers(copy.deepcopy(model).cpu().eval(), _packed), metadata)
+    return PackedNetwork(replace_modules(copy.deepcopy(model).cpu().eval(), _packed), metadata)
 
 
 def pack_shape(network: nn.Module, metadata: Metadata | None = None) -> PackedNetwork:
     """A network itself, packed in shape alone, without values: on the meta device where the network is."""
-    return PackedNetwork(replace_layers(network, _packed_shape), metadata)
+    return PackedNetwork(replace_modules(network, _packed_shape), metadata)
 
 
 def _packed(module: nn.Module) -> nn.Module | None:
@@ -76,22 +74,6 @@ def _packed_shape(module: nn.Module) -> nn.Module | None:
     if isinstance(module, BinaryLinear) and _is_plain(module):
         return PackedLinear.like(module)
     return FoldedNorm.like(cast(Norm, module)) if _folds(module) else None
-
-
-def replace_layers(network: nn.Module, new: New) -> nn.Module:
-    """The network itself, with new(module) in the place of each module for which it is not None, once for each."""
-    made: dict[nn.Module, nn.Module] = {}
-
-    def made_of(module: nn.Module) -> nn.Module:
-        if module not in made:
-            made[module] = new(module) or module
-        return made[module]
-
-    for module in list(network.modules()):
-        for name, child in module._modules.items():  # a layer that is used twice too
-            if child is not None:
-                module._modules[name] = made_of(child)
-    return made_of(network)
 
 
 def _folds(module: nn.Module) -> bool:
