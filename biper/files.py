@@ -15,6 +15,8 @@ class atomically:
         self.temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
 
     def __enter__(self) -> Path:
+        if not self.path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{self.path} cannot be written: there is no folder {self.path.parent}")
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

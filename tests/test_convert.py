@@ -291,3 +291,28 @@ def test_other_types_than_float32_and_converted_registered_networks():
         biper.pack(nn.Sequential(BinaryConv2d(4, 8, 3, weight_quantizer=biper.Sign())).double())
     twin = biper.convert(biper.create_model("resnet20_32w32a"), weight_quantizer=biper.Sign(), verbose=False)
     assert biper.pack(twin).metadata is None  # it is no longer what its metadata say
+
+
+def test_quantizers_that_give_no_signs_are_not_packed():
+    class Half(biper.WeightQuantizer):
+        def forward(self, w):
+            return 0.5 * w.sign()
+
+    class Shifted(biper.InputQuantizer):
+        def forward(self, a):
+            return torch.where(a >= 0.5, 1.0, -1.0)
+
+    with pytest.raises(UsageError, match=r"Half gives other weights than -1 and \+1"):
+        biper.pack(nn.Sequential(BinaryConv2d(4, 4, 3, weight_quantizer=Half())))
+    layers = [BinaryConv2d(4, 4, 3, weight_quantizer=biper.Sign(), input_quantizer=Shifted()) for _ in range(2)]
+    with pytest.raises(UsageError, match="compute in a way of their own"):
+        biper.pack(nn.Sequential(*layers))
+    with pytest.warns(UserWarning, match=r"stay real: 0 \(BinaryConv2d\)"):
+        packed = biper.pack(nn.Sequential(layers[0], BinaryLinear(3, 4, weight_quantizer=biper.Sign())).eval())
+    assert isinstance(packed.network[1], PackedLinear)
+
+
+def test_the_first_layer_of_a_network_without_convolutions_stays_real():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    biper.convert(model, weight_quantizer=biper.Sign(), verbose=False)
+    assert [name for name, _ in binary_layers(model)] == ["2"]

@@ -60,12 +60,13 @@ def convert(
 
     Weights and biases are taken over; alpha starts where the new layer's weights are closest to the old, channel by
     channel. skip says what stays real: names (patterns such as 'layer1.*' too), or a function of name and module that
-    gives the reason, or None; by default the first convolution, the last linear layer and the 1x1 convolutions that
-    adapt a skip. Subclasses, layers with hooks, those whose weights a module around them reads (attention), and padding
-    modes other than zeros stay real.
+    gives the reason, or None; by default the first convolution (the first layer where there is none), the last linear
+    layer and the 1x1 convolutions that adapt a skip. Subclasses, layers with hooks, those whose weights a module around
+    them reads (attention), and padding modes other than zeros stay real.
 
-    A ReLU whose result goes into a sign would make every activation +1: a hardtanh takes its place. What was done is
-    printed unless verbose is False, and kept as `model.conversion`. Raises UsageError if nothing would be converted.
+    A ReLU whose result goes into a sign would make every activation +1: a hardtanh takes the place of such a module,
+    and a warning names such functions. What was done is printed unless verbose is False, and kept as
+    `model.conversion`. Raises UsageError if nothing would be converted.
     """
     for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
         if value is not None and not isinstance(value, kind):
@@ -94,12 +95,12 @@ def convert(
 
 def keep_real(layers: dict[str, nn.Module]) -> Rule:
     """The default rule of what stays real, as BiPer's networks have it. layers: by name, in the model's order."""
-    first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), next(iter(layers.values()), None))
     last = next((m for m in reversed(layers.values()) if isinstance(m, nn.Linear)), None)
 
     def reason(name: str, layer: nn.Module) -> str | None:
         if layer is first:
-            return "the first convolution"
+            return "the first convolution" if isinstance(layer, nn.Conv2d) else "the first layer"
         if layer is last:
             return "the last linear layer"
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):

@@ -197,6 +197,8 @@ class RealLinear(nn.Linear):
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
     """The binarized layers of a model with their names, in the model's order."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"expected a torch.nn.Module, not {type(model).__name__}")
     kinds = (BinaryConv2d, BinaryLinear)
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
 

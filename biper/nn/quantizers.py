@@ -58,6 +58,10 @@ class WeightQuantizer(Quantizer):
         if not self.binary:
             raise UsageError(f"the weights of {type(self).__name__} are real: biper.binarize_(model) makes them binary")
         signs: Tensor = self(w)
+        if not bool((signs.abs() == 1).all()):
+            raise UsageError(
+                f"{type(self).__name__} gives other weights than -1 and +1: binary = False says that they are real"
+            )
         return signs
 
     def real(self, w: Tensor) -> Tensor:
@@ -80,7 +84,12 @@ INPUT_QUANTIZERS: dict[str, type[InputQuantizer]] = {}
 def register_quantizer(name: str) -> Callable[[type[Q]], type[Q]]:
     """Decorator: enters a quantizer's class in the registry of its kind, or both. ValueError if the name is taken."""
 
+    if not isinstance(name, str):
+        raise UsageError('a quantizer is registered under a name: write @register_quantizer("name")')
+
     def enter(kind: type[Q]) -> type[Q]:
+        if not (isinstance(kind, type) and issubclass(kind, WeightQuantizer | InputQuantizer)):
+            raise UsageError(f"{kind!r} is no WeightQuantizer and no InputQuantizer: derive it from one of them")
         registries: dict[type[Any], dict[str, Any]] = {
             WeightQuantizer: WEIGHT_QUANTIZERS,
             InputQuantizer: INPUT_QUANTIZERS,

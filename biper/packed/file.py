@@ -115,6 +115,8 @@ def read(path: Path, model: nn.Module | None = None) -> Packed:
         metadata = None if own else metadata_from(facts)
         if metadata is not None:
             _require_sound(metadata)
+        if metadata is not None and model is not None:
+            raise UsageError(f"it holds a {metadata.model}, which it describes itself: leave model out")
         network = _skeleton(metadata) if metadata is not None else _shape_of(model, own)
         tensors = read_tensors(contents)
     except UsageError as error:
@@ -137,6 +139,8 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(header["biper"])
         newer = int(facts.pop("format")) > FORMAT
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        if contents[:2] == b"PK":
+            raise UsageError(f"{path} is no packed network: a checkpoint is read by biper.load_checkpoint") from error
         raise UsageError(f"{path} is damaged, or no packed network ({one_line(error)})") from error
     if kind != KIND:
         raise UsageError(f"{path} is no packed network: it is a {kind!r}")

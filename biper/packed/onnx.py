@@ -103,6 +103,26 @@ def require_exporter() -> None:
         raise UsageError(f"--onnx needs the package {error.name}: pip install 'biper[onnx]'") from error
 
 
+def _example(packed: PackedNetwork, image_size: int | None) -> Tensor:
+    """Two images (2, 3, S, S) of that size, or of the network's own."""
+    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+        raise UsageError(f"image_size is a number of pixels, not {image_size!r}")
+    if image_size is None and packed.metadata is None:
+        raise UsageError("this network does not say the size of its images: give image_size or example")
+    size = image_size or (packed.metadata.shown_size if packed.metadata else 0)
+    return torch.zeros(2, 3, size, size)
+
+
+def _require_fit(network: nn.Module, example: Tensor) -> None:
+    """Raise UsageError unless the network takes such inputs."""
+    try:
+        with torch.no_grad():
+            network(example)
+    except Exception as error:  # of a network of somebody's own
+        shape = tuple(example.shape)
+        raise UsageError(f"the network does not take inputs {shape} ({one_line(error)}): give example=") from error
+
+
 def export_onnx(
     packed: PackedNetwork,
     path: str | os.PathLike[str],
@@ -119,11 +139,9 @@ def export_onnx(
     require_exporter()
     if not isinstance(packed, PackedNetwork):
         raise UsageError("ONNX files are written of packed networks: export_onnx(biper.pack(model), path)")
-    if example is None:
-        if image_size is None and packed.metadata is None:
-            raise UsageError("this network does not say the size of its images: give image_size or example")
-        size = image_size or (packed.metadata.shown_size if packed.metadata else 0)
-        example = torch.zeros(2, 3, size, size)
+    example = _example(packed, image_size) if example is None else example
+    network = float_network(packed)
+    _require_fit(network, example)
     batch = {0: torch.export.Dim("batch", min=1)}
     loud = logging.getLogger("torch.onnx")
     level = loud.level
@@ -132,7 +150,7 @@ def export_onnx(
         loud.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
-                float_network(packed),
+                network,
                 (example,),
                 str(temporary),
                 input_names=["images"],

@@ -5,6 +5,7 @@ import logging
 import warnings
 from typing import cast
 
+import torch
 from torch import nn
 
 from biper.errors import UsageError
@@ -84,7 +85,26 @@ def _is_plain(layer: BinaryLayer) -> bool:
     """Whether it computes as its base does, and no hook changes that."""
     base = BinaryConv2d if isinstance(layer, BinaryConv2d) else BinaryLinear
     names = ("forward", "effective_weight", "quantized_input")
-    return not is_watched(layer) and all(getattr(type(layer), name) is getattr(base, name) for name in names)
+    return (
+        not is_watched(layer)
+        and _takes_signs(layer)
+        and all(getattr(type(layer), name) is getattr(base, name) for name in names)
+    )
+
+
+@torch.no_grad()
+def _takes_signs(layer: BinaryLayer) -> bool:
+    """Whether its input quantizer, if any, gives the sign of its input in evaluation: what packed layers compute."""
+    if layer.input_quantizer is None:
+        return True
+    shape = (2, layer.in_channels, 3, 3) if isinstance(layer, BinaryConv2d) else (19, layer.weight.shape[1])
+    if any(tensor.is_meta for tensor in layer.input_quantizer.state_dict().values()):
+        return True  # of a network in shape alone
+    with torch.device("cpu"):
+        a = torch.linspace(-3, 3, torch.Size(shape).numel()).reshape(shape).flip(1)
+        a.view(-1)[::7] = 0.0  # whose sign is +1
+        found = copy.deepcopy(layer.input_quantizer).cpu().float().eval()(a)
+        return bool(torch.equal(found, torch.where(a >= 0, 1.0, -1.0)))
 
 
 def _few(names: list[str]) -> str:
