@@ -18,10 +18,13 @@ RUN = ["-a", "resnet18_1w1a", "--image_size", 32, "-b", 6, "-bt", 4, "--freq", 2
 TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b", "256", "--freq", "20", "--lr", "0.05"]
 
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
+
+
 @pytest.fixture(autouse=True)
-def _two_threads():
+def _same_threads():
     """Sums depend on the number of threads; bit-exact comparisons keep it fixed."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

@@ -160,5 +160,7 @@ def test_the_repository_is_small():
     if listed.returncode:
         pytest.skip("not a git checkout")
     sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
-    assert {name: size for name, size in sizes.items() if size > 2_000_000} == {}
+    # A training under way keeps one checkpoint, with its optimizer, in unfinished/; it is replaced and not added to.
+    assert {name: size for name, size in sizes.items() if size > 2_000_000 and Path(name).parts[0] != "unfinished"} == {}
+    assert sum(size for name, size in sizes.items() if Path(name).parts[0] == "unfinished") < 3_000_000
     assert sum(size for name, size in sizes.items() if Path(name).parts[0] == "pretrained_models") < 8_000_000
