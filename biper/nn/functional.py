@@ -70,6 +70,53 @@ class _StraightThroughSign(Function):
         return grad * (x.abs() <= 1)
 
 
+class _IdentitySign(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ANN401
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        return grad
+
+
+class _ErrorDecaySign(Function):
+    @staticmethod
+    def forward(x: Tensor, t: Tensor) -> Tensor:
+        return _sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        x, t = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        t = t.to(x.dtype)
+        return grad * (1 - torch.tanh(t * x).square()) * (t * (1 / t).clamp(min=1)), None
+
+
+class _ThresholdSign(Function):
+    @staticmethod
+    def forward(a: Tensor, threshold: Tensor) -> Tensor:
+        # compared, not subtracted: where tiny numbers are taken for zero, the difference of two that differ may be 0
+        return (a >= threshold).to(a.dtype).mul_(2).sub_(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        a, threshold = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        grad = _surrogate(a - threshold).mul_(grad)
+        return grad, -grad.sum_to_size(threshold.shape)
+
+
 class _StandardizedSign(Function):
     """One node, which keeps the activations alone: as separate ones they would keep them and two copies."""
 
@@ -126,3 +173,27 @@ def straight_through_sign(x: Tensor) -> Tensor:
     [Courbariaux et al. 2016, Binarized Neural Networks, arXiv 1602.02830, section 1.3]
     """
     return cast(Tensor, _StraightThroughSign.apply(x))
+
+
+def identity_sign(x: Tensor) -> Tensor:
+    """sign(x) in {-1, +1} with sign(0) = +1; gradient 1 everywhere. Any shape.
+
+    [Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons, arXiv 1308.3432]
+    """
+    return cast(Tensor, _IdentitySign.apply(x))
+
+
+def error_decay_sign(x: Tensor, t: Tensor) -> Tensor:
+    """sign(x) in {-1, +1} with sign(0) = +1; gradient k*t*(1 - tanh(t*x)**2) with k = max(1/t, 1).
+
+    x: any shape; t: a positive scalar. [Qin et al. 2020, IR-Net, arXiv 1909.10788, section 3.3]
+    """
+    return cast(Tensor, _ErrorDecaySign.apply(x, t))
+
+
+def threshold_sign(a: Tensor, threshold: Tensor) -> Tensor:
+    """+1 where a >= threshold, else -1; gradient max(0, 2 - 2*|a - threshold|), with the other sign for the threshold.
+
+    a: any shape, over which threshold broadcasts. [Liu et al. 2020, ReActNet, arXiv 2003.03488, section 4.2]
+    """
+    return cast(Tensor, _ThresholdSign.apply(a, threshold))

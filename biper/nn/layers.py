@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from biper.errors import UsageError
-from biper.nn import DEFAULT_FREQ
+from biper.nn import DEFAULT_FREQ, comparison_quantizers
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sine, WeightQuantizer
 
+__all__ = ["comparison_quantizers"]  # with the layers all quantizers are there, for the files that name them
 BIPER_INPUTS = PolynomialSign(standardized=True)  # layers take copies
 ONE_SIDED = "all activations are +1: {} sees no negative input, such as a ReLU leaves; put a hardtanh in its place"
 
@@ -26,6 +27,7 @@ class _Quantized(nn.Module):
     """
 
     weight: Tensor
+    alpha: Tensor
     weight_quantizer: WeightQuantizer
     input_quantizer: InputQuantizer | None
 
@@ -34,16 +36,27 @@ class _Quantized(nn.Module):
         for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
             if value is not None and not isinstance(value, kind):
                 raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
-        self.weight_quantizer = copy.deepcopy(weight_quantizer).to(self.weight.device)
+        self.weight_quantizer = copy.deepcopy(weight_quantizer)
+        self.weight_quantizer.fit((len(self.weight), *[1] * (self.weight.dim() - 1)))
+        self.weight_quantizer.to(self.weight)
         self.input_quantizer = copy.deepcopy(input_quantizer)
         if self.input_quantizer is not None:
-            self.input_quantizer.to(self.weight.device)
+            self.input_quantizer.fit(self._input_shape())
+            self.input_quantizer.to(self.weight)
         self.watched: dict[str, bool] = {}
 
+    def _input_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor with a number for each input channel, which broadcasts over inputs."""
+        raise NotImplementedError
+
     def effective_weight(self) -> Tensor:
-        """The weight that the layer uses, of the shape of `weight`."""
-        weight: Tensor = self.weight_quantizer(self.weight)
-        return weight
+        """The weight that the layer uses, without alpha: of the shape of `weight`."""
+        return self.weight_quantizer.effective(self.weight)
+
+    def output_scale(self) -> Tensor:
+        """What the sums are multiplied with: alpha, times the weights' own scale if their quantizer has one."""
+        scale = self.weight_quantizer.scale(self.weight)
+        return self.alpha if scale is None else self.alpha * scale.view_as(self.alpha)
 
     def quantized_input(self, a: Tensor) -> Tensor:
         """The signs of the activations, or the activations where the inputs stay real."""
@@ -64,7 +77,7 @@ class _Quantized(nn.Module):
 
 
 class BinaryConv2d(_Quantized, nn.Conv2d):
-    """conv2d(quantized input, effective weight) * alpha + bias.
+    """conv2d(quantized input, quantized weight) * alpha + bias; alpha times the quantizer's scale if it has one.
 
     weight_quantizer: from `weight`, the latent weights (C_out, C_in/groups, k, k), to the effective ones; by default
     BiPer's first stage. input_quantizer: from activations to signs; None leaves them real. The layer takes copies of
@@ -97,18 +110,22 @@ class BinaryConv2d(_Quantized, nn.Conv2d):
         self._take(weight_quantizer, input_quantizer)
         self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1, device=device, dtype=dtype))
 
+    def _input_shape(self) -> tuple[int, ...]:
+        return self.in_channels, 1, 1
+
     def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Conv2d calls it
         """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if input.dim() != 4:
             shape = tuple(input.shape)
             raise UsageError(f"BinaryConv2d takes batches (N, C, H, W), not {shape}: one image is x[None]")
-        x, w = self.quantized_input(input), self.effective_weight()
-        out = F.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups) * self.alpha
+        x, w = self.quantized_input(input), self.weight_quantizer(self.weight)
+        sums = F.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
+        out = sums * self.output_scale()
         return out if self.bias is None else out + self.bias[:, None, None]  # (C_out, 1, 1) over (N, C_out, H', W')
 
 
 class BinaryLinear(_Quantized, nn.Linear):
-    """linear(quantized input, effective weight) * alpha + bias: BinaryConv2d's counterpart.
+    """linear(quantized input, quantized weight) * alpha + bias: BinaryConv2d's counterpart.
 
     `weight`: (out_features, in_features); `alpha`: (out_features,), learned, initialized U(0, 1).
     """
@@ -128,12 +145,15 @@ class BinaryLinear(_Quantized, nn.Linear):
         self._take(weight_quantizer, input_quantizer)
         self.alpha = nn.Parameter(torch.rand(out_features, device=device, dtype=dtype))
 
+    def _input_shape(self) -> tuple[int, ...]:
+        return (self.in_features,)
+
     def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Linear calls it
         """input: (N, ..., in_features) -> (N, ..., out_features)."""
         if input.dim() < 2:
             shape = tuple(input.shape)
             raise UsageError(f"BinaryLinear takes batches (N, ..., features), not {shape}: one is x[None]")
-        out = F.linear(self.quantized_input(input), self.effective_weight()) * self.alpha
+        out = F.linear(self.quantized_input(input), self.weight_quantizer(self.weight)) * self.output_scale()
         return out if self.bias is None else out + self.bias
 
 

@@ -1,4 +1,7 @@
-"""How far the real weights are from the binary ones that stand for them: BiPer's sin(freq*w) from its sign."""
+"""How far the real weights are from the binary ones that stand for them: BiPer's sin(freq*w) from its sign.
+
+Other quantizers make other weights binary: latent, standardized or clamped ones. Theirs is the error of those.
+"""
 
 import csv
 import math
@@ -17,7 +20,8 @@ from biper.nn.quantizers import Periodic, WeightQuantizer
 class LayerError:
     """One binarized layer, with w its latent weights and s the real ones that its quantizer makes binary: sin(freq*w).
 
-    l1: mean(|s - sign(s)|), the published error; scale: g = mean(|s|), the best one; squared: mean((s - g*sign(s))^2);
+    l1: mean(|s - e|), the published error, of the weights e that take their place: sign(s), times the quantizer's scale
+    if it has one; scale: g = mean(|s|), the best one; squared: mean((s - g*sign(s))^2);
     mean_abs: mean(|w|); freq_std: freq*std(w); past_quarter: share of |w| > pi/(2*freq), past which the surrogate's
     gradient has the other sign; these two are not numbers without a freq.
     """
@@ -56,13 +60,14 @@ class QuantizationError:
 
 def layer_error(name: str, w: Tensor, quantizer: WeightQuantizer) -> LayerError:
     """The errors of one layer's latent weights w, any shape, under its quantizer, in either stage."""
-    real, binary = quantizer.real(w), quantizer.binarized().signs(w)
+    real, binary = quantizer.real(w), quantizer.binarized()
+    signs, effective = binary.signs(w), binary.effective(w)
     freq = quantizer.freq if isinstance(quantizer, Periodic) else math.nan
     scale = real.abs().mean()
     values = torch.stack(
         [
-            (real - binary).abs().mean(),
-            (real - scale * binary).square().mean(),
+            (real - effective).abs().mean(),
+            (real - scale * signs).square().mean(),
             scale,
             w.abs().mean(),
             freq * w.std(),
@@ -86,9 +91,14 @@ def format_table(error: QuantizationError) -> str:
     lines = ["{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>14}".format(*titles)]
     for layer in error.layers:
         name, weights, *values, past = astuple(layer)
-        numbers = "".join(f"{value:>10.4f}" for value in values)
-        lines.append(f"{name:<16}{weights:>10}{numbers}{past:>14.2%}")
+        numbers = "".join(f"{_number(value, '.4f'):>10}" for value in values)
+        lines.append(f"{name:<16}{weights:>10}{numbers}{_number(past, '.2%'):>14}")
     return "\n".join([*lines, f"QE = {error.qe:.6f}   b = {error.b:.6f}"])
+
+
+def _number(value: float, digits: str) -> str:
+    """A number as the table has it; those of a freq are missing where there is none."""
+    return "-" if math.isnan(value) else format(value, digits)
 
 
 def write_csv(errors: Sequence[tuple[str, QuantizationError]], path: Path) -> None:

@@ -40,18 +40,35 @@ class Quantizer(nn.Module):
         compiled network need not be compiled again, and names in checkpoints stay what they are.
         """
 
+    def fit(self, shape: tuple[int, ...]) -> None:
+        """Told once, by the layer that takes a copy: the shape of a tensor with a number for each channel.
+
+        It broadcasts over what the quantizer is given: over activations (C_in, 1, 1) in a convolution and (C_in,) in a
+        linear layer, over weights (C_out, 1, ...). Nothing is made here. One that learns makes its parameters.
+        """
+
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return ", ".join(f"{name}={getattr(self, name, '?')!r}" for name in self._arguments())
 
 
 class WeightQuantizer(Quantizer):
-    """From latent weights w (C_out, ...) to the effective ones that the layer uses, of the same shape, differentiable.
+    """From latent weights w (C_out, ...) to the ones that the layer convolves with, of the same shape, differentiable.
 
-    binary: whether they are -1 and +1, so that the layer can be packed.
+    binary: whether they are -1 and +1, so that the layer can be packed. The layer's sums are multiplied by `scale`.
     """
 
     binary: ClassVar[bool] = True
+
+    def scale(self, w: Tensor) -> Tensor | None:
+        """(C_out, 1, ...), not negative: by what a channel's sums are multiplied, beside alpha; None stands for 1."""
+        return None
+
+    def effective(self, w: Tensor) -> Tensor:
+        """The weights that the layer uses: those that it convolves with, times their scale."""
+        weight: Tensor = self(w)
+        scale = self.scale(w)
+        return weight if scale is None else weight * scale
 
     def signs(self, w: Tensor) -> Tensor:
         """-1 and +1, what a packed file stores. Raises UsageError if the effective weights are real."""
@@ -60,7 +77,8 @@ class WeightQuantizer(Quantizer):
         signs: Tensor = self(w)
         if not bool((signs.abs() == 1).all()):
             raise UsageError(
-                f"{type(self).__name__} gives other weights than -1 and +1: binary = False says that they are real"
+                f"{type(self).__name__} gives other weights than -1 and +1: binary = False says that they are real, "
+                "and scale(w) what multiplies binary ones"
             )
         return signs
 
@@ -74,7 +92,16 @@ class WeightQuantizer(Quantizer):
 
 
 class InputQuantizer(Quantizer):
-    """From activations (N, ...) to -1 and +1 of the same shape, differentiable. In evaluation it is their sign."""
+    """From activations (N, ...) to -1 and +1 of the same shape, differentiable.
+
+    In evaluation +1 where an activation is at least `threshold`, which broadcasts over it and is 0 where it is None.
+    """
+
+    threshold: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("threshold", None)
 
 
 WEIGHT_QUANTIZERS: dict[str, type[WeightQuantizer]] = {}
