@@ -213,12 +213,13 @@ def periodic_weights(w: Tensor, freq: float, binary: bool, dtype: torch.dtype) -
     return cast(Tensor, _Weights.apply(w, freq, binary, dtype))
 
 
-def effective_weight(layer: BinaryConv2d, dtype: torch.dtype) -> Tensor:
-    """layer.effective_weight() in another type; BiPer's quantizers by the kernels, all others by torch."""
+def quantized_weight(layer: BinaryConv2d, dtype: torch.dtype) -> Tensor:
+    """The weights that a layer convolves with, in another type; BiPer's by the kernels, all others by torch."""
     w, quantizer = layer.weight, layer.weight_quantizer
     if isinstance(quantizer, Sine | SquareWave) and type(quantizer) in (Sine, SquareWave):
         return periodic_weights(w, quantizer.freq, quantizer.binary, dtype)
-    return layer.effective_weight().to(dtype)
+    weight: Tensor = layer.weight_quantizer(w)
+    return weight.to(dtype)
 
 
 def mean_squared_sines(latent: list[Tensor], freqs: list[float]) -> Tensor:

@@ -20,7 +20,7 @@ class Sums(nn.Module):
         layer = self.layer
         if layer.training:
             layer.watch(s)
-        w = functions.effective_weight(layer, s.dtype)
+        w = functions.quantized_weight(layer, s.dtype)
         if self.turned:  # so that a maximum taken of the sums is the one that alpha's sign would choose
             w = w * torch.where(layer.alpha < 0, -1.0, 1.0).to(w.dtype)[..., None]  # (C_out, 1, 1, 1)
         return F.conv2d(s, w, None, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -36,7 +36,7 @@ class Unit(nn.Module):
 
     def forward(self, u: Tensor, skip: Tensor | None = None) -> functions.Outputs:
         """u, skip: (N, C, H, W) -> activations, signs."""
-        alpha: Tensor | None = self.layer.alpha if self.layer else None
+        alpha: Tensor | None = self.layer.output_scale() if self.layer else None
         if alpha is not None and self.turned:
             alpha = alpha.abs()
         if not self.norm.training and torch.is_grad_enabled():  # frozen: the kernels' gradient is a batch's

@@ -26,9 +26,10 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = precision.conv(in_channels, channels, 3, stride=stride, padding=1)
         self.bn1 = nn.BatchNorm2d(channels)
+        self.activation1 = precision.activation(channels)
         self.conv2 = precision.conv(channels, channels, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.activation = precision.activation
+        self.activation2 = precision.activation(channels)
 
 
 class DoubleSkip(Block):
@@ -36,5 +37,6 @@ class DoubleSkip(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
-        out = self.activation(self.bn1(self.conv1(x)) + self.skip(x))
-        return self.activation(self.bn2(self.conv2(out)) + out)
+        out = self.activation1(self.bn1(self.conv1(x)) + self.skip(x))
+        result: Tensor = self.activation2(self.bn2(self.conv2(out)) + out)
+        return result

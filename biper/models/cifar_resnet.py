@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biper.models.blocks import Block, DoubleSkip
-from biper.models.registry import Network, Precision, register
+from biper.models.registry import Network, Precision, register_model
+from biper.nn.comparison_quantizers import RSign
 
 
 def match_shape(x: Tensor, missing: int, stride: int) -> Tensor:
@@ -37,8 +38,9 @@ class SingleSkip(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)."""
-        out = self.activation(self.bn1(self.conv1(x)))
-        return self.activation(self.bn2(self.conv2(out)) + self.skip(x))
+        out = self.activation1(self.bn1(self.conv1(x)))
+        result: Tensor = self.activation2(self.bn2(self.conv2(out)) + self.skip(x))
+        return result
 
 
 class CifarResNet(Network):
@@ -56,7 +58,7 @@ class CifarResNet(Network):
         self.conv1 = precision.real_conv(3, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         # the published single-skip networks feed the first block without a non-linearity
-        self.stem_activation = precision.activation if block is PooledDoubleSkip else nn.Identity()
+        self.stem_activation = precision.activation(channels[0]) if block is PooledDoubleSkip else nn.Identity()
         in_channels = channels[0]
         self.layers = [f"layer{i + 1}" for i in range(len(blocks))]
         for i, name in enumerate(self.layers):
@@ -81,14 +83,26 @@ class CifarResNet(Network):
         return logits
 
 
-@register("cifar10", "resnet20")
+@register_model("cifar10", "resnet20")
 def resnet20(num_classes: int, precision: Precision) -> CifarResNet:
     """ResNet-20 with double skips, 0.27 M parameters."""
     return CifarResNet(PooledDoubleSkip, (3, 3, 3), (16, 32, 64), num_classes, precision)
 
 
+@register_model("cifar10", "resnet20_react", input_quantizer=RSign(), activation="rprelu")
+def resnet20_react(num_classes: int, precision: Precision) -> CifarResNet:
+    """ResNet-20 with ReActNet's thresholds and activations. [Liu et al. 2020, ReActNet, arXiv 2003.03488]"""
+    return CifarResNet(PooledDoubleSkip, (3, 3, 3), (16, 32, 64), num_classes, precision)
+
+
+@register_model("cifar10", "resnet18_react", input_quantizer=RSign(), activation="rprelu")
+def resnet18_react(num_classes: int, precision: Precision) -> CifarResNet:
+    """ResNet-18 with a skip around each convolution, and ReActNet's thresholds and activations. [ReActNet]"""
+    return CifarResNet(PooledDoubleSkip, (2, 2, 2, 2), (64, 128, 256, 512), num_classes, precision)
+
+
 def _register_single_skip(name: str, blocks: Sequence[int], channels: Sequence[int]) -> None:
-    @register("cifar10", name)
+    @register_model("cifar10", name)
     def build(num_classes: int, precision: Precision) -> CifarResNet:
         return CifarResNet(SingleSkip, blocks, channels, num_classes, precision)
 

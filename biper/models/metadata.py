@@ -14,8 +14,9 @@ class Metadata:
     """The identity of a network and of the data that it was trained on.
 
     weight_quantizer, input_quantizer: of its binary layers, by name and settings; input_quantizer is None where the
-    activations are real. mean and std per channel for images in [0, 1]; classes in the order of the logits, class_names
-    the same in words. The fields of the data are empty on a network fresh from `create_model`.
+    activations are real; activation: the name of what follows the batch norms. mean and std per channel for images in
+    [0, 1]; classes in the order of the logits, class_names the same in words. The fields of the data are empty on a
+    network fresh from `create_model`.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Metadata:
     num_classes: int
     weight_quantizer: Description
     input_quantizer: Description | None
+    activation: str
     dataset: str = ""
     classes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
@@ -60,11 +62,13 @@ class Metadata:
     def to_biper(self) -> dict[str, Any] | None:
         """As plain values with freq and stage in the quantizers' place, as every release reads them.
 
-        None where the quantizers are not BiPer's own.
+        None where the quantizers or the activation are not BiPer's own.
         """
         values = self.to_plain()
         pair = values.pop("weight_quantizer"), values.pop("input_quantizer")
         if self.freq is None or pair != biper_quantizers(self.model, self.freq, self.stage):
+            return None
+        if values.pop("activation") != biper_activation(self.model):
             return None
         values["freq"], values["stage"] = self.freq, self.stage
         first = ("model", "family", "num_classes", "freq", "stage")
@@ -77,13 +81,19 @@ def biper_quantizers(model: str, freq: float, stage: int) -> tuple[dict[str, Any
     return describe(weights), None if model.endswith(REAL_INPUTS) else describe(PolynomialSign())
 
 
+def biper_activation(model: str) -> str:
+    """What follows the batch norms of the published networks."""
+    return "relu" if model.endswith("_1w32a") else "hardtanh"
+
+
 def metadata_from(saved: Mapping[str, Any]) -> Metadata:
     """The metadata of `to_plain` or, as older files have them, with freq and stage in place of the quantizers.
 
-    Raises TypeError, KeyError or ValueError for others.
+    Those had the published activations alone. Raises TypeError, KeyError or ValueError for others.
     """
     values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in saved.items()}
     if "freq" in values or "stage" in values:
         pair = biper_quantizers(values["model"], values.pop("freq"), values.pop("stage"))
         values["weight_quantizer"], values["input_quantizer"] = pair
+    values.setdefault("activation", biper_activation(values["model"]))
     return Metadata(**values)

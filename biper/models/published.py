@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from biper.errors import UsageError
-from biper.models.metadata import Metadata, biper_quantizers
+from biper.models.metadata import Metadata, biper_activation, biper_quantizers
 
 TOP1 = {  # of stage 2 in percent, by family, which is the data set's name too, and model [BiPer, results]
     ("cifar10", "resnet18_1w1a"): 93.75,
@@ -67,6 +67,7 @@ def metadata(
         num_classes=len(head),
         weight_quantizer=weights,
         input_quantizer=inputs,
+        activation=biper_activation(name),
         dataset=config.get("dataset", ""),
     )
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
 from biper.nn import DEFAULT_FREQ
+from biper.nn.activations import ACTIVATIONS
 from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
 from biper.nn.quantizers import (
     INPUT_QUANTIZERS,
@@ -53,32 +53,53 @@ class Precision:
     """What the suffix of a model's name decides.
 
     conv(in_channels, out_channels, kernel_size, stride, padding, groups) builds a convolution of the body, without
-    bias; activation is what follows its batch norm; real_conv and real_linear build the full-precision layers.
+    bias; activation(channels) what follows its batch norm; real_conv and real_linear the full-precision layers.
     """
 
     conv: Callable[..., nn.Module]
-    activation: Callable[[Tensor], Tensor]
+    activation: Callable[[int], nn.Module]
     real_conv: Callable[..., nn.Conv2d] = RealConv2d
     real_linear: Callable[..., nn.Linear] = RealLinear
 
 
-Architecture = Callable[[int, Precision], Network]  # (num_classes, precision) -> network
-Build = Callable[[WeightQuantizer, InputQuantizer], Precision]
-PRECISIONS: dict[str, Build] = {
-    "1w1a": lambda w, a: Precision(partial(BinaryConv2d, weight_quantizer=w, input_quantizer=a), F.hardtanh),
-    "1w32a": lambda w, a: Precision(partial(BinaryConv2d, weight_quantizer=w, input_quantizer=None), F.relu),
-    "32w32a": lambda w, a: Precision(partial(nn.Conv2d, bias=False), F.hardtanh, nn.Conv2d, nn.Linear),
+Build = Callable[[int, Precision], Network]  # (num_classes, precision) -> network
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built, and the input quantizer and the activation that it has by default."""
+
+    build: Build
+    input_quantizer: InputQuantizer
+    activation: str
+
+
+# of the body, by a name's suffix, from the quantizers of weights and inputs
+CONVOLUTIONS: dict[str, Callable[[WeightQuantizer, InputQuantizer], Callable[..., nn.Module]]] = {
+    "1w1a": lambda w, a: partial(BinaryConv2d, weight_quantizer=w, input_quantizer=a),
+    "1w32a": lambda w, a: partial(BinaryConv2d, weight_quantizer=w, input_quantizer=None),
+    "32w32a": lambda w, a: partial(nn.Conv2d, bias=False),
 }
 _ARCHITECTURES: dict[tuple[str, str], Architecture] = {}
 
 
-def register(family: str, name: str) -> Callable[[Architecture], Architecture]:
-    """Decorator: enters an architecture in the registry. Raises ValueError if the name is taken."""
+def register_model(
+    family: str, name: str, *, input_quantizer: InputQuantizer | None = None, activation: str = ""
+) -> Callable[[Build], Build]:
+    """Decorator: enters an architecture, (num_classes, precision) -> Network, in the registry of its family.
 
-    def enter(build: Architecture) -> Architecture:
+    input_quantizer, activation: what it has by default, in the place of BiPer's polynomial sign and hardtanh (relu for
+    real activations). Raises UsageError (a ValueError) if the name is taken or the family or the activation is unknown.
+    """
+    if family not in FAMILIES:
+        raise UsageError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+    if activation and activation not in ACTIVATIONS:
+        raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
+
+    def enter(build: Build) -> Build:
         if (family, name) in _ARCHITECTURES:
-            raise ValueError(f"{family} already has an architecture {name!r}")
-        _ARCHITECTURES[family, name] = build
+            raise UsageError(f"{family} already has an architecture {name!r}")
+        _ARCHITECTURES[family, name] = Architecture(build, input_quantizer or PolynomialSign(), activation)
         return build
 
     return enter
@@ -89,7 +110,7 @@ def list_models(family: str | None = None) -> list[str]:
     if family is not None and family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
     names = {name for f, name in _ARCHITECTURES if family in (None, f)}
-    return sorted(f"{name}_{precision}" for name in names for precision in PRECISIONS)
+    return sorted(f"{name}_{precision}" for name in names for precision in CONVOLUTIONS)
 
 
 def create_model(
@@ -103,6 +124,7 @@ def create_model(
     stage: int | None = None,
     weight_quantizer: WeightQuantizer | None = None,
     input_quantizer: InputQuantizer | None = None,
+    activation: str | None = None,
 ) -> Network:
     """A network `<architecture>_<precision>` that takes images (N, 3, H, W), freshly initialized or as it was saved.
 
@@ -112,30 +134,37 @@ def create_model(
     evaluation mode, and what else is given here must agree with its file.
     family: cifar10 or imagenet, for a name that both have, cifar10 if absent. num_classes: by default 10, ImageNet's
     1,000. The binary layers take the quantizers given; by default BiPer's of a stage (1: real weights sin(freq*w), 2:
-    binary ones), with freq in radians per unit weight. Raises UsageError (a ValueError) for an unknown name, or for
-    arguments that contradict each other. [BiPer, experiments]
+    binary ones), with freq in radians per unit weight, and BiPer's inputs, ReActNet's in `*_react`. activation: one of
+    hardtanh, relu, prelu, rprelu, by default hardtanh; relu for 1w32a, rprelu for `*_react`. Raises UsageError (a
+    ValueError) for an unknown name, or for arguments that contradict each other. [BiPer, experiments]
     """
     if name not in list_models(family):
         raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
     _require_sense(name, num_classes, freq, stage, weight_quantizer, input_quantizer)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
     if pretrained or checkpoint_path is not None:
         from biper.models.checkpoint import load_model  # which makes its networks here
 
-        if weight_quantizer is not None or input_quantizer is not None:
+        if (weight_quantizer, input_quantizer, activation) != (None, None, None):
             raise UsageError(
-                "a file says which quantizers its network has: leave weight_quantizer and input_quantizer out"
+                "a file says what its network has: leave weight_quantizer, input_quantizer and activation out"
             )
         return load_model(name, checkpoint_path, family=family, num_classes=num_classes, freq=freq, stage=stage)
-    architecture, precision = name.rsplit("_", 1)
-    family = family or next(f for f in FAMILIES if (f, architecture) in _ARCHITECTURES)
+    body, precision = name.rsplit("_", 1)
+    family = family or next(f for f in FAMILIES if (f, body) in _ARCHITECTURES)
+    architecture = _ARCHITECTURES[family, body]
     classes = FAMILIES[family] if num_classes is None else num_classes
     if weight_quantizer is None:
         frequency = DEFAULT_FREQ if freq is None else freq
         weight_quantizer = SquareWave(frequency) if stage == 2 else Sine(frequency)
-    inputs = PolynomialSign() if input_quantizer is None else input_quantizer
-    network = _ARCHITECTURES[family, architecture](classes, PRECISIONS[precision](weight_quantizer, inputs))
+    inputs = architecture.input_quantizer if input_quantizer is None else input_quantizer
+    activation = activation or architecture.activation or ("relu" if precision == "1w32a" else "hardtanh")
+    real = (nn.Conv2d, nn.Linear) if precision == "32w32a" else (RealConv2d, RealLinear)
+    conv = CONVOLUTIONS[precision](weight_quantizer, inputs)
+    network = architecture.build(classes, Precision(conv, ACTIVATIONS[activation], *real))
     taken = describe(inputs) if precision == "1w1a" else None
-    network.metadata = Metadata(name, family, classes, describe(weight_quantizer), taken)
+    network.metadata = Metadata(name, family, classes, describe(weight_quantizer), taken, activation)
     return network
 
 
@@ -165,7 +194,12 @@ def network_like(m: Metadata) -> Network:
     inputs = None if m.input_quantizer is None else build_quantizer(m.input_quantizer, INPUT_QUANTIZERS)
     weights = None if m.model.endswith("_32w32a") else build_quantizer(m.weight_quantizer, WEIGHT_QUANTIZERS)
     network = create_model(
-        m.model, family=m.family, num_classes=m.num_classes, weight_quantizer=weights, input_quantizer=inputs
+        m.model,
+        family=m.family,
+        num_classes=m.num_classes,
+        weight_quantizer=weights,
+        input_quantizer=inputs,
+        activation=m.activation,
     )
     network.metadata = m
     return network

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 class RPReLU(nn.Module):
     """prelu(x - before) + after, per channel: (N, C, H, W), and so is what comes out.
 
-    `before` and `after` (C, 1, 1) are learned, 0 at first, and the slope of negative values `weight` (C,), 0.25 at first,
-    as torch's. The published code adds `before`'s negative. [Liu et al. 2020, ReActNet, arXiv 2003.03488, section 4.2]
+    `before` and `after` (C, 1, 1) are learned, 0 at first, as is the slope of negative values, `weight` (C,), which is
+    0.25 at first, as torch has it. The published code adds the negative of `before`.
+    [Liu et al. 2020, ReActNet, arXiv 2003.03488, section 4.2]
     """
 
     def __init__(self, channels: int) -> None:
