@@ -7,8 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from biper.models import create_model, list_models
+    from biper.models import Network, create_model, list_models
     from biper.models.checkpoint import load_checkpoint
+    from biper.models.registry import Precision, register_model
+    from biper.nn.activations import RPReLU
+    from biper.nn.comparison_quantizers import XNOR, ErrorDecaySign, IRNet, ReCU, RSign
     from biper.nn.convert import convert
     from biper.nn.functional import binary_sign, square_wave
     from biper.nn.layers import BinaryConv2d, BinaryLinear, binarize_
@@ -29,10 +32,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "XNOR",
     "BinaryConv2d",
     "BinaryLinear",
+    "ErrorDecaySign",
+    "IRNet",
     "InputQuantizer",
+    "Network",
     "PolynomialSign",
+    "Precision",
+    "RPReLU",
+    "RSign",
+    "ReCU",
     "Sign",
     "Sine",
     "SquareWave",
@@ -48,14 +59,18 @@ __all__ = [
     "pack",
     "periodic_regularizer",
     "quantization_error",
+    "register_model",
     "register_quantizer",
     "save_packed",
     "square_wave",
 ]
 
 _HOME = {
-    "models": ("create_model", "list_models"),
+    "models": ("Network", "create_model", "list_models"),
     "models.checkpoint": ("load_checkpoint",),
+    "models.registry": ("Precision", "register_model"),
+    "nn.activations": ("RPReLU",),
+    "nn.comparison_quantizers": ("XNOR", "ErrorDecaySign", "IRNet", "ReCU", "RSign"),
     "nn.convert": ("convert",),
     "nn.functional": ("binary_sign", "square_wave"),
     "nn.layers": ("BinaryConv2d", "BinaryLinear", "binarize_"),

@@ -6,8 +6,9 @@ import torch
 
 import biper
 from biper.commands.quantization_error import main as quantization_error_main
-from biper.experiments.plots import effective_weight_histograms, plot_quantization_error
+from biper.experiments.plots import weight_histograms, plot_quantization_error
 from biper.nn.quantization_error import layer_error
+from biper.nn.quantization_error import format_table
 from biper.nn.quantizers import Sine
 
 
@@ -42,9 +43,23 @@ def test_both_stages_of_the_same_weights_have_the_same_error():
 
 
 def test_histograms_are_shares_of_all_weights():
-    names, rows = effective_weight_histograms(biper.create_model("resnet20_1w1a"))
-    assert (names[0], rows.shape) == ("layer1.0.conv1", (18, 61))
+    names, rows, limit = weight_histograms(biper.create_model("resnet20_1w1a"))
+    assert (names[0], rows.shape, limit) == ("layer1.0.conv1", (18, 61), 1.0)
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", [biper.XNOR(), biper.IRNet(), biper.ReCU(), biper.Sign()], ids=lambda q: q.name)
+def test_the_error_of_others_is_that_of_their_own_weights(quantizer, tmp_path):
+    model = biper.create_model("resnet20_1w1a", weight_quantizer=quantizer)
+    w, error = model.layer2[1].conv1.weight, dict((e.name, e) for e in biper.quantization_error(model).layers)
+    layer = model.layer2[1].conv1.weight_quantizer
+    real, effective = layer.real(w), layer.effective(w)
+    assert error["layer2.1.conv1"].l1 == pytest.approx((real - effective).abs().mean().item())
+    assert error["layer2.1.conv1"].scale == pytest.approx(real.abs().mean().item())
+    assert format_table(biper.quantization_error(model)).splitlines()[1].split()[-2:] == ["-", "-"]
+    assert weight_histograms(model)[2] == 4.0
+    plot_quantization_error([("one", model)], tmp_path / "qe.png")
+    assert (tmp_path / "qe.png").exists()
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,6 +1,6 @@
 """Pictures of the quantization error and of results. matplotlib is imported where it is used: it is slow to load."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,14 @@ from biper.errors import UsageError
 from biper.models import Network
 from biper.nn.layers import binary_layers
 from biper.nn.quantization_error import quantization_error
+from biper.nn.quantizers import Periodic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BINS = 61
+SPREAD = 4.0  # how many times a layer's mean magnitude histograms go
 Line = tuple[Sequence[float], Sequence[float]]  # x, y
 Lines = Sequence[tuple[str, Sequence[Line]]]  # a title, and a line a seed
 
@@ -44,40 +46,63 @@ def picture(path: Path, rows: int, columns: int, width: float, height: float) ->
 
 
 @torch.no_grad()
-def effective_weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray]:
-    """Names of the binarized layers, and the share of each layer's sin(freq*w) per bin of [-1, 1]: (layers, BINS)."""
-    names, rows = [], []
-    for name, layer in binary_layers(model):
-        counts = torch.histc(layer.weight_quantizer.real(layer.weight).float(), BINS, -1, 1)
-        names.append(name)
+def weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray, float]:
+    """Names of the binarized layers, the share of each layer's real weights per bin of [-limit, limit], and the limit.
+
+    They are what becomes binary: sin(freq*w), where the limit is 1; otherwise in units of the layer's mean magnitude.
+    The shares are (layers, BINS).
+    """
+    layers = dict(binary_layers(model))
+    periodic = all(isinstance(layer.weight_quantizer, Periodic) for layer in layers.values())
+    limit, rows = 1.0 if periodic else SPREAD, []
+    for layer in layers.values():
+        real = layer.weight_quantizer.real(layer.weight).float()
+        counts = torch.histc(real if periodic else real / real.abs().mean(), BINS, -limit, limit)
         rows.append((counts / counts.sum()).cpu().numpy())
-    return names, np.stack(rows)
+    return list(layers), np.stack(rows), limit
 
 
 def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -> None:
-    """A column a checkpoint, (title, network): above where each layer's sin(freq*w) lie, below its error."""
+    """A column a checkpoint, (title, network): above where each layer's real weights lie, below its error."""
     from matplotlib.colors import PowerNorm
 
     height = 2.5 + 0.22 * max(sum(1 for _ in binary_layers(model)) for _, model in models)
-    histograms = [effective_weight_histograms(model) for _, model in models]
-    densest = max(rows.max() for _, rows in histograms)
+    histograms = [weight_histograms(model) for _, model in models]
+    densest = max(rows.max() for _, rows, _ in histograms)
     with picture(path, 2, len(models), 4.5 + 1.5 / len(models), height) as (figure, axes):
-        for column, ((title, model), (names, rows)) in enumerate(zip(models, histograms, strict=True)):
+        for column, ((title, model), (names, rows, limit)) in enumerate(zip(models, histograms, strict=True)):
             m, top = model.metadata, axes[0, column]
-            extent = (-1, 1, len(names) - 0.5, -0.5)
+            extent = (-limit, limit, len(names) - 0.5, -0.5)
             image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", norm=PowerNorm(0.5, 0, densest))
-            top.set(title=f"{title}\n{m.model}, stage {m.stage}, {m.quantizer_text}", xlabel="sin(freq·w)")
+            what = "sin(freq·w)" if limit == 1 else "real weight / mean magnitude"
+            top.set(title=f"{title}\n{m.model}, stage {m.stage}, {m.quantizer_text}", xlabel=what)
             top.set_yticks(np.arange(len(names)), names)
             _draw_errors(axes[1, column], model, names)
         axes[1, -1].legend(loc="lower right")
         figure.colorbar(image, ax=axes[0, :].tolist(), label="share of weights per bin")
 
 
+@torch.no_grad()
+def draw_weights(axes: "Axes", models: Mapping[str, nn.Module]) -> None:
+    """A line a network, by title: how its real weights are spread, all layers together, each by its mean magnitude."""
+    places = (np.arange(BINS) + 0.5) * 2 * SPREAD / BINS - SPREAD
+    for title, model in models.items():
+        counts = torch.zeros(BINS)
+        for _, layer in binary_layers(model):
+            real = layer.weight_quantizer.real(layer.weight).float()
+            counts += torch.histc(real / real.abs().mean(), BINS, -SPREAD, SPREAD)
+        axes.plot(places, (counts / counts.sum()).numpy(), drawstyle="steps-mid", label=title)
+    axes.set(xlabel="real weight / mean magnitude of its layer", ylabel="share per bin", title="weights")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
 def _draw_errors(axes: "Axes", model: Network, names: Sequence[str]) -> None:
     error, places = quantization_error(model), np.arange(len(names))
     axes.barh(places - 0.2, [layer.l1 for layer in error.layers], 0.4, label="L1, as published")
     axes.barh(places + 0.2, [layer.squared for layer in error.layers], 0.4, label="squared, best scale")
-    axes.set(title=f"QE = {error.qe:.3f}, b = {error.b:.3f}", xlabel="quantization error", xlim=(0, 1))
+    axes.set(title=f"QE = {error.qe:.3f}, b = {error.b:.3f}", xlabel="quantization error")
+    axes.set_xlim(0, max(1.0, *(layer.l1 for layer in error.layers)))
     axes.set_yticks(places, names)
     axes.invert_yaxis()
 

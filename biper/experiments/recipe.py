@@ -10,12 +10,12 @@ from typing import Any
 
 from biper.data.datasets import find_dataset
 from biper.errors import UsageError
-from biper.training.settings import SETTINGS, make_settings, read_yaml
+from biper.training.settings import METHOD, SETTINGS, make_settings, read_yaml
 
 Given = Mapping[str, Any]  # by name; defaults are not among them
 OF_ONE_RUN = ("results_dir", "save", "resume", "evaluate", "seed", "load_ckpt_stage1", "start_epoch", "from_scratch")
 FREE = ("data", "hardware")  # groups of settings that leave a recipe what it is
-OF_BOTH = ("model", "freq", "dataset")  # which stage 2 takes from stage 1
+OF_BOTH = ("model", "freq", *METHOD, "dataset")  # which stage 2 takes from stage 1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biper.experiments.plan import Experiment, epochs_text
-from biper.experiments.plots import Lines, draw_bars, draw_lines, picture, plot_quantization_error
+from biper.experiments.plots import Lines, draw_bars, draw_lines, draw_weights, picture, plot_quantization_error
 from biper.experiments.release import Result
 from biper.experiments.run import Run
 from biper.experiments.studies import Study
@@ -121,7 +121,8 @@ MEASURES: Mapping[str, tuple[int, Callable[[Run, QuantizationError], float]]] = 
     "freq·std(w)": (3, lambda run, error: statistics.fmean(layer.freq_std for layer in error.layers)),
 }
 EXPLAINED = """top-1 is that of the best epoch on the test images, the last one's is not chosen. QE is the published
-quantization error, summed over the layers; squared error that with each layer's best scale, summed likewise;
+quantization error, summed over the layers, where weights are no sin(freq·w) that of the real weights that become
+binary from those that take their place; squared error that with each layer's best scale, summed likewise;
 freq·std(w) the mean over the layers. The difference is that of stage 2's top-1 from `{base}`, seed by seed. ± is the
 standard deviation over the seeds."""
 
@@ -153,8 +154,10 @@ def report_study(name: str, study: Study, outcomes: Outcomes, folder: Path, pref
     if study.over_freq:
         parts += ["freq·std(w) after stage 1, layer by layer, mean over the seeds:", _layer_table(outcomes)]
     write_text("\n\n".join([*parts, f"![]({name}.png)"]), folder / f"{name}.md")
-    draw = _draw_frequency if study.over_freq else _draw_variants
-    draw(outcomes, folder / f"{name}.png")
+    if study.over_freq:
+        _draw_frequency(outcomes, folder / f"{name}.png")
+    else:
+        _draw_variants(outcomes, folder / f"{name}.png", study.histograms)
     log.info("wrote %s with its .csv and .png", folder / f"{name}.md")
 
 
@@ -213,18 +216,21 @@ def _draw_frequency(outcomes: Outcomes, path: Path) -> None:
         draw_lines(right, layers, xlabel="layer", ylabel="freq·std(w)", title="spread after stage 1", yscale="log")
 
 
-def _draw_variants(outcomes: Outcomes, path: Path) -> None:
-    """Accuracy over the epochs, and the errors at the end."""
+def _draw_variants(outcomes: Outcomes, path: Path, histograms: bool) -> None:
+    """Accuracy over the epochs, the errors at the end, and if wanted where the weights lie then, of the first seed."""
     curves = {title: [_curve(outcome) for outcome in by_seed.values()] for title, by_seed in outcomes.items()}
     end = max(len(curve) for seeds in curves.values() for curve in seeds)
     lines = [
         (title, [(range(end - len(curve) + 1, end + 1), curve) for curve in seeds]) for title, seeds in curves.items()
     ]
     found = [samples(by_seed) for by_seed in outcomes.values()]
-    with picture(path, 1, 2, 5.5, 3.8) as (_, axes):
+    with picture(path, 1, 3 if histograms else 2, 5.5, 3.8) as (_, axes):
         draw_lines(axes[0, 0], lines, xlabel="epoch, both stages", ylabel="test top-1 (%)", title="accuracy")
         groups = [(name, [measured[2, name].mean for measured in found]) for name in ("QE", "squared error")]
         draw_bars(axes[0, 1], list(outcomes), groups, "quantization error after stage 2")
+        if histograms:
+            first = {title: next(iter(by_seed.values())).runs[2] for title, by_seed in outcomes.items()}
+            draw_weights(axes[0, 2], {title: load_checkpoint(run.checkpoint) for title, run in first.items()})
 
 
 def _curve(outcome: Outcome) -> list[float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from biper.experiments.recipe import Given, Recipe, lasting
 from biper.training.settings import make_settings
 
+FROM_START = "binary_from_start"  # the folder of runs that several studies share
 FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
 
 
@@ -24,13 +25,15 @@ class Variant:
 class Study:
     """A question and the variants that answer it; the others' differences are from the one called `base`.
 
-    over_freq: the variants are frequencies, to be drawn along an axis and layer by layer.
+    over_freq: the variants are frequencies, to be drawn along an axis and layer by layer; histograms: where the weights
+    lie is drawn too.
     """
 
     question: str
     base: str
     variants: tuple[Variant, ...]
     over_freq: bool = False
+    histograms: bool = False
 
 
 def _recipe_itself(recipe: Recipe, title: str) -> Variant:
@@ -62,7 +65,7 @@ def two_stages(recipe: Recipe) -> Study:
     """Binary weights from the start, with stage 1's settings for as many epochs as both stages have."""
     base = _recipe_itself(recipe, "two stages")
     whole = lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs))
-    start = Variant("binary from the start", {2: ("binary_from_start", {**whole, **_fresh(recipe)})})
+    start = Variant("binary from the start", {2: (FROM_START, {**whole, **_fresh(recipe)})})
     question = "Are two stages better than binary weights from the start, in as many epochs?"
     return Study(question, base.title, (base, start))
 
@@ -115,10 +118,26 @@ def learning_rate(recipe: Recipe) -> Study:
     return Study(question, base.title, tuple(variants))
 
 
+def quantizers(recipe: Recipe) -> Study:
+    """Every registered weight quantizer, those of one stage with stage 1's settings for as many epochs as both have."""
+    from biper.models.methods import own_methods  # torch loads here
+
+    whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **_fresh(recipe)}
+    base = _recipe_itself(recipe, "biper")
+    variants = [base, Variant("biper, one stage", {2: (FROM_START, whole)})]
+    for name, one_stage in own_methods().items():
+        key = f"quantizer_{name}"
+        from_start: dict[int, tuple[str, Given]] = {2: (key, {**whole, "quantizer": name})}
+        variants.append(Variant(name, from_start if one_stage else _both(recipe, key, quantizer=name)))
+    question = "Which weight quantizer is best under one recipe, in as many epochs?"
+    return Study(question, base.title, tuple(variants), histograms=True)
+
+
 STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag, which is that of the files too
     "frequency": frequency,
     "two_stages": two_stages,
     "warm_start": warm_start,
     "regularizer": regularizer,
     "learning_rate": learning_rate,
+    "quantizers": quantizers,
 }

@@ -15,9 +15,9 @@ from biper.models import published
 from biper.models.metadata import Metadata, metadata_from
 from biper.models.registry import Network, network_like
 from biper.nn.quantizers import set_progress
+from biper.places import PRETRAINED
 
 FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers by name and settings, progress
-PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained_models"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

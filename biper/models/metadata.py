@@ -45,10 +45,13 @@ class Metadata:
 
     @property
     def quantizer_text(self) -> str:
-        """The weights' quantizer as a log has it."""
-        if self.freq is not None:
-            return f"freq {self.freq:g}"
-        return ", ".join(f"{key} {value}" for key, value in self.weight_quantizer.items())
+        """The quantizers as a log has them; of inputs and of the activation what BiPer does not have."""
+        parts = [_text(self.weight_quantizer) if self.freq is None else f"freq {self.freq:g}"]
+        if self.input_quantizer is not None and self.input_quantizer != describe(PolynomialSign()):
+            parts.append(f"inputs {_text(self.input_quantizer)}")
+        if self.activation != biper_activation(self.model):
+            parts.append(f"activation {self.activation}")
+        return ", ".join(parts)
 
     @property
     def shown_size(self) -> int:
@@ -73,6 +76,12 @@ class Metadata:
         values["freq"], values["stage"] = self.freq, self.stage
         first = ("model", "family", "num_classes", "freq", "stage")
         return {name: values[name] for name in (*first, *(n for n in values if n not in first))}
+
+
+def _text(description: Description) -> str:
+    """A quantizer's name, with its settings behind it."""
+    settings = ", ".join(f"{key} {value}" for key, value in description.items() if key != "name")
+    return f"{description['name']} ({settings})" if settings else str(description["name"])
 
 
 def biper_quantizers(model: str, freq: float, stage: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

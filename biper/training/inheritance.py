@@ -10,15 +10,19 @@ from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.models.checkpoint import build_network, read_checkpoint
 from biper.models.metadata import Metadata
+from biper.models.methods import BIPER, input_quantizer_named, method_of, weight_quantizer_named
+from biper.nn import DEFAULT_FREQ
+from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
 from biper.training.run_folder import read_settings, run_folder, settings_of
-from biper.training.settings import Settings, differences, make_settings
+from biper.training.settings import METHOD, Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
 NAMED = tuple(name for name in DATASETS if name != FOLDER)
 OF_FOLDERS = ("dataset", "data_path", "image_size")
+EARLIER = {"amp": "off", "quantizer": BIPER, "input_quantizer": "", "activation": ""}  # before there was a choice
 
 
 def training_config(family: str, stage: int, given: Given) -> Settings:
@@ -31,6 +35,7 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
     }
     if "model" in given and given["model"] not in list_models(family):
         raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
+    _require_method(given, stage)
     if stage == 1 and given.get("load_ckpt_stage1"):
         raise UsageError("--load_ckpt_stage1 is for stage 2 (main_stage2.py): stage 1 starts fresh")
     fresh = bool(given.get("from_scratch"))
@@ -39,8 +44,10 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
     start = stage == 2 and bool(given.get("load_ckpt_stage1"))
     if fresh and start:
         raise UsageError("--from_scratch starts without stage 1: leave --load_ckpt_stage1 out")
-    if fresh and not {"model", "freq"} <= set(given):
-        raise UsageError("--from_scratch needs --model and --freq, which stage 2 otherwise takes from stage 1")
+    needed = {"model", "freq"} if given.get("quantizer", BIPER) == BIPER else {"model"}
+    if fresh and not needed <= set(given):
+        text = " and ".join(f"--{name}" for name in sorted(needed, reverse=True))
+        raise UsageError(f"--from_scratch needs {text}, which stage 2 otherwise takes from stage 1")
     if fresh and given["model"].endswith("_32w32a"):
         raise UsageError(f"{given['model']} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
     if given.get("resume"):
@@ -49,7 +56,7 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
         inherited = inherit_stage1(family, given) if named else {}
         stored = read_settings(run_folder(make_settings(family, stage, inherited | given)), stage)
         if stored:
-            stored = {"amp": "off"} | stored  # as it was before there was a choice
+            stored = EARLIER | stored
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
             return _resumed(make_settings(family, stage, stored | given), stored)
@@ -58,6 +65,19 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
         return make_settings(family, stage, inherit_stage1(family, given) | given)
     return make_settings(family, stage, given)
+
+
+def _require_method(given: Given, stage: int) -> None:
+    """Raise UsageError for quantizers or an activation that are unknown, or that have no such stage."""
+    if given.get("input_quantizer"):
+        input_quantizer_named(given["input_quantizer"])
+    if given.get("activation") and given["activation"] not in ACTIVATIONS:
+        raise UsageError(f"--activation {given['activation']}: choose from {', '.join(ACTIVATIONS)}")
+    name = given.get("quantizer", BIPER)
+    quantizer = weight_quantizer_named(name, given.get("freq", DEFAULT_FREQ))
+    if stage == 1 and quantizer.binary:
+        text = "is binary from the start and has one stage: train it by main_stage2.py --from_scratch"
+        raise UsageError(f"--quantizer {name} {text}")
 
 
 def _resumed(config: Settings, stored: Given) -> Settings:
@@ -80,8 +100,9 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
         raise UsageError(f"{path} is a checkpoint of stage {start.stage}: stage 2 starts from stage 1's")
     if start.model.endswith("_32w32a"):
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
-    inherited = _identity(start)
     saved = settings_of(contents)
+    inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
+    _require_same_method(method_of(start), given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
     return inherited
@@ -100,6 +121,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     hints: Given = {name: given.get(name) for name in ("freq", "model")}
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
+    _require_same_method(method_of(m), given, path)
     saved = settings_of(contents)
     if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
         size = {} if find_dataset(given["dataset"]).fixed_size else {"image_size": m.image_size}
@@ -118,7 +140,14 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
 
 def _identity(m: Metadata) -> Given:
     """What a network's metadata say of the settings it was made with."""
-    return {"model": m.model} | ({} if m.freq is None else {"freq": m.freq})
+    return {"model": m.model, **method_of(m)} | ({} if m.freq is None else {"freq": m.freq})
+
+
+def _require_same_method(own: Given, given: Given, path: Path) -> None:
+    """Raise UsageError if the user asks for other quantizers, or another activation, than a file's network has."""
+    for name in METHOD:
+        if given.get(name) and given[name] != own[name]:
+            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {own[name] or 'real inputs'}")
 
 
 def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Settings]:
@@ -138,7 +167,10 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
     """Raise UsageError if what the user gave contradicts a packed file."""
+    _require_same_method(method_of(m), given, path)
     for name, value in given.items():
+        if name in METHOD:
+            continue
         known = getattr(m, name, None) if name != "dataset" or m.dataset in NAMED else None
         if known not in (None, "") and value != known:
             raise UsageError(f"--{name} {value} contradicts {path}, which has {name} {known}")

@@ -15,6 +15,7 @@ from biper.nn import DEFAULT_FREQ
 from biper.training.schedule import LR_TYPES
 
 REGULARIZERS = ("sin2", "cos2")
+METHOD = ("quantizer", "input_quantizer", "activation")  # what stage 2 has of stage 1's network, as the file says
 GROUPS = ("run", "network", "data", "training", "hardware")
 
 
@@ -60,8 +61,21 @@ class Settings:
     freq: float = setting(
         DEFAULT_FREQ, "network", "frequency of sine and square wave; stage 2 takes stage 1's", above=0
     )
+    quantizer: str = setting(
+        "biper",
+        "network",
+        "of the weights: biper, sign, xnor, irnet, recu, or one of your own; stage 2 takes stage 1's",
+    )
+    input_quantizer: str = setting(
+        "", "network", "biper, bireal, sign, rsign, irnet, or one of your own; if absent biper, rsign for *_react"
+    )
+    activation: str = setting(
+        "", "network", "hardtanh, relu, prelu or rprelu; if absent hardtanh, relu for 1w32a, rprelu for *_react"
+    )
     load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
-    from_scratch: bool = setting(False, "network", "stage 2: start from fresh weights instead, for comparison")
+    from_scratch: bool = setting(
+        False, "network", "stage 2: start from fresh weights instead, for comparison, and for quantizers of one stage"
+    )
 
     dataset: str = setting("cifar10", "data", "data set", choices=tuple(DATASETS))
     data_path: str = setting(

@@ -15,6 +15,7 @@ from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_sa
 from biper.errors import UsageError
 from biper.models import Network, create_model
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
+from biper.models.methods import BIPER, input_quantizer_named, weight_quantizer_named
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite
 from biper.nn.quantization_error import quantization_error
@@ -51,17 +52,30 @@ History = list[dict[str, Any]]  # a row an epoch
 
 
 def initial_network(config: Settings, num_classes: int) -> Network:
-    """Stage 1: a fresh network. Stage 2: stage 1's network with the square wave switched on (warm start).
+    """Stage 1: a fresh network. Stage 2: stage 1's network with binary weights (warm start).
 
     With from_scratch stage 2 gets a fresh network too, the one that stage 1 of the same seed begins with.
     """
     if config.stage == 1 or config.from_scratch:
-        c = config
-        return create_model(c.model, family=c.family, num_classes=num_classes, freq=c.freq, stage=c.stage)
+        return fresh_network(config, num_classes)
     path = Path(config.load_ckpt_stage1)
-    network = load_checkpoint(path, config.freq, model=config.model, family=config.family, stage=1)
+    freq = config.freq if config.quantizer == BIPER else None  # which no other need have
+    network = load_checkpoint(path, freq, model=config.model, family=config.family, stage=1)
     binarize_(network)
     return network
+
+
+def fresh_network(config: Settings, num_classes: int) -> Network:
+    """A network of the settings' model and method, whose weights are as the stage has them."""
+    c, given = config, dict[str, Any]()
+    if c.quantizer == BIPER:
+        given |= {"freq": c.freq, "stage": c.stage}
+    else:
+        quantizer = weight_quantizer_named(c.quantizer, c.freq)
+        given["weight_quantizer"] = quantizer.binarized() if c.stage == 2 else quantizer
+    if c.input_quantizer:
+        given["input_quantizer"] = input_quantizer_named(c.input_quantizer)
+    return create_model(c.model, family=c.family, num_classes=num_classes, activation=c.activation or None, **given)
 
 
 def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
