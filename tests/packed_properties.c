@@ -7,7 +7,10 @@
 
 #define WORK 500000 /* products of a case, at most */
 /* Numbers of the tensors; the first ones are the values too. */
-enum { IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES, GAIN = VALUES, SHIFT, WEIGHTS, ALPHA, BIAS_OF, MASKS, TERMS, KINDS, TENSORS };
+enum {
+    IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES,
+    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, TERMS, KINDS, TENSORS
+};
 
 typedef struct {
     int64_t own[WIDTH], signs[WIDTH];        /* instructions; signs: makes the bits in scratch, if its code is not 0 */
@@ -117,6 +120,7 @@ static void draw_signs(Case *k, const Conv *c, const Head *h) {
         k->scratch = up(size + 2 * slack, 64), k->offset = chance(2) ? slack : k->scratch - slack - size;
         int64_t y = h->height, x = h->width;
         Head head = {.code = TAIL, .in = IN, .out = -1, .out_bits = SIGNS, .skip = -1, .gain = -1, .shift = -1};
+        head.slope = head.before = head.after = head.threshold = -1;
         head.channels = h->channels, head.height = head.out_height = y, head.width = head.out_width = x;
         *(Tail *)k->signs = (Tail){.head = head, .kernel = 1, .stride = 1};
         return;
@@ -135,8 +139,11 @@ static void draw(Case *k) {
     chance(3) ? draw_other(k, (Tail *)c, (Average *)c, h) : draw_conv(k, c, h);
     int conv = h->code == CONV, more = conv || h->code == TAIL; /* bits end with a byte, so groups have to as well */
     int bits = conv ? c->groups == 1 || k->channels / c->groups % 8 == 0 : more;
-    h->clamp = more && !chance(4);
+    int activation = more ? between(0, 3) : 0; /* none, hardtanh, prelu, one between two shifts */
+    h->clamp = activation == 1, h->slope = activation > 1 ? SLOPE : -1;
+    h->before = activation > 2 ? MINUS : -1, h->after = activation > 2 ? PLUS : -1;
     h->out_bits = bits && chance(2) ? BITS_OUT : -1, h->out = h->out_bits < 0 || chance(2) ? REALS : -1;
+    h->threshold = h->out_bits >= 0 && chance(2) ? BOUND : -1;
     h->skip = more && (conv || ((Tail *)c)->kernel * ((Tail *)c)->stride == 1) && chance(2) ? ADDED : -1;
     h->gain = more && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
     int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels, extreme = chance(5);
@@ -145,6 +152,9 @@ static void draw(Case *k) {
     k->tensors[IN] = numbers(k->images * pixels, extreme ? 0 : -2, !extreme);
     if (h->skip >= 0) k->tensors[ADDED] = numbers(k->images * results, -2, 1);
     if (h->gain >= 0) k->tensors[GAIN] = numbers(k->channels, -2, 0), k->tensors[SHIFT] = numbers(k->channels, -2, 0);
+    if (h->slope >= 0) k->tensors[SLOPE] = numbers(k->channels, -2, 0);
+    if (h->before >= 0) k->tensors[MINUS] = numbers(k->channels, -2, 0), k->tensors[PLUS] = numbers(k->channels, -2, 0);
+    if (h->threshold >= 0) k->tensors[BOUND] = numbers(k->channels, -2, 1);
     for (int i = 0; i < 2; i++) {
         k->expected[i] = room(k->images * k->bytes[REALS + i]);
         if ((i ? h->out_bits : h->out) >= 0) k->tensors[REALS + i] = room(k->images * k->bytes[REALS + i]);
@@ -181,7 +191,13 @@ static float normed(const Case *k, float x, int64_t channel) {
     return !gain ? x : k->fused ? fmaf(x, gain[channel], shift[channel]) : x * gain[channel] + shift[channel];
 }
 
-static float clamped(const Case *k, float x) { return !((Head *)k->own)->clamp ? x : x > 1 ? 1 : x < -1 ? -1 : x; }
+static float activated(const Case *k, float x, int64_t channel) {
+    const float *slope = k->tensors[SLOPE], *minus = k->tensors[MINUS], *plus = k->tensors[PLUS];
+    if (((Head *)k->own)->clamp) return x > 1 ? 1 : x < -1 ? -1 : x;
+    if (minus) x -= minus[channel];
+    if (slope) x = x > 0 ? x : x * slope[channel];
+    return plus ? x + plus[channel] : x;
+}
 
 /* A mean, or the maximum of what follows; of a window of one place what lies there. */
 static float window(const Case *k, const Tail *t, const float *in, int64_t y, int64_t x, int64_t channel) {
@@ -192,7 +208,7 @@ static float window(const Case *k, const Tail *t, const float *in, int64_t y, in
         int64_t row = y * stride - pad + i / t->kernel, column = x * stride - pad + i % t->kernel;
         if (!within(row, t->head.height) || !within(column, t->head.width)) continue;
         float v = in[(row * t->head.width + column) * t->head.channels + channel];
-        if (!mean && t->kernel > 1) v = clamped(k, normed(k, v, channel));
+        if (!mean && t->kernel > 1) v = activated(k, normed(k, v, channel), channel);
         result = mean ? result + v : !count || v > result || v != v ? v : result;
         count++;
     }
@@ -205,15 +221,19 @@ static void expect(Case *k, const Conv *c, const Head *h) {
         int64_t o = i % k->channels, place = i / k->channels, y = place % k->places / h->out_width;
         int64_t x = place % k->places % h->out_width;
         const float *in = (float *)k->tensors[IN] + place / k->places * (k->bytes[IN] / 4), *skip = k->tensors[ADDED];
+        float *bound = k->tensors[BOUND];
         int64_t channel = h->code == AVERAGE ? o - ((Average *)h)->front : o;
         float v = h->code == CONV ? sum(k, c, in, y << c->pool, x << c->pool, o) : 0;
         for (int p = 1; h->code == CONV && c->pool && p < 4; p++)
             v = fmaxf(v, sum(k, c, in, 2 * y + p / 2, 2 * x + p % 2, o));
         if (h->code != CONV && within(channel, h->channels)) v = window(k, (Tail *)h, in, y, x, channel);
-        if (h->code != TAIL || ((Tail *)h)->kernel == 1) v = normed(k, v, o);
-        v = clamped(k, skip ? v + skip[i] : v);
+        if (h->code != TAIL || ((Tail *)h)->kernel == 1) { /* else it is done within the window */
+            v = normed(k, v, o);
+            v = activated(k, skip ? v + skip[i] : v, o);
+        }
         ((float *)k->expected[0])[i] = v;
-        bits[place * (up(k->channels, 8) / 8) + o / 8] |= (v >= 0) << o % 8;
+        if (bound && !place && chance(2)) bound[o] = v; /* what lies on the threshold counts */
+        bits[place * (up(k->channels, 8) / 8) + o / 8] |= (v >= (bound ? bound[o] : 0)) << o % 8;
     }
 }
 

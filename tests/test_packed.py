@@ -9,6 +9,7 @@ from torch import nn
 
 import biper
 from biper.errors import UsageError
+from biper.nn.activations import RPReLU
 from biper.packed import runtime as kernels
 from biper.packed.compile import Segmented
 from biper.packed.layers import PackedConv2d
@@ -19,21 +20,30 @@ WAYS = kernels.available()
 NAMES = [(family, n) for family in ("cifar10", "imagenet") for n in biper.list_models(family) if n.endswith("_1w1a")]
 
 
-def network(name="resnet20_1w1a", family="cifar10", seed=0):
-    """A network of stage 2 as training leaves it: no parameter or statistic is a round number."""
+@torch.no_grad()
+def trained(model, seed=0):
+    """The model as training leaves it: no parameter or statistic is a round number."""
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    model = biper.create_model(name, family=family, num_classes=10, freq=20.0, stage=2)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.5, generator=generator)
-                module.running_var.uniform_(1, 20, generator=generator)
-                module.weight.normal_(generator=generator)
-                module.bias.normal_(0, 0.3, generator=generator)
-            elif isinstance(module, biper.BinaryConv2d):
-                module.alpha.normal_(generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5, generator=generator)
+            module.running_var.uniform_(1, 20, generator=generator)
+            module.weight.normal_(generator=generator)
+            module.bias.normal_(0, 0.3, generator=generator)
+        elif isinstance(module, biper.BinaryConv2d):
+            module.alpha.normal_(generator=generator)
+        elif isinstance(module, nn.PReLU | RPReLU):
+            module.weight.uniform_(-0.5, 1.5, generator=generator)
+    for name, parameter in model.named_parameters():
+        if name.rsplit(".", 1)[-1] in ("threshold", "before", "after"):
+            parameter.normal_(0, 0.3, generator=generator)
     return model.eval()
+
+
+def network(name="resnet20_1w1a", family="cifar10", seed=0):
+    """A network of stage 2."""
+    torch.manual_seed(seed)
+    return trained(biper.create_model(name, family=family, num_classes=10, freq=20.0, stage=2), seed)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -102,7 +112,7 @@ def test_changes_of_a_packed_network_count():
     torch.testing.assert_close(packed(x), other(x), rtol=0, atol=1e-4)
     assert seen
     assert packed.double()(x.double()).dtype == torch.float64
-    with pytest.raises(RuntimeError):  # and not wrong figures: its parameters are double now
+    with pytest.raises(UsageError):  # and not wrong figures: its parameters are double now
         packed(x)
 
 
@@ -129,6 +139,21 @@ def test_what_cannot_be_packed(name, stage, message):
 def test_images_of_a_wrong_size_are_refused_in_one_line():
     with pytest.raises(UsageError, match=r"^vgg_small takes 32x32 images, not 16x16"):
         pack(network("vgg_small_1w1a"))(torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"torch\.float32: not torch\.uint8 \(2, 3, 16, 16\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.float64), r"not torch\.float64"),
+        (torch.zeros(3, 16, 16), r"\(3, 16, 16\)"),
+        (torch.zeros(2, 1, 16, 16), r"\(2, 1, 16, 16\)"),
+        ([[0.0]], "a tensor of images, not a list"),
+    ],
+)
+def test_other_inputs_are_refused_in_one_line(images, text):
+    with pytest.raises(UsageError, match=f"^resnet20_1w1a takes .*{text}"):
+        pack(network())(images)
 
 
 @torch.no_grad()

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from biper.nn.activations import RPReLU
 from biper.nn.graph import module_of, mutates, trace
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.lowering import FLOATS, Segment
 from biper.packed.steps import Steps, known, shape_of
 
-PACKED = (PackedConv2d, PackedLinear, FoldedNorm)  # layers that stay whole; their results are new tensors
+WHOLE = (PackedConv2d, PackedLinear, FoldedNorm, nn.PReLU, RPReLU)  # layers that stay whole; they give new tensors
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
 
@@ -38,7 +39,7 @@ class Segmented:
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
         self.modules = dict(network.named_modules())
-        graph = trace(network, leaves=PACKED, fresh=PACKED)
+        graph = trace(network, leaves=WHOLE, fresh=WHOLE)
         Shapes(fx.GraphModule(network, graph)).run(example)
         if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
             raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")

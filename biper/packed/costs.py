@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from biper.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
+from biper.nn.quantizers import Quantizer
 from biper.packed.bits import bits_shape
 
 
@@ -42,7 +43,7 @@ def costs(model: nn.Module, image_size: int) -> list[LayerCost]:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(_cost(names[module], module, output))
 
-    watched = [m for m in model.modules() if list(m.parameters(recurse=False))]
+    watched = [m for m in model.modules() if list(m.parameters(recurse=False)) and not isinstance(m, Quantizer)]
     hooks = [module.register_forward_hook(note) for module in watched]
     try:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
@@ -69,7 +70,9 @@ def _cost(name: str, module: nn.Module, output: Tensor) -> LayerCost:
 
 
 def _binary_cost(name: str, shape: str, module: BinaryLayer, places: int) -> LayerCost:
-    weights, real = module.weight.numel(), module.alpha.numel() + (0 if module.bias is None else module.bias.numel())
+    threshold = None if module.input_quantizer is None else module.input_quantizer.threshold
+    kept = sum(p.numel() for p in (module.alpha, module.bias, threshold) if p is not None)
+    weights, real = module.weight.numel(), sum(p.numel() for p in module.parameters()) - module.weight.numel()
     out_channels, inputs = module.weight.shape[:2]
     groups = module.groups if isinstance(module, BinaryConv2d) else 1
     height, width = module.weight.shape[2:] if isinstance(module, BinaryConv2d) else (1, 1)
@@ -79,7 +82,7 @@ def _binary_cost(name: str, shape: str, module: BinaryLayer, places: int) -> Lay
     if module.input_quantizer is not None:
         macs, binary = 0, macs
     kind = f"binary {layer}" if binary else f"binary-weight {layer}"
-    return LayerCost(name, kind, shape, weights, real, 4 * (weights + real), 8 * words + 4 * real, macs, binary)
+    return LayerCost(name, kind, shape, weights, real, 4 * (weights + real), 8 * words + 4 * kept, macs, binary)
 
 
 def total(layers: Sequence[LayerCost]) -> LayerCost:

@@ -9,7 +9,7 @@ from typing import TypeVar
 WIDTH = 40  # numbers of an instruction
 HEADER = "instructions values scratch patch"  # how a program begins
 # how an instruction begins, behind its code
-HEAD = "in out out_bits skip clamp gain shift height width channels out_height out_width"
+HEAD = "in out out_bits skip clamp gain shift slope before after threshold height width channels out_height out_width"
 INSTRUCTIONS = {  # and their own fields; the codes are 1, 2, 3 in this order
     "CONV": "bits alpha bias masks terms classes kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w "
     "out_channels groups words pool conv_height inside",

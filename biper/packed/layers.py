@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biper.errors import UsageError
-from biper.nn.layers import BinaryConv2d, BinaryLinear
+from biper.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from biper.nn.norms import Norm, fold_norm
 from biper.packed.bits import bits_shape, output_size, pack_bits, unpack_bits
 from biper.packed.operator import binary_conv2d
@@ -16,16 +16,17 @@ from biper.packed.operator import binary_conv2d
 class PackedConv2d(nn.Module):
     """conv2d(sign(a), binary weight) * alpha + bias with weights of one bit: a BinaryConv2d for inference.
 
-    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1); `bias` (C_out,), or None. Zero
-    padding adds nothing to a sum. On the CPU the sums are XOR and popcount; elsewhere, and without binary activations,
-    the bits are unpacked.
+    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (C_out, 1, 1); `bias` (C_out,), or None;
+    `threshold` (C_in, 1, 1), from which on a sign is +1, or None, which is 0. Zero padding adds nothing to a sum. On
+    the CPU the sums are XOR and popcount; elsewhere, and without binary activations, the bits are unpacked.
     """
 
     bits: Tensor
     alpha: Tensor
     bias: Tensor | None
+    threshold: Tensor | None
 
-    def __init__(self, layer: nn.Conv2d, binary_activations: bool = True) -> None:
+    def __init__(self, layer: nn.Conv2d, binary_activations: bool = True, thresholded: bool = False) -> None:
         """Of the shape of a convolution, without its weights."""
         super().__init__()
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
@@ -36,11 +37,12 @@ class PackedConv2d(nn.Module):
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("alpha", torch.ones(self.out_channels, 1, 1))
         self.register_buffer("bias", None if layer.bias is None else torch.zeros(self.out_channels))
+        self.register_buffer("threshold", torch.zeros(self.in_channels, 1, 1) if thresholded else None)
 
     @classmethod
     def like(cls, layer: BinaryConv2d) -> "PackedConv2d":
         """Of a binary layer's shape, without its values."""
-        return cls(layer, layer.input_quantizer is not None)
+        return cls(layer, layer.input_quantizer is not None, threshold_of(layer) is not None)
 
     @classmethod
     @torch.no_grad()
@@ -48,9 +50,7 @@ class PackedConv2d(nn.Module):
         """A layer, packed. Raises UsageError for one whose weights are real."""
         packed = cls.like(layer)
         packed.bits = pack_bits(layer.weight_quantizer.signs(layer.weight), layer.groups)
-        packed.alpha = layer.alpha.detach().clone()
-        if layer.bias is not None:
-            packed.bias = layer.bias.detach().clone()
+        _take_values(packed, layer)
         return packed
 
     def binary_weight(self) -> Tensor:
@@ -63,7 +63,7 @@ class PackedConv2d(nn.Module):
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         self.output_sides(a.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
-        how = self.groups, self.binary_activations, self.bias, list(self.dilation)
+        how = self.groups, self.binary_activations, self.bias, list(self.dilation), self.threshold
         out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, *how)
         return out
 
@@ -81,20 +81,29 @@ class PackedConv2d(nn.Module):
         """What print(model) shows."""
         shape = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         more = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
-        return f"{shape}, {more}, binary_activations={self.binary_activations}"
+        return f"{shape}, {more}, binary_activations={self.binary_activations}{_threshold_text(self)}"
 
 
 class PackedLinear(nn.Module):
     """linear(sign(a), binary weight) * alpha + bias with weights of one bit: a BinaryLinear for inference.
 
-    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (out_features,); `bias` likewise, or None.
+    Buffers: `bits`, int64 (blocks, words, 16), see bits.py; `alpha` (out_features,); `bias` likewise, or None;
+    `threshold` (in_features,), from which on a sign is +1, or None, which is 0.
     """
 
     bits: Tensor
     alpha: Tensor
     bias: Tensor | None
+    threshold: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, binary_activations: bool = True) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        binary_activations: bool = True,
+        thresholded: bool = False,
+    ) -> None:
         """Without weights."""
         super().__init__()
         self.in_features, self.out_features, self.binary_activations = in_features, out_features, binary_activations
@@ -102,11 +111,13 @@ class PackedLinear(nn.Module):
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("alpha", torch.ones(out_features))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("threshold", torch.zeros(in_features) if thresholded else None)
 
     @classmethod
     def like(cls, layer: BinaryLinear) -> "PackedLinear":
         """Of a binary layer's shape, without its values."""
-        return cls(layer.in_features, layer.out_features, layer.bias is not None, layer.input_quantizer is not None)
+        signs = layer.input_quantizer is not None, threshold_of(layer) is not None
+        return cls(layer.in_features, layer.out_features, layer.bias is not None, *signs)
 
     @classmethod
     @torch.no_grad()
@@ -114,9 +125,7 @@ class PackedLinear(nn.Module):
         """A layer, packed. Raises UsageError for one whose weights are real."""
         packed = cls.like(layer)
         packed.bits = pack_bits(layer.weight_quantizer.signs(layer.weight)[:, :, None, None], 1)
-        packed.alpha = layer.alpha.detach().clone()
-        if layer.bias is not None:
-            packed.bias = layer.bias.detach().clone()
+        _take_values(packed, layer)
         return packed
 
     def binary_weight(self) -> Tensor:
@@ -129,14 +138,15 @@ class PackedLinear(nn.Module):
         if a.dim() < 2 or a.shape[-1] != self.in_features:
             raise ValueError(f"expected (N, ..., {self.in_features}), got {tuple(a.shape)}")
         pixels, one = a.reshape(-1, self.in_features)[:, :, None, None], [1, 1]
-        alpha = self.alpha[:, None, None]
-        out: Tensor = binary_conv2d(pixels, self.bits, alpha, one, one, [0, 0], 1, self.binary_activations, self.bias)
+        alpha, threshold = self.alpha[:, None, None], None if self.threshold is None else self.threshold[:, None, None]
+        how = 1, self.binary_activations, self.bias, one, threshold
+        out: Tensor = binary_conv2d(pixels, self.bits, alpha, one, one, [0, 0], *how)
         return out.reshape(*a.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{shape}, binary_activations={self.binary_activations}"
+        return f"{shape}, binary_activations={self.binary_activations}{_threshold_text(self)}"
 
 
 class FoldedNorm(nn.Module):
@@ -171,6 +181,27 @@ class FoldedNorm(nn.Module):
         """x: (N, C, ...), and so is what comes out."""
         mean, variance = torch.zeros_like(self.shift), torch.ones_like(self.gain)
         return F.batch_norm(x, mean, variance, self.gain, self.shift, False, 0.0, 0.0)
+
+
+def threshold_of(layer: BinaryLayer) -> Tensor | None:
+    """The activations from which on a binary layer's signs are +1; None: from 0 on."""
+    return None if layer.input_quantizer is None else layer.input_quantizer.threshold
+
+
+def _take_values(packed: PackedConv2d | PackedLinear, layer: BinaryLayer) -> None:
+    """Give a packed layer what is beside the bits of a binary one."""
+    packed.alpha = layer.output_scale().detach().clone()
+    if layer.bias is not None:
+        packed.bias = layer.bias.detach().clone()
+    threshold = threshold_of(layer)
+    if packed.threshold is not None and threshold is not None:
+        channels = threshold.detach().flatten().expand(len(packed.threshold))  # one for all of them, or for each
+        packed.threshold = channels.reshape(packed.threshold.shape).clone(memory_format=torch.contiguous_format)
+
+
+def _threshold_text(packed: PackedConv2d | PackedLinear) -> str:
+    """Nothing without a threshold: files keep what their layers show, and older ones know of none."""
+    return "" if packed.threshold is None else ", threshold=True"
 
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:

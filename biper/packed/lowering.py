@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from biper.nn.activations import RPReLU
 from biper.nn.graph import Part, follow
 from biper.packed import runtime
 from biper.packed.layers import FoldedNorm, PackedConv2d
-from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Value
+from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Slopes, Value
 from biper.packed.steps import Step, Steps, Window, shape_of
 
 # whatever torch's defaults are: the instructions write these
 FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "memory_format": torch.channels_last}
+Signs = tuple[fx.Node, PackedConv2d | None]  # a value's, and the convolution whose threshold they have; None: it is 0
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Chain:
     pool: bool = False
     norm: FoldedNorm | None = None
     skip: fx.Node | None = None
-    clamp: bool = False
+    activation: Step | None = None
     window: Window = (1, 1, 0)
     average: int = 0  # the side of its windows; 1 if channels are all that changes
     front: int = 0
@@ -55,10 +57,10 @@ def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
     """The node and what of the free ones follows it alone."""
     source = start.args[0]
     assert isinstance(source, fx.Node)
-    chain, order = Chain(source, []), ["norm", "add", "hardtanh", "maximum"]
+    chain, order = Chain(source, []), ["norm", "add", "activation", "maximum"]
     kind = steps[start].kind
     if kind == "conv":
-        order = ["conv", "pool", "norm", "add", "hardtanh"]
+        order = ["conv", "pool", "norm", "add", "activation"]
     elif kind in ("average", "pad"):
         order = ["average", "pad"]
 
@@ -91,8 +93,9 @@ def _take(chain: Chain, node: fx.Node, step: Step, part: str) -> None:
     elif part in ("average", "pad"):
         chain.average = max(chain.average, step.window[0])
     chain.pool |= part == "pool"
-    chain.clamp |= part == "hardtanh"
-    if part == "maximum":
+    if part == "activation":
+        chain.activation = step
+    elif part == "maximum":
         chain.window = step.window
     chain.front += step.front
     chain.nodes.append(node)
@@ -106,40 +109,64 @@ class Lowering:
     outputs: Sequence[fx.Node]
     program: Program = field(default_factory=Program)
     floats: dict[fx.Node, Value] = field(default_factory=dict)
-    signs: dict[fx.Node, Value] = field(default_factory=dict)
+    signs: dict[Signs, Value] = field(default_factory=dict)
 
     def take(self, chain: Chain) -> None:
         """Add a chain's instruction."""
         node, result = chain.last, _image(chain.last)
         readers = [user for user in node.users if user in self.steps and self.steps[user].kind == "conv"]
+        wanted = dict.fromkeys(_signs(node, self.steps[user].module) for user in readers)
         skip = None if chain.skip is None else self.floats[chain.skip]
-        after = After(self._norm(chain.norm), skip, chain.clamp)
-        if node in self.outputs or len(readers) < len(node.users) or not _gives_bits(chain):
+        after = After(self._norm(chain.norm), skip, *self._activation(chain.activation))
+        enough = len(wanted) == 1 and _gives_bits(chain)  # other thresholds' bits are made of floats
+        if node in self.outputs or len(readers) < len(node.users) or not enough:
             outside = self.program.given() if node in self.outputs else None
             after.out = self.floats[node] = Value(result, outside=outside)
-        if readers and _gives_bits(chain):
-            after.bits = self.signs[node] = Value(result, bits=True)
+        if wanted and _gives_bits(chain):
+            self._want(after, next(iter(wanted)))
         self._emit(chain, result, after)
 
     def _emit(self, chain: Chain, result: Shape, after: After) -> None:
         if chain.conv is not None:
             names = ("bits", "alpha") if chain.conv.bias is None else ("bits", "alpha", "bias")
             bits, alpha, *bias = _parameters(self.program, chain.conv, *names)
-            self.program.conv(self._bits(chain.source), _geometry(chain), bits, alpha, after, *bias)
+            seen = self._bits(_signs(chain.source, chain.conv))
+            self.program.conv(seen, _geometry(chain), bits, alpha, after, *bias)
         elif chain.average:
             assert after.out is not None
             self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)
         else:
             self.program.tail(self.floats[chain.source], result, after, chain.window)
 
-    def _bits(self, node: fx.Node) -> Value:
-        if node not in self.signs:
-            self.signs[node] = Value(_image(node), bits=True)
-            self.program.tail(self.floats[node], _image(node), After(bits=self.signs[node]))
-        return self.signs[node]
+    def _bits(self, signs: Signs) -> Value:
+        if signs not in self.signs:
+            after = After()
+            self._want(after, signs)
+            self.program.tail(self.floats[signs[0]], _image(signs[0]), after)
+        return self.signs[signs]
+
+    def _want(self, after: After, signs: Signs) -> None:
+        """Let an instruction write signs."""
+        node, conv = signs
+        after.bits = self.signs[signs] = Value(_image(node), bits=True)
+        if conv is not None:
+            (after.threshold,) = _parameters(self.program, conv, "threshold")
 
     def _norm(self, norm: FoldedNorm | None) -> Norm | None:
         return None if norm is None else Norm(*_parameters(self.program, norm, "gain", "shift"))
+
+    def _activation(self, step: Step | None) -> tuple[bool, Slopes | None]:
+        """Whether it is hardtanh, and the parameters of another one."""
+        if step is None or step.module is None:
+            return step is not None, None
+        names = ("weight", "before", "after") if isinstance(step.module, RPReLU) else ("weight",)
+        return False, Slopes(*_parameters(self.program, step.module, *names))
+
+
+def _signs(node: fx.Node, conv: nn.Module | None) -> Signs:
+    """The signs of a node's value that a convolution reads."""
+    assert isinstance(conv, PackedConv2d)
+    return node, None if conv.threshold is None else conv
 
 
 def _gives_bits(chain: Chain) -> bool:
@@ -150,7 +177,8 @@ def _gives_bits(chain: Chain) -> bool:
 
 def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
     """Looked up whenever the program runs: a module that was moved has other tensors."""
-    return [program.parameter(partial(module._buffers.__getitem__, name)) for name in names]  # type: ignore[arg-type]
+    tensors = ((module._buffers if name in module._buffers else module._parameters, name) for name in names)
+    return [program.parameter(partial(own.__getitem__, name)) for own, name in tensors]  # type: ignore[arg-type]
 
 
 def _image(node: fx.Node) -> Shape:

@@ -37,7 +37,8 @@ class PackedNetwork(nn.Module):
         return self.__dict__ | {"_forwards": {}}  # they are made anew
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (N, 3, H, W) normalized -> (N, classes)."""
+        """images: (N, 3, H, W) normalized -> (N, classes). Raises UsageError for other inputs where it is known."""
+        self._require_images(images)
         if not self._runs_compiled(images):
             return self._layer_by_layer(images)
         few = min(len(images), 2)  # torch convolves a single image in its own way
@@ -53,10 +54,25 @@ class PackedNetwork(nn.Module):
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def describe(self) -> str:
-        """How it computes, in a few words."""
+        """How it computes, in a few words; whether layer by layer is known when it has run."""
         device = next((tensor.device for tensor in self.buffers()), torch.device("cpu"))
         way = runtime.chosen() if device.type == "cpu" else runtime.TORCH
-        return "packed, plain torch" if way == runtime.TORCH else f"packed, popcount by {way}"
+        whole = "" if all(self._forwards.values()) and not any(self._hooks) else ", layer by layer"
+        return "packed, plain torch" if way == runtime.TORCH else f"packed, popcount by {way}{whole}"
+
+    def _require_images(self, images: object) -> None:
+        """Raise UsageError for what a network of `create_model` does not take."""
+        if self.metadata is None or torch.compiler.is_compiling():
+            return
+        if not isinstance(images, Tensor):
+            raise UsageError(f"{self.metadata.model} takes a tensor of images, not a {type(images).__name__}")
+        own = next(self.network.parameters()).dtype
+        wrong = images.dtype != own and not (
+            images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        )
+        if wrong or images.dim() != 4 or images.shape[1] != 3:
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise UsageError(f"{self.metadata.model} takes images (N, 3, H, W), normalized, {own}: not {given}")
 
     def _layer_by_layer(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)

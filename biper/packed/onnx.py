@@ -27,17 +27,19 @@ class FloatConv2d(nn.Module):
         self.register_buffer("weight", layer.binary_weight())
         self.register_buffer("alpha", layer.alpha)
         self.register_buffer("bias", layer.bias)
+        self.register_buffer("threshold", layer.threshold)
         self.shape = layer.stride, layer.padding, layer.dilation, layer.groups
         self.binary_activations = layer.binary_activations
 
     weight: Tensor
     alpha: Tensor
     bias: Tensor | None
+    threshold: Tensor | None
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
-            a = torch.where(a >= 0, 1.0, -1.0)
+            a = torch.where(a >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
         scaled = F.conv2d(a, self.weight, None, *self.shape) * self.alpha
         return scaled if self.bias is None else scaled + self.bias[:, None, None]
 
@@ -50,16 +52,18 @@ class FloatLinear(nn.Module):
         self.register_buffer("weight", layer.binary_weight())
         self.register_buffer("alpha", layer.alpha)
         self.register_buffer("bias", layer.bias)
+        self.register_buffer("threshold", layer.threshold)
         self.binary_activations = layer.binary_activations
 
     weight: Tensor
     alpha: Tensor
     bias: Tensor | None
+    threshold: Tensor | None
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, ..., in_features) -> (N, ..., out_features)."""
         if self.binary_activations:
-            a = torch.where(a >= 0, 1.0, -1.0)
+            a = torch.where(a >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
         scaled = F.linear(a, self.weight) * self.alpha
         return scaled if self.bias is None else scaled + self.bias
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biper.nn.functional import binary_sign
+from biper.nn.functional import binary_sign, threshold_sign
 from biper.packed import runtime
 from biper.packed.bits import bits_shape, output_size, unpack_bits
 from biper.packed.program import NOWHERE, After, Compiled, Geometry, Program, Value
@@ -32,16 +32,20 @@ def binary_conv2d(
     binary_activations: bool,
     bias: Tensor | None = None,
     dilation: list[int] | None = None,
+    threshold: Tensor | None = None,
 ) -> Tensor:
     """conv2d(sign(x), the weights -1 and +1 of `bits`) * alpha + bias; without the sign unless binary_activations.
 
-    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1); bias: (C_out,). Gives (N, C_out, H', W'). No gradient.
-    No dilation is one of 1: it came later, and what was exported before does not give it.
+    x: (N, C_in, H, W); bits: see bits.py; alpha: (C_out, 1, 1); bias: (C_out,); threshold: (C_in, 1, 1), from which on
+    a sign is +1, 0 if absent. Gives (N, C_out, H', W'). No gradient. No dilation is one of 1: it and the threshold came
+    later, and what was exported before does not give them.
     This is how every device computes it; on the CPU there are kernels for it.
     """
     (height, width), out_channels = kernel, len(alpha)
     w = unpack_bits(bits, out_channels, x.shape[1] // groups, (height, width), groups, x.dtype)
-    sums = F.conv2d(binary_sign(x) if binary_activations else x, w, None, stride, padding, dilation or 1, groups)
+    if binary_activations:
+        x = binary_sign(x) if threshold is None else threshold_sign(x, threshold)
+    sums = F.conv2d(x, w, None, stride, padding, dilation or 1, groups)
     out = sums * alpha.to(x.dtype)
     if bias is not None:
         out = out + bias.to(x.dtype)[:, None, None]
@@ -60,6 +64,7 @@ def _(
     binary_activations: bool,
     bias: Tensor | None = None,
     dilation: list[int] | None = None,
+    threshold: Tensor | None = None,
 ) -> Tensor:
     axes = zip(kernel, stride, padding, dilation or [1, 1], x.shape[2:], strict=True)
     sides = [output_size(*axis) for axis in axes]
@@ -78,11 +83,12 @@ def _on_the_cpu(
     binary_activations: bool,
     bias: Tensor | None = None,
     dilation: list[int] | None = None,
+    threshold: Tensor | None = None,
 ) -> Tensor:
     path = runtime.chosen()
-    scales = [alpha] if bias is None else [alpha, bias]
+    scales = [t for t in (alpha, bias, threshold) if t is not None]
     if path == runtime.TORCH or not binary_activations or any(t.dtype != torch.float32 for t in (x, *scales)):
-        given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias, dilation
+        given = x, bits, alpha, kernel, stride, padding, groups, binary_activations, bias, dilation, threshold
         plain: Tensor = binary_conv2d._init_fn(*given)
         return plain
     _, channels, height, width = x.shape
@@ -94,17 +100,18 @@ def _on_the_cpu(
     if out.numel():
         dense = x.contiguous(memory_format=CHANNELS_LAST)
         parameters = (tensor.contiguous() for tensor in (bits, *scales))
-        _single(geometry, bias is not None)(path, len(x), dense, *parameters, out)
+        _single(geometry, bias is not None, threshold is not None)(path, len(x), dense, *parameters, out)
     return out.contiguous(memory_format=_layout(x))
 
 
 @lru_cache(maxsize=256)
-def _single(geometry: Geometry, biased: bool) -> Compiled:
-    """The program of one convolution on real activations, with its parameters given, the bias if it has one."""
+def _single(geometry: Geometry, biased: bool, thresholded: bool) -> Compiled:
+    """The program of one convolution on real activations, with its parameters given, as far as it has them."""
     program = Program()
     x, bits, alpha = (program.given() for _ in range(3))
-    bias, out = program.given() if biased else NOWHERE, program.given()
+    bias, threshold = (program.given() if there else NOWHERE for there in (biased, thresholded))
+    out = program.given()
     signs = Value(geometry.shape, bits=True)
-    program.tail(Value(geometry.shape, outside=x), geometry.shape, After(bits=signs))
+    program.tail(Value(geometry.shape, outside=x), geometry.shape, After(bits=signs, threshold=threshold))
     program.conv(signs, geometry, bits, alpha, After(out=Value(geometry.result, outside=out)), bias)
     return Compiled(program)

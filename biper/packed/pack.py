@@ -15,7 +15,7 @@ from biper.nn.convert import find_blocked_signs
 from biper.nn.graph import is_watched
 from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers, replace_modules
 from biper.nn.norms import Norm
-from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
+from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear, threshold_of
 from biper.packed.network import PackedNetwork
 
 log = logging.getLogger("biper")
@@ -31,16 +31,17 @@ def pack(model: nn.Module) -> PackedNetwork:
     layers = dict(binary_layers(model))
     if not layers:
         raise UsageError("there is nothing to pack: the network has no binary layers (see biper.convert)")
+    plain = {name for name, layer in layers.items() if _is_plain(layer)}
     own = [
         f"{name or 'the network itself'} ({type(layer).__name__})"
         for name, layer in layers.items()
-        if not _is_plain(layer)
+        if name not in plain
     ]
     if len(own) == len(layers):
         raise UsageError(f"there is nothing to pack: all binary layers compute in a way of their own: {_few(own)}")
     if own:
         warnings.warn(f"these layers compute in a way of their own and stay real: {_few(own)}", stacklevel=2)
-    real = [name for name, layer in layers.items() if _is_plain(layer) and not layer.weight_quantizer.binary]
+    real = [name for name, layer in layers.items() if name in plain and not layer.weight_quantizer.binary]
     if real:
         raise UsageError(
             f"the weights of {_few(real)} are real, as in stage 1: train stage 2, or biper.binarize_(model), then pack"
@@ -84,7 +85,7 @@ def _folds(module: nn.Module) -> bool:
 def _is_plain(layer: BinaryLayer) -> bool:
     """Whether it computes as its base does, and no hook changes that."""
     base = BinaryConv2d if isinstance(layer, BinaryConv2d) else BinaryLinear
-    names = ("forward", "effective_weight", "quantized_input")
+    names = ("forward", "effective_weight", "output_scale", "quantized_input")
     return (
         not is_watched(layer)
         and _takes_signs(layer)
@@ -94,17 +95,22 @@ def _is_plain(layer: BinaryLayer) -> bool:
 
 @torch.no_grad()
 def _takes_signs(layer: BinaryLayer) -> bool:
-    """Whether its input quantizer, if any, gives the sign of its input in evaluation: what packed layers compute."""
-    if layer.input_quantizer is None:
+    """Whether its input quantizer, if any, gives +1 from its threshold on in evaluation, else -1: as packed layers."""
+    quantizer, threshold = layer.input_quantizer, threshold_of(layer)
+    if quantizer is None:
         return True
-    shape = (2, layer.in_channels, 3, 3) if isinstance(layer, BinaryConv2d) else (19, layer.weight.shape[1])
-    if any(tensor.is_meta for tensor in layer.input_quantizer.state_dict().values()):
+    channels = (layer.in_channels, 1, 1) if isinstance(layer, BinaryConv2d) else (layer.in_features,)
+    if threshold is not None and threshold.numel() > 1 and threshold.shape != channels:
+        return False  # another one in every place
+    if any(tensor.is_meta for tensor in (*quantizer.parameters(), *quantizer.buffers())):
         return True  # of a network in shape alone
     with torch.device("cpu"):
-        a = torch.linspace(-3, 3, torch.Size(shape).numel()).reshape(shape).flip(1)
-        a.view(-1)[::7] = 0.0  # whose sign is +1
-        found = copy.deepcopy(layer.input_quantizer).cpu().float().eval()(a)
-        return bool(torch.equal(found, torch.where(a >= 0, 1.0, -1.0)))
+        quantizer = copy.deepcopy(quantizer).cpu().float().eval()
+        shape = (19, *channels) if len(channels) == 1 else (2, channels[0], 3, 3)
+        bound = torch.zeros(shape) + (0.0 if quantizer.threshold is None else quantizer.threshold)
+        a = bound + torch.linspace(-3, 3, bound.numel()).reshape(shape).flip(1)
+        a.view(-1)[::7] = bound.view(-1)[::7]  # whose sign is +1
+        return bool(torch.equal(quantizer(a), torch.where(a >= bound, 1.0, -1.0)))
 
 
 def _few(names: list[str]) -> str:

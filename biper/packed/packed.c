@@ -3,7 +3,7 @@
  * Weights and activations are bits (1 is +1, 0 is -1); a convolution's sum is `terms - 2 * mismatches`, where mismatches
  * are the ones of `(activations ^ weights) & mask` and the mask holds the terms that lie in the image: zero padding adds
  * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
- * skip, hardtanh, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
+ * skip, activation, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
  * / 8) bytes, taps in rows, zeros up to whole words of 64; words[block][word][16]: sixteen output channels side by side.
@@ -41,11 +41,14 @@ typedef struct {
  * in rows of WIDTH numbers. Structs and what biper_fields() says are made of them; fields.py has them too, and
  * runtime.py refuses a library with others.
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
- * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1. */
+ * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1.
+ * The activation of x is hardtanh if clamp, or, with a slope, prelu(x - before) + after; a bit is 1 where the result is
+ * at least the threshold. slope, before, after, threshold: a number for each channel. */
 #define WIDTH 40
 #define HEADER_FIELDS(F) F(instructions) F(values) F(scratch) F(patch)
 #define HEAD_FIELDS(F)                                                                                                   \
     F(code) F(in) F(out) F(out_bits) F(skip) F(clamp) F(gain) F(shift)                                                   \
+    F(slope) F(before) F(after) F(threshold)                                                                             \
     F(height) F(width) F(channels) F(out_height) F(out_width)
 #define CONV_FIELDS(F)                                                                                                   \
     F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
@@ -65,10 +68,16 @@ INSTRUCTIONS(STRUCT)
 enum { NONE, INSTRUCTIONS(CODE) };
 
 /* What an instruction does with its result: each is compiled by itself for the sets that occur most. */
-enum { WHOLE = 1, NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, BIAS = 64, ANY = 128 }; /* WHOLE: sixteen channels at a time */
+enum {
+    WHOLE = 1, /* sixteen channels at a time */
+    NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, BIAS = 64, PRELU = 128,
+    SHIFTED = 256, /* before and after the prelu */
+    THRESHOLD = 512,
+    ANY = 1024 /* what the program says */
+};
 /* What happens to an instruction's result, and where it goes: pointers of a Head. */
 typedef struct {
-    const float *bias, *gain, *shift, *skip;
+    const float *bias, *gain, *shift, *skip, *slope, *before, *after, *threshold;
     float *out;
     uint8_t *bits;
     int64_t channels, fused;
@@ -94,8 +103,11 @@ static void *tensor(const Run *r, int64_t number) { return number < 0 ? NULL : r
 static After after(const Run *r, const Head *h, int64_t bias, int64_t channels, int whole) {
     After a = {.bias = tensor(r, bias), .gain = tensor(r, h->gain), .shift = tensor(r, h->shift), .channels = channels};
     a.skip = value(r, h->skip), a.out = value(r, h->out), a.bits = value(r, h->out_bits), a.fused = r->fused;
+    a.slope = tensor(r, h->slope), a.before = tensor(r, h->before), a.after = tensor(r, h->after);
+    a.threshold = tensor(r, h->threshold);
     a.has = (whole ? WHOLE : 0) | (a.bias ? BIAS : 0) | (a.gain ? NORM : 0) | (a.skip ? SKIP : 0) |
-            (h->clamp ? CLAMP : 0) | (a.out ? OUT : 0) | (a.bits ? BITS : 0);
+            (h->clamp ? CLAMP : 0) | (a.slope ? PRELU : 0) | (a.before ? SHIFTED : 0) | (a.out ? OUT : 0) |
+            (a.bits ? BITS : 0) | (a.threshold ? THRESHOLD : 0);
     return a;
 }
 

@@ -30,8 +30,13 @@ static TARGET inline lanes NAME(hardtanh)(lanes x) {
     return (lanes)_mm512_max_ps(_mm512_set1_ps(-1), below);
 }
 
-static TARGET inline uint32_t NAME(signs)(lanes x) {
-    return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GE_OQ);
+static TARGET inline lanes NAME(prelu)(lanes x, lanes slope) {
+    __mmask16 above = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return (lanes)_mm512_mask_blend_ps(above, _mm512_mul_ps((__m512)x, (__m512)slope), (__m512)x);
+}
+
+static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)threshold, _CMP_GE_OQ);
 }
 
 #elif PATH == AVX2
@@ -78,10 +83,20 @@ static TARGET inline lanes NAME(hardtanh)(lanes x) {
     return x;
 }
 
-static TARGET inline uint32_t NAME(signs)(lanes x) {
+static TARGET inline lanes NAME(prelu)(lanes x, lanes slope) {
+    for (int i = 0; i < LANES; i += 8) {
+        __m256 value = _mm256_loadu_ps((float *)&x + i), below = _mm256_mul_ps(value, _mm256_loadu_ps((float *)&slope + i));
+        __m256 above = _mm256_cmp_ps(value, _mm256_setzero_ps(), _CMP_GT_OQ);
+        _mm256_storeu_ps((float *)&x + i, _mm256_blendv_ps(below, value, above));
+    }
+    return x;
+}
+
+static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
     uint32_t result = 0;
     for (int i = 0; i < LANES; i += 8) {
-        __m256 at_least = _mm256_cmp_ps(_mm256_loadu_ps((float *)&x + i), _mm256_setzero_ps(), _CMP_GE_OQ);
+        __m256 value = _mm256_loadu_ps((float *)&x + i), bound = _mm256_loadu_ps((float *)&threshold + i);
+        __m256 at_least = _mm256_cmp_ps(value, bound, _CMP_GE_OQ);
         result |= (uint32_t)_mm256_movemask_ps(at_least) << i;
     }
     return result;
@@ -137,9 +152,14 @@ static inline lanes NAME(hardtanh)(lanes x) {
     return x;
 }
 
-static inline uint32_t NAME(signs)(lanes x) {
+static inline lanes NAME(prelu)(lanes x, lanes slope) {
+    for (int i = 0; i < LANES; i++) x[i] = x[i] > 0 ? x[i] : x[i] * slope[i];
+    return x;
+}
+
+static inline uint32_t NAME(signs)(lanes x, lanes threshold) {
     uint32_t result = 0;
-    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] >= 0) << i;
+    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] >= threshold[i]) << i;
     return result;
 }
 #endif
@@ -149,7 +169,23 @@ static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, 
     return x * gain + shift;
 }
 
-/* Bias, batch norm, skip and hardtanh of `valid` channels from `channel` on of the pixel at a place, and where they go. */
+/* The activation of `valid` channels from `channel` on. */
+TARGET INLINE lanes NAME(activated)(const After *a, int has, lanes x, int64_t channel, int64_t valid) {
+    if (has & CLAMP) x = NAME(hardtanh)(x);
+    if (has & SHIFTED) x -= load(a->before + channel, valid);
+    if (has & PRELU) x = NAME(prelu)(x, load(a->slope + channel, valid));
+    if (has & SHIFTED) x += load(a->after + channel, valid);
+    return x;
+}
+
+/* The bits of `valid` channels from `channel` on of the pixel at a place. */
+TARGET INLINE void NAME(give_bits)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
+    lanes threshold = {0};
+    if (has & THRESHOLD) threshold = load(a->threshold + channel, valid);
+    store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x, threshold), valid);
+}
+
+/* Bias, batch norm, skip and activation of `valid` channels from `channel` on of the pixel at a place, and where they go. */
 TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
     int64_t at = place * a->channels + channel;
     if (has & ANY) has = a->has;
@@ -157,9 +193,9 @@ TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place,
     if (has & BIAS) x += load(a->bias + channel, valid);
     if (has & NORM) x = NAME(normalized)(a->fused, x, load(a->gain + channel, valid), load(a->shift + channel, valid));
     if (has & SKIP) x += load(a->skip + at, valid);
-    if (has & CLAMP) x = NAME(hardtanh)(x);
+    x = NAME(activated)(a, has, x, channel, valid);
     if (has & OUT) store(a->out + at, x, valid);
-    if (has & BITS) store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x), valid);
+    if (has & BITS) NAME(give_bits)(a, has, x, place, channel, valid);
 }
 
 /* The sums of a tile and sixteen channels: of each pixel, or the maximum of alpha times them in the first. */
@@ -254,12 +290,15 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS)
+        WITH(WHOLE | NORM | PRELU | SHIFTED | BITS | THRESHOLD)
+        WITH(WHOLE | NORM | SKIP | PRELU | SHIFTED | OUT)
+        WITH(WHOLE | NORM | SKIP | PRELU | SHIFTED | OUT | BITS | THRESHOLD)
     default: NAME(tiles)(r, c, &a, ANY, first, last, part, parts);
 #undef WITH
     }
 }
 
-/* The maximum over a window of what batch norm and hardtanh make of real values. */
+/* The maximum over a window of what batch norm and activation make of real values. */
 TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, int64_t row, int64_t column,
                                   int64_t channel, int64_t valid) {
     const Head *h = &t->head;
@@ -271,7 +310,7 @@ TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in
         for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
             lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
             if (a->gain) v = NAME(normalized)(a->fused, v, gain, shift);
-            if (h->clamp) v = NAME(hardtanh)(v);
+            v = NAME(activated)(a, a->has, v, channel, valid);
             ints keep = (ints)(v <= result) | (ints)(result != result); /* what is no number stays */
             result = begun ? (lanes)((keep & (ints)result) | (~keep & (ints)v)) : v;
             begun = 1;
@@ -287,30 +326,32 @@ TARGET INLINE void NAME(pixels)(const After *a, int has, const float *in, int64_
         }
 }
 
-/* Batch norm, skip and hardtanh of real values, or the maximum over windows of batch norm and hardtanh. */
+/* Batch norm, skip and activation of real values, or the maximum over windows of batch norm and activation. */
 static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     const Head *h = &t->head;
     const float *in = value(r, h->in);
     int64_t first, last, width = h->out_width;
-    After a = after(r, h, -1, h->channels, h->channels % LANES == 0);
+    After a = after(r, h, -1, h->channels, h->channels % LANES == 0), behind = a;
     own(r, h->out_height, &first, &last);
     if (t->kernel > 1 || t->stride > 1) {
-        a.has &= ~(NORM | CLAMP); /* they are done before the maximum */
+        behind.has &= ~(NORM | CLAMP | PRELU | SHIFTED); /* they are done before the maximum */
         for (int64_t place = first * width; place < last * width; place++)
             for (int64_t channel = 0; channel < h->channels; channel += LANES) {
                 int64_t valid = least(LANES, h->channels - channel);
                 lanes x = NAME(largest)(t, &a, in, place / width, place % width, channel, valid);
-                NAME(finish)(&a, ANY, x, place, channel, valid);
+                NAME(finish)(&behind, ANY, x, place, channel, valid);
             }
         return;
     }
     switch (a.has) {
 #define WITH(set) case set: NAME(pixels)(&a, set, in, first * width, last * width); break;
         WITH(WHOLE | BITS)
+        WITH(WHOLE | BITS | THRESHOLD)
         WITH(WHOLE | NORM | OUT)
         WITH(WHOLE | NORM | OUT | BITS)
         WITH(WHOLE | NORM | CLAMP | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
+        WITH(WHOLE | NORM | PRELU | SHIFTED | OUT | BITS | THRESHOLD)
     default: NAME(pixels)(&a, ANY, in, first * width, last * width);
 #undef WITH
     }

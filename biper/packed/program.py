@@ -1,7 +1,7 @@
 """Programs for the compiled instructions: what is computed from what, and where in memory it lies meanwhile."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 
@@ -72,15 +72,29 @@ class Norm:
     shift: int
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """The numbers of the parameters of prelu(x - before) + after, (C,) each; before and after go together."""
+
+    slope: int = NOWHERE
+    before: int = NOWHERE
+    after: int = NOWHERE
+
+
 @dataclass
 class After:
-    """What follows an instruction's own work, and what of the result is wanted."""
+    """What follows an instruction's own work, and what of the result is wanted.
+
+    threshold: the number of a parameter (C,), where bits are 1 from it on and not from 0 on.
+    """
 
     norm: Norm | None = None
     skip: Value | None = None
-    clamp: bool = False
+    clamp: bool = False  # the activation is hardtanh
+    slopes: Slopes | None = None  # or this one
     out: Value | None = None
     bits: Value | None = None
+    threshold: int = NOWHERE
 
 
 Entry = int | Value | None  # of an instruction: a number, or an activation, if there is any
@@ -109,6 +123,7 @@ class Program:
         norm, (channels, height, width) = after.norm or Norm(NOWHERE, NOWHERE), x.shape
         values: dict[str, Entry] = {"in": x, "out": after.out, "out_bits": after.bits, "skip": after.skip}
         affine = {"clamp": int(after.clamp), "gain": norm.gain, "shift": norm.shift}
+        affine |= {**asdict(after.slopes or Slopes()), "threshold": after.threshold}
         sides = {"height": height, "width": width, "out_height": result[1], "out_width": result[2]}
         self.rows.append(fields.instruction(name, values | affine | sides | {"channels": channels} | own))
 

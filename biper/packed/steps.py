@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from biper.nn.activations import RPReLU
 from biper.nn.graph import is_plain_hardtanh
 from biper.packed.layers import FoldedNorm, PackedConv2d
 
@@ -17,10 +18,10 @@ Window = tuple[int, int, int]  # size, stride, padding
 
 @dataclass
 class Step:
-    """A node that the instructions know. kind: conv, norm, add, hardtanh, maximum, average or pad."""
+    """A node that the instructions know. kind: conv, norm, add, activation, maximum, average or pad."""
 
     kind: str
-    module: nn.Module | None = None
+    module: nn.Module | None = None  # of an activation: a PReLU or RPReLU, None if it is hardtanh
     window: Window = (1, 1, 0)  # of maximum and average
     front: int = 0  # channels of zeros before, of pad
 
@@ -42,11 +43,14 @@ def known(node: fx.Node, module: nn.Module | None) -> Step | None:
         return Step("conv", module) if module.binary_activations else None
     if isinstance(module, FoldedNorm):
         return Step("norm", module)
+    if isinstance(module, nn.PReLU | RPReLU):
+        each = len(module.weight) == shape_of(node)[1]  # a single slope for all channels is torch's to spread
+        return Step("activation", module) if each and type(module) in (nn.PReLU, RPReLU) else None
     if node.target in (operator.add, torch.add) and not node.kwargs:
         operands = {a for a in node.args if isinstance(a, fx.Node) and shape_of(a) == shape_of(node)}
         return Step("add") if len(operands) == 2 else None
     if node.target is F.hardtanh:
-        return Step("hardtanh") if is_plain_hardtanh(node) else None
+        return Step("activation") if is_plain_hardtanh(node) else None
     if node.target is F.pad:
         return _pad(_given(node, ("pad", "mode", "value")))
     if node.target is F.avg_pool2d:
