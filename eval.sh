@@ -4,5 +4,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
 [ $# -gt 0 ] || fail "usage: bash eval.sh CHECKPOINT [flags]; a packed network in its place does too"
 use_environment
-[[ $1 != --help && $1 != -h ]] || exec "$python" -m biper --help
-exec "$python" -u -m biper --evaluate "$@"
+exec "$python" -u -c 'from biper.commands.evaluate import main; main()' "$@"  # whose errors and help say eval.sh

@@ -1,6 +1,6 @@
-"""`python -m biper -e CHECKPOINT`: evaluate a checkpoint of any family."""
+"""`python -m biper` is the command `biper`."""
 
-from biper.commands.train import main
+from biper.commands.main import main
 
 if __name__ == "__main__":
     main()

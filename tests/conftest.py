@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from biper.commands.evaluate import main as evaluate_main
 from biper.commands.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,12 +30,15 @@ def _same_threads():
 
 @pytest.fixture
 def command(capsys):
-    """command(*argv, stage=1) -> (exit code, standard output, standard error) of main.py or main_stage2.py."""
+    """command(*argv, stage=1) -> (exit code, standard output, standard error) of main.py or main_stage2.py.
+
+    entry: of another command; family=None: of eval.sh.
+    """
 
     def run(*argv, family="cifar10", stage=1, entry=None):
         try:
-            if entry:
-                entry([str(a) for a in argv])
+            if entry or family is None:
+                (entry or evaluate_main)([str(a) for a in argv])
             else:
                 main(family, stage, [str(a) for a in argv])
             code = 0

@@ -231,9 +231,9 @@ def test_an_unreadable_image_is_named(refused, nothing_written, image_folder):
 
 
 def test_the_general_entry_only_evaluates(refused):
-    assert "give the checkpoint to evaluate" in refused(family=None, stage=None)
+    assert "required: FILE (see eval.sh --help)" in refused(family=None)
 
 
 def test_errors_of_the_parser_are_one_line():
-    with pytest.raises(ValueError, match=r"\(see --help\)$"):
-        Parser().parse_args(["--x"])
+    with pytest.raises(ValueError, match=r"\(see main.py --help\)$"):
+        Parser(prog="main.py").parse_args(["--x"])

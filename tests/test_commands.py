@@ -40,7 +40,7 @@ def test_help_and_a_wrong_flag_do_not_wait_for_torch(shell, script):
     wrong = shell(sys.executable, "-X", "importtime", ROOT / script, "--no-such-flag")
     assert (helped.returncode, wrong.returncode) == (0, 2)
     assert helped.stdout.startswith(f"usage: {Path(script).name} ")
-    assert "(see --help)" in wrong.stderr
+    assert f"(see {Path(script).name} --help)" in wrong.stderr
     for result in (helped, wrong):
         assert "torch" not in {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
 
@@ -95,7 +95,8 @@ def test_bad_input(shell, tmp_path, argv, message):
 def test_help_of_eval(shell):
     result = shell("bash", "eval.sh", "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "--evaluate" in result.stdout
+    assert result.stdout.startswith("usage: eval.sh ")
+    assert "FILE" in result.stdout
 
 
 def start(folder, *more):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from biper.commands.arguments import Parser, add_experiment
+from biper.commands.arguments import Parser, add_experiment, read_experiment
 from biper.commands.process import run_experiment
 from biper.errors import run_command
 from biper.experiments.studies import STUDIES
@@ -20,12 +20,12 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "ablation.py") -> None:
     """Train what is missing, and write what it came to. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
-    run_command(lambda: _ablate(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _ablate(read_experiment(build_parser(prog), argv), prog))
 
 
-def _ablate(given: dict[str, Any]) -> None:
+def _ablate(given: dict[str, Any], prog: str) -> None:
     from biper.experiments.ablation import ablate
     from biper.experiments.plan import planned
 
-    experiment = planned("ablation", given)
+    experiment = planned("ablation", given, prog)
     run_experiment(lambda: ablate(experiment, given.get("studies", tuple(STUDIES))))

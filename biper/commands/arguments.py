@@ -1,13 +1,17 @@
 """What the parsers of the commands are made of; nothing here, or that is imported here, waits for torch."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from biper.commands.importing import import_file
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE
+from biper.places import find_recipe
 from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, expand_tau, read_yaml
 
 
@@ -16,10 +20,24 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
+        text = "run a file of your own first, which registers a quantizer or a model; may be given several times"
+        self.add_argument("--import", action="append", type=Path, metavar="FILE.py", help=text)
+        self.imported: list[Path] = []
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with the message."""
-        raise UsageError(f"{message} (see --help)")
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def read(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """What the user gave, by name, once the files of --import have run; these are kept as `imported`.
+
+        Raises UsageError for what is unfit.
+        """
+        given = vars(self.parse_args(argv))
+        self.imported = given.pop("import", [])
+        for path in self.imported:
+            import_file(path)
+        return given
 
 
 def add_setting(group: argparse._ArgumentGroup, name: str, default: Any = None) -> None:  # noqa: ANN401
@@ -68,12 +86,46 @@ def add_experiment(parser: Parser, folder: str) -> None:
                 add_setting(arguments, name)
 
 
-def read_options(parser: Parser, argv: Sequence[str] | None, stage: int | None) -> dict[str, Any]:
+def choose_recipe(path: Path, missing: str) -> Path:
+    """A recipe's file: the user's or, if there is none, the one that comes with biper, which a line says.
+
+    Raises UsageError, which begins with `missing`, if neither is there.
+    """
+    found = find_recipe(path, missing)
+    if found != path and os.environ.get("RANK", "0") == "0":
+        print(f"there is no {path} here: taking the one that comes with biper, {found}", file=sys.stderr)
+    return found
+
+
+def read_experiment(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What the user gave for an experiment, with its recipe's file and what was imported."""
+    given = parser.read(argv)
+    given["recipe"] = choose_recipe(given["recipe"], f"no recipe at {given['recipe']}")
+    return given | ({"import": parser.imported} if parser.imported else {})
+
+
+def read_options(parser: Parser, argv: Sequence[str] | None, stage: int) -> dict[str, Any]:
     """The settings given by flags and by --config, where flags win; defaults are not among them."""
-    flags = vars(parser.parse_args(argv))
-    file = flags.pop("config", None)
-    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in expand_tau(flags).items()}
-    recipe = read_yaml(Path(file), stage or 2) if file else {}
-    if flags.get("from_scratch"):
-        recipe.pop("load_ckpt_stage1", None)  # flags win over the recipe
-    return recipe | flags
+    flags = read_flags(parser, argv)
+    return with_config(flags, read_config(flags, stage))
+
+
+def read_flags(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What the flags give, as settings have it."""
+    flags = expand_tau(parser.read(argv))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+
+
+def read_config(flags: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """The settings in the file of --config; {} without one. Raises UsageError if it is unfit."""
+    if not flags.get("config"):
+        return {}
+    path = Path(flags["config"])
+    return read_yaml(choose_recipe(path, f"cannot read --config {path}: there is no such file"), stage)
+
+
+def with_config(flags: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both, where flags win."""
+    left = {"load_ckpt_stage1"} if flags.get("from_scratch") else set()
+    kept = {name: value for name, value in config.items() if name not in left}
+    return kept | {name: value for name, value in flags.items() if name != "config"}

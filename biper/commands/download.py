@@ -19,7 +19,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "download.py") -> None:
     """Put the data set where training looks for it. Exits with 0 or 2 (bad input, or no network)."""
-    run_command(lambda: _download(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _download(build_parser(prog).read(argv)))
 
 
 def _download(given: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "export.py") -> None:
     """Pack, compare and measure. Exits with 0, 1 (the packed network computes something else) or 2 (bad input)."""
-    run_command(lambda: _export(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _export(build_parser(prog).read(argv)))
 
 
 def _export(given: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "predict.py") -> None:
     """Print the classes of each image, with their probabilities. Exits with 0 or 2 (bad input)."""
-    run_command(lambda: _predict(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _predict(build_parser(prog).read(argv)))
 
 
 def _predict(given: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare.py") -> None:
     """Put the images where training looks for them. Exits with 0 or 2 (bad input)."""
-    run_command(lambda: _prepare(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _prepare(build_parser(prog).read(argv)))
 
 
 def _prepare(given: dict[str, Any]) -> None:

@@ -1,14 +1,27 @@
 """What commands do with their process before and around their work."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from biper.errors import UsageError
 
 if TYPE_CHECKING:
     from biper.training.distributed import Processes
+
+
+def called_as() -> list[str]:
+    """How this process was called, as words for the same shell: `biper train ...` or `python main.py ...`."""
+    program, *words = sys.argv
+    path = Path(program)
+    if path.name == "__main__.py":  # python -m biper, whose file is not to be run by itself
+        return [sys.executable, "-m", path.parent.name, *words]
+    if path.suffix == ".py":
+        return [sys.executable, program, *words]
+    return [path.name if shutil.which(path.name) == program else program, *words]
 
 
 def prepare_process() -> "Processes":

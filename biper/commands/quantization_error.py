@@ -21,7 +21,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "compute_QE.py") -> None:
     """Print and write the quantization errors. Exits with 0 or 2 (bad input)."""
-    run_command(lambda: _compute(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _compute(build_parser(prog).read(argv)))
 
 
 def _compute(given: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from biper.commands.arguments import Parser, add_experiment
+from biper.commands.arguments import Parser, add_experiment, read_experiment
 from biper.commands.process import run_experiment
 from biper.errors import run_command
 
@@ -18,12 +18,12 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "reproduce.py") -> None:
     """Train what is missing, and write what it came to. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
-    run_command(lambda: _reproduce(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _reproduce(read_experiment(build_parser(prog), argv), prog))
 
 
-def _reproduce(given: dict[str, Any]) -> None:
+def _reproduce(given: dict[str, Any], prog: str) -> None:
     from biper.experiments.plan import planned
     from biper.experiments.reproduce import reproduce
 
-    experiment = planned("reproduce", given)
+    experiment = planned("reproduce", given, prog)
     run_experiment(lambda: reproduce(experiment))

@@ -32,7 +32,7 @@ def build_parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = "summary.py") -> None:
     """Print the table of a network. Exits with 0 or 2 (bad input)."""
-    run_command(lambda: _summarize(vars(build_parser(prog).parse_args(argv))))
+    run_command(lambda: _summarize(build_parser(prog).read(argv)))
 
 
 def _summarize(given: dict[str, Any]) -> None:

@@ -1,14 +1,15 @@
-"""Train a stage of a family (main.py, main_stage2.py), or evaluate a checkpoint by -e (they and eval.sh)."""
+"""Train a stage: biper train; main.py and main_stage2.py of a family. With -e they evaluate a checkpoint."""
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biper.commands.arguments import Parser, add_setting, read_options
-from biper.commands.process import prepare_process
-from biper.errors import UsageError, run_command
+from biper.commands.arguments import Parser, add_setting, read_config, read_flags, with_config
+from biper.commands.evaluate import evaluate
+from biper.commands.process import called_as, prepare_process
+from biper.errors import run_command
 from biper.training.settings import FAMILY_DEFAULTS, GROUPS, SETTINGS
 
 if TYPE_CHECKING:
@@ -17,43 +18,81 @@ if TYPE_CHECKING:
 DESCRIPTIONS = {
     1: "BiPer, stage 1: train real weights sin(freq*w) with binary activations.",
     2: "BiPer, stage 2: start from stage 1 and make the weights binary.",
-    None: "BiPer: evaluate a checkpoint. It knows its own network and data set.",
+    None: "BiPer: train a stage, 1: real weights sin(freq*w) with binary activations, 2: from there, binary weights.",
 }
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
+FAMILY_HELP = "whose networks and defaults; if absent that of stage 1, of the recipe's or the given data set"
 
 
-def build_parser(family: str | None = None, stage: int | None = None) -> Parser:
-    """Every setting as a flag, with a family's defaults in its help; without a family and a stage that of eval.sh."""
-    prog = Path(sys.argv[0]).name if family else "eval.sh"
-    defaults = FAMILY_DEFAULTS[family or "cifar10"]
+def build_parser(family: str | None = None, stage: int | None = None, prog: str | None = None) -> Parser:
+    """Every setting as a flag, with a family's defaults in its help, and a flag for a family or a stage of None."""
     parser = Parser(prog=prog, description=DESCRIPTIONS[stage])
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    if stage is None:
+        groups["run"].add_argument("--stage", type=int, choices=(1, 2), help="default 1")
+    if family is None:
+        groups["run"].add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help=FAMILY_HELP)
     groups["run"].add_argument("--config", metavar="FILE", help="YAML file with sections stage1 and stage2; flags win")
-    for name, f in SETTINGS.items():
-        add_setting(groups[f.metadata["group"]], name, defaults.get(name, f.default))
+    for name in SETTINGS:
+        add_setting(groups[SETTINGS[name].metadata["group"]], name, _default_text(family, name))
         if name == "tau_min":
             groups["training"].add_argument("--tau", type=float, metavar="X", help=TAU_HELP)
     return parser
 
 
-def main(family: str | None = None, stage: int | None = None, argv: Sequence[str] | None = None) -> None:
-    """Train a stage of a family, or evaluate with -e. Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal."""
-    run_command(lambda: _train_or_evaluate(family, stage, argv))
+def _default_text(family: str | None, name: str) -> Any:  # noqa: ANN401
+    """What the help says of a setting's default: a family's, or both families'."""
+    common = SETTINGS[name].default
+    if family:
+        return FAMILY_DEFAULTS[family].get(name, common)
+    imagenet = FAMILY_DEFAULTS["imagenet"].get(name, common)
+    return common if imagenet == common else f"{common}, ImageNet's {imagenet}"
 
 
-def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None) -> None:
-    given = read_options(build_parser(family, stage), argv, stage)
+def main(
+    family: str | None = None, stage: int | None = None, argv: Sequence[str] | None = None, prog: str | None = None
+) -> None:
+    """Train a stage of a family, which flags say if they are None, or evaluate with -e.
+
+    Exits with 0, 1 (diverged), 2 (bad input) or 128 + signal.
+    """
+    run_command(lambda: _train_or_evaluate(family, stage, argv, prog))
+
+
+def _train_or_evaluate(family: str | None, stage: int | None, argv: Sequence[str] | None, prog: str | None) -> None:
+    flags = read_flags(build_parser(family, stage, prog), argv)
+    family, stage = family or flags.pop("family", None), stage or flags.pop("stage", None)
+    config = read_config(flags, stage or 1)
+    given = with_config(flags, config)
+    if given.get("evaluate"):
+        evaluate(family, stage, given)
+        return
     from biper.training.distributed import restartable  # torch loads here, after --help and a wrong flag
     from biper.training.process import signals_interrupt
 
     processes = prepare_process()
     with signals_interrupt():
-        if given.get("evaluate"):
-            _evaluate(family, stage, given, processes)
-        elif family is None or stage is None:
-            raise UsageError("give the checkpoint to evaluate: -e FILE")
-        else:
-            _train(family, stage, given | ({"resume": True} if restartable() else {}), processes)
+        family = family or _family(stage or 1, config, given)
+        _train(family, stage or 1, given | ({"resume": True} if restartable() else {}), processes)
+
+
+def _family(stage: int, config: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The family of a run that does not say it: of what it goes on from, of the recipe's data set, or of the given one.
+
+    A recipe keeps its networks on other data, in experiments too.
+    """
+    from biper.data.datasets import find_dataset
+    from biper.models.checkpoint import own_metadata, read_checkpoint
+    from biper.training.checkpoint import LATEST
+
+    run = Path(given.get("results_dir", ""), given.get("save", "")) / LATEST
+    files = [run] if given.get("resume") else []
+    files += [Path(given["load_ckpt_stage1"])] if stage == 2 and given.get("load_ckpt_stage1") else []
+    for file in files:
+        contents = read_checkpoint(file) if file.is_file() else {}
+        if "format" in contents:
+            return own_metadata(contents, file).family
+    return find_dataset(config.get("dataset") or given.get("dataset", "cifar10")).family
 
 
 def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes") -> None:
@@ -64,17 +103,9 @@ def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes
     try:
         train(config, processes)
     except KeyboardInterrupt as error:
-        again = shlex.join([sys.executable, *(a for a in sys.argv if a != "--resume"), "--resume"])
+        again = shlex.join([*(word for word in called_as() if word != "--resume"), "--resume"])
         if processes.size > 1:
             again = "the same torchrun command with --resume"
         if processes.main:
             print(f"stopped by {error}; what is saved stays. To go on from there: {again}", file=sys.stderr)
         raise
-
-
-def _evaluate(family: str | None, stage: int | None, given: dict[str, Any], processes: "Processes") -> None:
-    from biper.training.evaluate import evaluate_checkpoint
-    from biper.training.inheritance import evaluation
-
-    network, config = evaluation(family, stage, given)
-    evaluate_checkpoint(network, config, processes)

@@ -8,11 +8,12 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from biper.data.datasets import REPOSITORY, MemorySet
+from biper.data.datasets import MemorySet
 from biper.data.memory import Images
 from biper.errors import UsageError
+from biper.places import REPOSITORY
 
-DOWNLOAD = REPOSITORY / "cifar10" / "dataset" / "download.py"
+DOWNLOAD = [str(REPOSITORY / "cifar10" / "dataset" / "download.py")] if REPOSITORY else ["-m", "biper", "download"]
 READERS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
@@ -21,7 +22,7 @@ def read_cifar(name: str, path: Path, train: bool) -> Images:
     try:
         data = READERS[name](str(path), train=train, download=False)
     except (RuntimeError, OSError) as error:
-        download = shlex.join([sys.executable, str(DOWNLOAD), "--dataset", name, "--data_path", str(path)])
+        download = shlex.join([sys.executable, *DOWNLOAD, "--dataset", name, "--data_path", str(path)])
         raise UsageError(f"no intact {name} in {path}; to get it: {download}") from error
     return Images(torch.from_numpy(data.data), torch.tensor(data.targets), tuple(data.classes))
 

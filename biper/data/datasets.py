@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from biper.errors import UsageError
+from biper.places import REPOSITORY, data_home
 
 if TYPE_CHECKING:
     from biper.data.crops import View
@@ -28,7 +29,6 @@ DATASETS = {  # where each description is
 }
 STREAMED = {"folder": "biper.data.imagenet:FOLDER"}  # instead of those above, for ImageNet's networks
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_SIZE = 224
 
@@ -77,10 +77,9 @@ class DataSettings(Protocol):
 class Description:
     """What every data set says of itself.
 
-    title: what tables call it; default_path: where it lies in the repository unless --data_path says otherwise, empty
-    if only the user can say; needs_folder: False if its images come with an installed package; fixed_size: the side of
-    its images if they can be shown at no other, so that --image_size is refused; mean, std: per channel, for images in
-    [0, 1].
+    title: what tables call it; default_path: where it lies in the repository unless told otherwise, empty if only the
+    user can say; needs_folder: False if its images come with an installed package; fixed_size: the side of its images
+    if they can be shown at no other, so that --image_size is refused; mean, std: per channel, for images in [0, 1].
     """
 
     title: str
@@ -129,8 +128,16 @@ def find_dataset(name: str, family: str = "cifar10") -> MemorySet | StreamSet:
 
 
 def default_data_path(name: str) -> Path:
-    """Where a data set lies unless told otherwise: where download.py and prepare.py put it."""
-    return REPOSITORY / find_dataset(name).default_path
+    """Where a data set lies unless told otherwise, which is where download.py and prepare.py put it.
+
+    In the environment variable BIPER_DATA a folder for each data set; without it, in a checkout of the repository, the
+    folder that the data set's description names; elsewhere the same as in BIPER_DATA, in the user's data folder.
+    """
+    home = data_home()
+    if home is None:
+        assert REPOSITORY is not None
+        return REPOSITORY / find_dataset(name).default_path
+    return home / name
 
 
 def find_folder(data: Description, settings: DataSettings) -> Path:
@@ -146,7 +153,7 @@ def find_folder(data: Description, settings: DataSettings) -> Path:
     if settings.image_size and data.fixed_size:
         size = f"{data.fixed_size}x{data.fixed_size}"
         raise UsageError(f"--image_size is not for {settings.dataset}, which has {size} images")
-    path = Path(settings.data_path) if settings.data_path else REPOSITORY / data.default_path
+    path = Path(settings.data_path) if settings.data_path else default_data_path(settings.dataset)
     if settings.data_path and not path.is_dir():
         raise UsageError(f"no data at {path}: --data_path is not a folder")
     return path

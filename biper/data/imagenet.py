@@ -177,7 +177,8 @@ def _bar(title: str, size: int) -> Any:  # noqa: ANN401  (tqdm is generic for it
 def list_imagenet(path: Path, train: bool) -> Samples:
     """A split, as `prepare_imagenet` leaves it: `train/<wnid>/*` and `val/<wnid>/*`. Raises UsageError if missing."""
     if not path.is_dir():
-        raise UsageError(f"no ImageNet in {path}: see imagenet/dataset/README.md, or give --data_path FOLDER")
+        text = "unpack its archives by `biper prepare` (the repository's imagenet/dataset/README.md says how)"
+        raise UsageError(f"no ImageNet in {path}: {text}, or give --data_path FOLDER")
     return list_folder(path, train)
 
 

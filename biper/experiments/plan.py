@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biper.data.datasets import REPOSITORY, find_dataset
+from biper.data.datasets import find_dataset
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE, Recipe, read_recipe, with_epochs
 from biper.models import list_models
 from biper.models.published import EPOCHS, TOP1
+from biper.places import RECIPES
 from biper.training.settings import SETTINGS, make_settings
 
 log = logging.getLogger("biper")
@@ -81,10 +82,10 @@ def _shorter(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return any(a < b for a, b in zip(one, other, strict=True))
 
 
-def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
-    """The experiment that the flags of reproduce.py or ablation.py, its kind, describe.
+def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
+    """The experiment that the flags of `reproduce` or `ablation`, its kind, describe.
 
-    Raises UsageError if they are unfit.
+    prog: how the command was called, reproduce.py or `biper reproduce`. Raises UsageError if the flags are unfit.
     """
     settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
     full = read_recipe(given["recipe"], settings, given.get("family"))
@@ -105,7 +106,7 @@ def planned(kind: str, given: Mapping[str, Any]) -> Experiment:
         seeds=seeds,
         folder=given.get("results_dir", Path("results") / (label if kind == "reproduce" else f"{kind}_{label}")),
         data=given.get("data_name") or find_dataset(recipe.dataset).title,
-        command=_command(f"{kind}.py", given),
+        command=_command(prog or f"{kind}.py", given),
     )
 
 
@@ -119,11 +120,12 @@ def _epochs(full: tuple[int, int], given: Mapping[str, Any]) -> tuple[int, int]:
     return one, two
 
 
-def _command(script: str, given: Mapping[str, Any]) -> str:
+def _command(prog: str, given: Mapping[str, Any]) -> str:
     """The command line, without where results and data lie on this machine."""
-    words = ["python", script, _shown_path(given["recipe"])]
+    words = [*(["python"] if prog.endswith(".py") else []), *prog.split(), _shown_path(given["recipe"])]
+    words += [word for path in given.get("import", []) for word in ("--import", path.name)]
     for name, value in given.items():
-        if name in ("recipe", "results_dir"):
+        if name in ("recipe", "results_dir", "import"):
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
@@ -134,6 +136,6 @@ def _command(script: str, given: Mapping[str, Any]) -> str:
 
 
 def _shown_path(path: Path) -> str:
-    """A recipe of this repository as from its folder, another by its name."""
-    ours = path.resolve().is_relative_to(REPOSITORY)
-    return str(path.resolve().relative_to(REPOSITORY)) if ours else path.name
+    """A recipe that comes with biper as it is given from the repository's folder, another by its name."""
+    ours = path.resolve().is_relative_to(RECIPES)
+    return str(path.resolve().relative_to(RECIPES)) if ours else path.name

@@ -238,7 +238,7 @@ def build_quantizer(description: Description, registry: Mapping[str, type[Q]]) -
     settings = dict(description)
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in registry:
-        own = "one of your own has to be imported first"
+        own = "one of your own has to be imported first: --import FILE.py"
         raise UsageError(f"unknown quantizer {name!r}; choose from {', '.join(sorted(registry))}; {own}")
     try:
         return registry[name](**settings)
