@@ -94,6 +94,11 @@ def test_help_of_train_says_both_families_defaults(capsys):
     assert "--family {cifar10,imagenet}" in text
 
 
+def test_the_readme_names_every_command():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`biper {name}" in text for name in COMMANDS)
+
+
 def test_version(capsys):
     biper_main(["--version"])
     assert capsys.readouterr().out.startswith("biper 0.")
