@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biper.cpu import functions
+from biper.cpu.functions import Activation, ActivationKind, Estimator, Surrogate
+from biper.nn.activations import RPReLU
+from biper.nn.comparison_quantizers import ErrorDecaySign, RSign
 from biper.nn.layers import BinaryConv2d
+from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign
+
+ACTIVATIONS = (nn.Hardtanh, nn.PReLU, RPReLU)  # that the kernels know, to [-1, 1], with one slope or one a channel
+QUANTIZERS = (PolynomialSign, Sign, RSign, ErrorDecaySign)  # of inputs, that they know
 
 
 class Sums(nn.Module):
@@ -27,12 +34,15 @@ class Sums(nn.Module):
 
 
 class Unit(nn.Module):
-    """alpha, batch norm, skip, hardtanh and sign, as far as they are there."""
+    """alpha, batch norm, skip, activation and sign, as far as they are there."""
 
-    def __init__(self, norm: nn.BatchNorm2d, layer: BinaryConv2d | None, turned: bool, clamp: bool) -> None:
+    def __init__(
+        self, norm: nn.BatchNorm2d, layer: BinaryConv2d | None, turned: bool, activation: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.norm, self.layer, self.turned, self.clamp = norm, layer, turned, clamp
-        self.signs, self.activations = False, True  # what of the two is used
+        self.norm, self.layer, self.turned, self.activation = norm, layer, turned, activation
+        self.quantizer: InputQuantizer | None = None  # whose signs are used, if any
+        self.activations = True  # whether those are
 
     def forward(self, u: Tensor, skip: Tensor | None = None) -> functions.Outputs:
         """u, skip: (N, C, H, W) -> activations, signs."""
@@ -41,26 +51,38 @@ class Unit(nn.Module):
             alpha = alpha.abs()
         if not self.norm.training and torch.is_grad_enabled():  # frozen: the kernels' gradient is a batch's
             return self._plain(u, alpha, skip)
-        signs = sign_type() if self.signs else None
-        return functions.unit(u, alpha, self.norm, skip, clamp=self.clamp, signs=signs, activations=self.activations)
+        return functions.unit(
+            u,
+            alpha,
+            self.norm,
+            skip,
+            activation=activation_of(self.activation),
+            estimator=functions.STANDARDIZED if self.quantizer is None else estimator_of(self.quantizer),
+            signs=None if self.quantizer is None else sign_type(),
+            activations=self.activations,
+        )
 
     def _plain(self, u: Tensor, alpha: Tensor | None, skip: Tensor | None) -> functions.Outputs:
-        a = self.norm(u.float() if alpha is None else u.float() * alpha)
+        a: Tensor = self.norm(u.float() if alpha is None else u.float() * alpha)
         a = a if skip is None else a + skip
-        a = F.hardtanh(a) if self.clamp else a
-        return a, functions.standardized_signs(a, sign_type()) if self.signs else None
+        a = a if self.activation is None else self.activation(a)
+        return a, None if self.quantizer is None else signs_of(a, self.quantizer)
 
 
-class BiperSigns(nn.Module):
-    """The standardized sign of activations that no unit made, in the type that autocast asks for."""
+class KernelSigns(nn.Module):
+    """The signs of activations that no unit makes, in the type that autocast asks for."""
+
+    def __init__(self, quantizer: InputQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C, H, W), and so is what comes out."""
-        return functions.standardized_signs(a.float(), sign_type())
+        return signs_of(a, self.quantizer)
 
 
 class Signs(nn.Module):
-    """What a layer's own input quantizer makes of activations, in the type that autocast asks for."""
+    """What an input quantizer unknown to the kernels makes of activations, in the type that autocast asks for."""
 
     def __init__(self, layer: BinaryConv2d) -> None:
         super().__init__()
@@ -74,3 +96,28 @@ class Signs(nn.Module):
 def sign_type() -> torch.dtype:
     """The type in which the convolutions of this pass compute."""
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def signs_of(a: Tensor, quantizer: InputQuantizer) -> Tensor:
+    """What a quantizer that the kernels know makes of activations (N, C, H, W), in sign_type()."""
+    return functions.signs_of(a.float(), estimator_of(quantizer), sign_type())
+
+
+def activation_of(module: nn.Module | None) -> Activation:
+    """One of ACTIVATIONS, or none, as the kernels take it."""
+    if isinstance(module, RPReLU):
+        return Activation(ActivationKind.PRELU, module.weight, module.before, module.after)
+    if isinstance(module, nn.PReLU):
+        return Activation(ActivationKind.PRELU, module.weight)
+    return Activation(ActivationKind.NONE if module is None else ActivationKind.HARDTANH)
+
+
+def estimator_of(quantizer: InputQuantizer) -> Estimator:
+    """One of QUANTIZERS, as the kernels take it, in its present mode."""
+    if isinstance(quantizer, ErrorDecaySign):
+        return Estimator(Surrogate.DECAY, t=quantizer.t.item())
+    if isinstance(quantizer, Sign):
+        return Estimator(Surrogate.CLIPPED)
+    if isinstance(quantizer, PolynomialSign) and quantizer.standardized and quantizer.training:
+        return functions.STANDARDIZED
+    return Estimator(Surrogate.POLYNOMIAL, quantizer.threshold)

@@ -1,7 +1,7 @@
 """A network's training step on the CPU with fewer passes over memory: the same graph, rewritten around the kernels.
 
-What stands between two convolutions, `hardtanh(norm(alpha * sums) + skip)` and the next layer's standardized sign, is
-one unit. The rewritten graph computes with the network's own parameters and buffers, and keeps none of its own.
+What stands between two convolutions, `activation(norm(alpha * sums) + skip)` and the next layer's signs, is one unit.
+The rewritten graph computes with the network's own parameters and buffers, and keeps none of its own.
 """
 
 import logging
@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from biper.cpu import functions
-from biper.cpu.modules import BiperSigns, Signs, Sums, Unit
+from biper.cpu.modules import ACTIVATIONS, QUANTIZERS, KernelSigns, Signs, Sums, Unit
 from biper.errors import one_line
+from biper.nn.activations import RPReLU
 from biper.nn.graph import Part, follow, is_plain_hardtanh, is_watched, module_of, mutates, other_addend, trace
 from biper.nn.layers import BinaryConv2d
 from biper.nn.losses import periodic_layers, periodic_regularizer
-from biper.nn.quantizers import PolynomialSign
+from biper.nn.quantizers import InputQuantizer
 
 log = logging.getLogger("biper")
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
-PARTS = ("conv", "maximum", "norm", "add", "hardtanh")  # of a unit, in order
+PARTS = ("conv", "maximum", "norm", "add", "activation")  # of a unit, in order
 
 
 class Rewriter:
@@ -30,7 +31,7 @@ class Rewriter:
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = dict(network.named_modules())
-        self.graph = trace(network)
+        self.graph = trace(network, (RPReLU,), (RPReLU,))
         self.owner = nn.Module()  # of the modules that the new graph calls
         self.units: dict[fx.Node, fx.Node] = {}  # by the node of their activations
         self.turned: dict[fx.Node, bool] = {}  # convolutions whose alpha is a unit's: is a maximum taken in between?
@@ -73,11 +74,22 @@ class Rewriter:
             yield "maximum"
         if _served(module):
             yield "norm"
-        if "norm" in dict(chain):
+        norm = dict(chain).get("norm")
+        if norm is not None:
             if other_addend(node, chain[-1][1]):
                 yield "add"
-            if is_plain_hardtanh(node):
-                yield "hardtanh"
+            if self._activation(node, norm) is not None:
+                yield "activation"
+
+    def _activation(self, node: fx.Node, norm: fx.Node) -> nn.Module | None:
+        """The activation that a node behind a batch norm is, if the kernels know it."""
+        if is_plain_hardtanh(node):
+            return nn.Hardtanh()
+        module, normed = module_of(node, self.modules), module_of(norm, self.modules)
+        if type(module) not in ACTIVATIONS or not isinstance(module, nn.PReLU | RPReLU) or is_watched(module):
+            return None
+        assert isinstance(normed, nn.BatchNorm2d)
+        return module if module.weight.numel() in (1, normed.num_features) else None
 
     def _fuse(self, chain: Sequence[Part]) -> None:
         """A chain with a batch norm becomes one unit."""
@@ -87,22 +99,28 @@ class Rewriter:
         if not _served(norm) or last is None:
             return
         sums = parts["norm"].args[0] if parts["norm"].args else None
-        if not isinstance(sums, fx.Node) or any(mutates(u, module_of(u, self.modules)) for u in last.users):
+        skip = other_addend(parts["add"], parts["norm"]) if "add" in parts else None
+        activation = self._activation(parts["activation"], parts["norm"]) if "activation" in parts else None
+        kept = [last, skip] if isinstance(activation, nn.PReLU | RPReLU) else [last]
+        if not isinstance(sums, fx.Node) or any(self._is_written(node) for node in kept if node):
             return
         layer = module_of(parts["conv"], self.modules) if "conv" in parts else None
         assert layer is None or isinstance(layer, BinaryConv2d)
-        turned, clamp = "conv" not in parts or "maximum" in parts, "hardtanh" in parts
-        skip = other_addend(parts["add"], parts["norm"]) if "add" in parts else None
+        turned = "conv" not in parts or "maximum" in parts
         with self.graph.inserting_after(last):
-            unit = self.graph.call_module(self._own(Unit(norm, layer, turned, clamp)))
+            unit = self.graph.call_module(self._own(Unit(norm, layer, turned, activation)))
         with self.graph.inserting_after(unit):
             activations = self.graph.call_function(operator.getitem, (unit, 0))
         last.replace_all_uses_with(activations)
         unit.args = (sums, skip) if skip is not None else (sums,)
         self.units[activations] = unit
-        self.replaced |= {node for part, node in chain if part in ("norm", "add", "hardtanh")}
+        self.replaced |= {node for part, node in chain if part in ("norm", "add", "activation")}
         if "conv" in parts:
             self.turned[parts["conv"]] = turned
+
+    def _is_written(self, node: fx.Node) -> bool:
+        """Whether somebody writes into a node's result, which the backward pass may need as it was."""
+        return any(mutates(user, module_of(user, self.modules)) for user in node.users)
 
     def _split(self, node: fx.Node) -> None:
         """A binary convolution becomes its signs and its sums; alpha is the unit's."""
@@ -116,15 +134,25 @@ class Rewriter:
         self.replaced.add(node)
 
     def _signs(self, layer: BinaryConv2d, source: fx.Node) -> fx.Node:
-        """BiPer's signs come from the unit before if there is one; other quantizers are torch's to compute."""
+        """Signs come from the unit before, if there is one and it gives no others; torch computes unknown ones."""
         quantizer = layer.input_quantizer
         assert quantizer is not None
-        if type(quantizer) is not PolynomialSign or not quantizer.standardized or is_watched(quantizer):
+        if type(quantizer) not in QUANTIZERS or is_watched(quantizer):
             return self.graph.call_module(self._own(Signs(layer)), (source,))
-        if source not in self.units:
-            return self.graph.call_module(self._own(BiperSigns()), (source,))
-        self._unit(source).signs = True
+        unit = self._unit(source) if source in self.units else None
+        if unit is None or not (unit.quantizer is None or _agree(unit.quantizer, quantizer)):
+            return self.graph.call_module(self._own(KernelSigns(quantizer)), (source,))
+        unit.quantizer = unit.quantizer or quantizer
         return self.graph.call_function(operator.getitem, (self.units[source], 1))
+
+
+def _agree(one: InputQuantizer, other: InputQuantizer) -> bool:
+    """Whether two quantizers that the kernels know give the same signs and gradients, and always will."""
+    if one is other:
+        return True
+    state = [*one.parameters(), *one.buffers(), *other.parameters(), *other.buffers()]
+    same = type(one) is type(other) and one.settings() == other.settings() and one.training == other.training
+    return same and not state
 
 
 def _served(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:

@@ -1,5 +1,5 @@
-/* What stands between the convolutions of a training step on the CPU: scale, batch norm, skip, hardtanh, standardized
- * sign, and their gradients, each in as few passes over memory as its sums allow.
+/* What stands between the convolutions of a training step on the CPU: scale, batch norm, skip, activation, the signs of
+ * the next one, and their gradients, each in as few passes over memory as its sums allow.
  *
  * Tensors are channels-last: n images of p = H*W pixels of c channels, c a multiple of 16. A convolution's sums u and
  * their gradient are float, or bfloat16 where `half` is 1; so are the signs s of the next one, where `half_s` is 1.
@@ -10,7 +10,12 @@
 
 #define LANES 16
 #define TILE 64 /* pixels that stay in the first cache */
+#define SUMS 5  /* rows of backward's sums: gradient, its product with u - mean, and those of threshold, after, slope */
 #define INLINE static inline __attribute__((always_inline))
+#define COPY static __attribute__((noinline)) /* all copies of a loop in one function keep the compiler busy for minutes */
+
+enum { NO_ACTIVATION, HARDTANH, PRELU };           /* the numbers of Activation, */
+enum { STANDARDIZED, POLYNOMIAL, CLIPPED, DECAY }; /* and those of Signs, in functions.py */
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -58,6 +63,28 @@ INLINE lanes window(lanes x) { /* the sign's surrogate gradient, max(0, 2 - 2*|x
     return choose(w < 0, all(0), w);
 }
 
+/* exp(x) for -87 < x <= 0, to about one unit in the last place, and what is no number stays none: 2**k * exp(r) with
+ * |r| <= ln(2)/2, by Taylor's series. */
+INLINE lanes exponential(lanes x) {
+    lanes shifted = x * 1.44269504f + 12582912.0f; /* rounds: 1.5 * 2**23 leaves no room for a fraction */
+    lanes k = shifted - 12582912.0f, r = (x - k * 6.93359375e-1f) + k * 2.12194440e-4f;
+    lanes power = (lanes)(((words)shifted << 23) + 0x3f800000);
+    lanes series = 8.3333333e-3f + r * (1.3888889e-3f + r * 1.9841270e-4f);
+    return power * (1 + r * (1 + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f + r * series)))));
+}
+
+INLINE lanes hump(lanes x) { /* 1 - tanh(x)**2, to about 1e-6 of itself; below 1e-34 that of |x| = 40 */
+    lanes y = magnitude(x);
+    lanes e = exponential(-2 * choose(y > 40, all(40), y));
+    return 4 * e / ((1 + e) * (1 + e));
+}
+
+/* The gradient of the sign in its stead. Of POLYNOMIAL and CLIPPED it is height - fall*|x| where |x| <= 1, else 0. */
+INLINE lanes surrogate(lanes x, int decay, float height, float fall, float t) {
+    if (decay) return height * hump(t * x);
+    return choose(magnitude(x) > 1, all(0), height - fall * magnitude(x));
+}
+
 /* Per image and channel: the sums of x and of x*x for x = u - pivot, where the pivot is the channel's first value: it
  * keeps the difference of large numbers out of the variance. sums: (n, 2, c). */
 INLINE void image_moments(const void *u, float *sums, int64_t n, int64_t p, int64_t c, int half) {
@@ -79,12 +106,11 @@ INLINE void image_moments(const void *u, float *sums, int64_t n, int64_t p, int6
     }
 }
 
-static void added_up(const float *sums, int64_t n, int64_t c, int64_t ch, double *first, double *second) {
-    *first = *second = 0;
-    for (int64_t image = 0; image < n; image++) {
-        *first += sums[2 * image * c + ch];
-        *second += sums[(2 * image + 1) * c + ch];
-    }
+/* A row of sums (n, rows, c), over the images. */
+static double added_up(const float *sums, int64_t n, int64_t rows, int64_t row, int64_t c, int64_t ch) {
+    double sum = 0;
+    for (int64_t image = 0; image < n; image++) sum += sums[(rows * image + row) * c + ch];
+    return sum;
 }
 
 /* Batch norm's statistics of alpha*u. Writes kept (3, c): the mean of u, 1/std of alpha*u, and the gain with which
@@ -98,8 +124,8 @@ void biper_statistics(const void *u, const float *alpha, const float *weight, fl
         image_moments(u, scratch, n, p, c, 0);
     double count = (double)n * p;
     for (int64_t ch = 0; ch < c; ch++) {
-        double sum, square, scale = alpha ? alpha[ch] : 1;
-        added_up(scratch, n, c, ch, &sum, &square);
+        double scale = alpha ? alpha[ch] : 1;
+        double sum = added_up(scratch, n, 2, 0, c, ch), square = added_up(scratch, n, 2, 1, c, ch);
         double mean = sum / count, variance = square / count - mean * mean;
         lanes pivot = load(u, ch / LANES * LANES, half);
         mean += pivot[ch % LANES];
@@ -113,109 +139,225 @@ void biper_statistics(const void *u, const float *alpha, const float *weight, fl
     }
 }
 
-INLINE void forward_image(const void *u, const float *scale, const float *kept, const float *bias, const float *skip, void *a, void *s,
-                          float *moments, int clamp, int narrow, int64_t start, int64_t p, int64_t c, int half,
-                          int half_s) {
+typedef struct { /* a unit up to its activation: see biper_forward */
+    const void *u;
+    const float *scale, *kept, *bias, *skip, *slope, *before, *after;
+    int64_t p, c;
+    int clamp, half, half_s, narrow;
+} Unit;
+
+typedef struct { /* of sixteen channels */
+    lanes scale, mean, gain, bias, slope, before, after;
+} Channels;
+
+INLINE Channels channels_of(Unit unit, int64_t ch, int prelu) {
+    Channels k = {.scale = all(1)};
+    if (unit.u && unit.scale) k.scale = load(unit.scale, ch, 0);
+    if (unit.u) {
+        k.mean = load(unit.kept, ch, 0);
+        k.gain = load(unit.kept, 2 * unit.c + ch, 0);
+        k.bias = load(unit.bias, ch, 0);
+    }
+    if (prelu) {
+        k.slope = load(unit.slope, ch, 0);
+        k.before = unit.before ? load(unit.before, ch, 0) : all(0); /* x - 0 is x, to the last bit, */
+        k.after = unit.after ? load(unit.after, ch, 0) : -all(0);   /* and so is x + -0 */
+    }
+    return k;
+}
+
+INLINE lanes total(Unit unit, Channels k, int64_t i, int half) {
+    lanes x = {0};
+    if (unit.u) x = k.gain * (load(unit.u, i, half) * k.scale - k.mean) + k.bias;
+    if (unit.skip) x += load(unit.skip, i, 0);
+    return x;
+}
+
+INLINE lanes prelu_of(lanes x, Channels k) { return choose(x > 0, x, k.slope * x) + k.after; } /* from a PReLU on */
+
+typedef struct {
+    Unit unit;
+    const float *threshold;
+    void *a, *s;
+    float *moments;
+} Forward;
+
+INLINE void forward_image(Forward f, int64_t image, int prelu, int standardized, int narrow, int half, int half_s) {
+    int64_t p = f.unit.p, c = f.unit.c, start = image * p * c;
     lanes sum = {0}, square = {0};
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
-            lanes mean = {0}, gain = {0}, b = {0}, factor = all(1);
-            if (u && scale) factor = load(scale, ch, 0);
-            if (u) mean = load(kept, ch, 0), gain = load(kept, 2 * c + ch, 0), b = load(bias, ch, 0);
+            Channels k = channels_of(f.unit, ch, prelu);
+            lanes threshold = f.threshold ? load(f.threshold, ch, 0) : all(0);
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
-                lanes x = {0};
-                if (u) x = gain * (load(u, i, half) * factor - mean) + b;
-                if (skip) x += load(skip, i, 0);
-                if (clamp) x = hardtanh(x);
-                if (a) store_below(a, i, x, narrow);
-                if (s) store(s, i, choose(x >= 0, all(1), all(-1)), half_s);
-                sum += x;
-                square += x * x;
+                lanes x = total(f.unit, k, i, half);
+                if (f.unit.clamp) x = hardtanh(x);
+                if (prelu) x = prelu_of(x - k.before, k);
+                if (f.a) store_below(f.a, i, x, narrow);
+                if (f.s) store(f.s, i, choose(x >= threshold, all(1), all(-1)), half_s);
+                if (standardized) sum += x, square += x * x;
             }
         }
-    if (!s) return;
-    double count = (double)p * c, total = sum_of(sum), centre = total / count;
-    double variance = ((double)sum_of(square) - total * centre) / (count - 1);
-    moments[0] = centre;
-    moments[1] = 1 / sqrt((variance < 0 ? 0 : variance) + 1e-5);
+    if (!standardized) return;
+    double count = (double)p * c, whole = sum_of(sum), centre = whole / count;
+    double variance = ((double)sum_of(square) - whole * centre) / (count - 1);
+    f.moments[2 * image] = centre;
+    f.moments[2 * image + 1] = 1 / sqrt((variance < 0 ? 0 : variance) + 1e-5);
 }
 
-/* a = hardtanh(gain*(scale*u - mean) + bias + skip), s = sign(a), and per image mean and 1/std of a: moments (n, 2).
- * u, skip, a and s may be NULL: a sum has the terms that are there, and what is not wanted is not written. scale is
- * alpha in evaluation, where everything rounds as torch's operations do one by one; NULL, for 1, in training. */
-void biper_forward(const void *u, const float *scale, const float *kept, const float *bias, const float *skip, void *a, void *s,
-                   float *moments, int clamp, int half_s, int narrow, int64_t n, int64_t p, int64_t c, int half) {
+INLINE void forward_types(Forward f, int64_t image, int prelu, int standardized) {
+    int half = f.unit.half, half_s = f.unit.half_s, narrow = f.unit.narrow;
+    if (half && narrow) /* a copy of the loops for each, without the choice in them */
+        forward_image(f, image, prelu, standardized, 1, 1, 1);
+    else if (half)
+        forward_image(f, image, prelu, standardized, 0, 1, 1);
+    else if (half_s)
+        forward_image(f, image, prelu, standardized, narrow, 0, 1);
+    else
+        forward_image(f, image, prelu, standardized, 0, 0, 0);
+}
+
+COPY void forward_plain(Forward f, int64_t image) { forward_types(f, image, 0, 0); }
+COPY void forward_standardized(Forward f, int64_t image) { forward_types(f, image, 0, 1); }
+COPY void forward_prelu(Forward f, int64_t image) { forward_types(f, image, 1, 0); }
+COPY void forward_prelu_standardized(Forward f, int64_t image) { forward_types(f, image, 1, 1); }
+
+/* a = activation(gain*(scale*u - mean) + bias + skip), s = sign(a), and for standardized signs per image mean and 1/std
+ * of a: moments (n, 2). PReLU is x > 0 ? x : slope*x of the sum less `before`, plus `after`. Signs are +1 from
+ * `threshold` on. u, skip, before, after, threshold, a and s may be NULL: a sum has the terms that are there, and what
+ * is not wanted is not written. scale is alpha in evaluation, where everything rounds as torch's operations do one by
+ * one; NULL, for 1, in training. */
+void biper_forward(const void *u, const float *scale, const float *kept, const float *bias, const float *skip,
+                   const float *slope, const float *before, const float *after, const float *threshold, void *a, void *s,
+                   float *moments, int activation, int kind, int half_s, int narrow, int64_t n, int64_t p, int64_t c,
+                   int half) {
+    Unit unit = {u, scale, kept, bias, skip, slope, before, after, p, c, activation == HARDTANH, half, half_s, narrow};
+    Forward f = {unit, threshold, a, s, moments};
+    int standardized = s && kind == STANDARDIZED;
 #pragma omp parallel for schedule(static)
-    for (int64_t image = 0; image < n; image++) {
-        float *own = moments + 2 * image;
-        int64_t start = image * p * c;
-        if (half && narrow) /* a copy of the loops for each, without the choice in them */
-            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 1, start, p, c, 1, 1);
-        else if (half)
-            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 1, 1);
-        else if (half_s)
-            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, narrow, start, p, c, 0, 1);
+    for (int64_t image = 0; image < n; image++)
+        if (activation == PRELU)
+            (standardized ? forward_prelu_standardized : forward_prelu)(f, image);
         else
-            forward_image(u, scale, kept, bias, skip, a, s, own, clamp, 0, start, p, c, 0, 0);
-    }
+            (standardized ? forward_standardized : forward_plain)(f, image);
 }
 
-INLINE void backward_image(const void *grad_s, const float *grad_a, const void *a, const float *moments, const void *u,
-                           const float *kept, void *grad, float *sums, int clamp, int narrow, int64_t start, int64_t p,
-                           int64_t c, int half, int half_s) {
-    float mean = moments[0], inverse = moments[1], pull = 0;
-    if (grad_s) { /* through the standard deviation: one number for the whole image */
-        lanes dot = {0};
-        for (int64_t i = start; i < start + p * c; i += LANES) {
-            lanes x = load(a, i, narrow);
-            dot += window(x * inverse) * load(grad_s, i, half_s) * x;
-        }
-        pull = (double)sum_of(dot) * inverse * inverse * inverse / (p * c - 1);
+typedef struct {
+    Unit unit;
+    const void *grad_s, *a;
+    const float *grad_a, *threshold, *moments;
+    void *grad;
+    float *sums, height, fall, t; /* of the surrogate gradient */
+} Backward;
+
+/* What a standardized sign's gradient gets through the standard deviation: one number for the whole image. */
+INLINE float pull_of(Backward b, int64_t start, float inverse, int prelu, int narrow, int half, int half_s) {
+    int64_t p = b.unit.p, c = b.unit.c;
+    lanes dot = {0};
+    for (int64_t i = start; !prelu && i < start + p * c; i += LANES) {
+        lanes x = load(b.a, i, narrow);
+        dot += window(x * inverse) * load(b.grad_s, i, half_s) * x;
     }
+    for (int64_t first = 0; prelu && first < p; first += TILE)
+        for (int64_t ch = 0; ch < c; ch += LANES) {
+            Channels k = channels_of(b.unit, ch, prelu);
+            for (int64_t q = first; q < least(p, first + TILE); q++) {
+                int64_t i = start + q * c + ch;
+                lanes x = prelu_of(total(b.unit, k, i, half) - k.before, k);
+                dot += window(x * inverse) * load(b.grad_s, i, half_s) * x;
+            }
+        }
+    return (double)sum_of(dot) * inverse * inverse * inverse / (p * c - 1);
+}
+
+INLINE void backward_image(Backward b, int64_t image, int prelu, int kind, int narrow, int half, int half_s) {
+    int64_t p = b.unit.p, c = b.unit.c, start = image * p * c;
+    float mean = 0, inverse = 1, pull = 0, *sums = b.sums ? b.sums + SUMS * image * c : 0;
+    if (b.grad_s && kind == STANDARDIZED) {
+        mean = b.moments[2 * image], inverse = b.moments[2 * image + 1];
+        pull = pull_of(b, start, inverse, prelu, narrow, half, half_s);
+    }
+    for (int64_t ch = 0; sums && ch < SUMS * c; ch++) sums[ch] = 0;
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
-            lanes add = {0}, add_product = {0}, centre = {0};
-            if (u) centre = load(kept, ch, 0);
+            lanes add = {0}, add_product = {0}, add_threshold = {0}, add_after = {0}, add_slope = {0};
+            lanes threshold = b.threshold ? load(b.threshold, ch, 0) : all(0);
+            Channels k = channels_of(b.unit, ch, prelu);
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
-                lanes x = load(a, i, narrow), g = {0};
-                if (grad_a) g = load(grad_a, i, 0);
-                if (grad_s) g += inverse * window(x * inverse) * load(grad_s, i, half_s) - pull * (x - mean);
-                if (clamp) g = choose(magnitude(x) >= 1, all(0), g);
-                store(grad, i, g, narrow);
-                if (u) {
+                lanes x, y = {0}, g = {0};
+                if (prelu)
+                    y = total(b.unit, k, i, half) - k.before, x = prelu_of(y, k);
+                else
+                    x = load(b.a, i, narrow);
+                if (b.grad_a) g = load(b.grad_a, i, 0);
+                if (b.grad_s && kind == STANDARDIZED)
+                    g += inverse * window(x * inverse) * load(b.grad_s, i, half_s) - pull * (x - mean);
+                else if (b.grad_s) {
+                    lanes through = surrogate(x - threshold, kind == DECAY, b.height, b.fall, b.t) * load(b.grad_s, i, half_s);
+                    g += through;
+                    add_threshold -= through;
+                }
+                if (b.unit.clamp) g = choose(magnitude(x) >= 1, all(0), g);
+                if (prelu) {
+                    add_after += g;
+                    add_slope += choose(y > 0, all(0), g * y);
+                    g = choose(y > 0, g, g * k.slope);
+                }
+                store(b.grad, i, g, narrow);
+                if (b.unit.u) {
                     add += g;
-                    add_product += g * (load(u, i, half) - centre);
+                    add_product += g * (load(b.unit.u, i, half) - k.mean);
                 }
             }
-            if (u) {
-                *(lanes *)(sums + ch) += add;
-                *(lanes *)(sums + c + ch) += add_product;
-            }
+            lanes added[SUMS] = {add, add_product, add_threshold, add_after, add_slope};
+            for (int row = 0; sums && row < SUMS; row++) *(lanes *)(sums + row * c + ch) += added[row];
         }
 }
 
-/* The gradient of forward's sum before the hardtanh, which is skip's as well; and, if u is there, per image and channel
- * the sums of it and of its product with u - mean: sums (n, 2, c). grad_s or grad_a may be NULL. */
-void biper_backward(const void *grad_s, const float *grad_a, const void *a, const float *moments, const void *u,
-                    const float *kept, void *grad, float *sums, int clamp, int half_s, int narrow, int64_t n,
-                    int64_t p, int64_t c, int half) {
+INLINE void backward_types(Backward b, int64_t image, int prelu, int kind) {
+    int half = b.unit.half, half_s = b.unit.half_s, narrow = b.unit.narrow;
+    if (half && narrow)
+        backward_image(b, image, prelu, kind, 1, 1, 1);
+    else if (half)
+        backward_image(b, image, prelu, kind, 0, 1, 1);
+    else if (half_s)
+        backward_image(b, image, prelu, kind, narrow, 0, 1);
+    else
+        backward_image(b, image, prelu, kind, 0, 0, 0);
+}
+
+COPY void backward_standardized(Backward b, int64_t image) { backward_types(b, image, 0, STANDARDIZED); }
+COPY void backward_pieces(Backward b, int64_t image) { backward_types(b, image, 0, POLYNOMIAL); }
+COPY void backward_decay(Backward b, int64_t image) { backward_types(b, image, 0, DECAY); }
+COPY void backward_prelu_standardized(Backward b, int64_t image) { backward_types(b, image, 1, STANDARDIZED); }
+COPY void backward_prelu_pieces(Backward b, int64_t image) { backward_types(b, image, 1, POLYNOMIAL); }
+COPY void backward_prelu_decay(Backward b, int64_t image) { backward_types(b, image, 1, DECAY); }
+
+static void (*const BACKWARD[2][4])(Backward, int64_t) = {
+    {backward_standardized, backward_pieces, backward_pieces, backward_decay}, /* by kind */
+    {backward_prelu_standardized, backward_prelu_pieces, backward_prelu_pieces, backward_prelu_decay},
+};
+
+/* The gradient of forward's sum before the activation, which is skip's as well; and per image and channel the sums (n,
+ * SUMS, c), which are NULL where there is neither u nor a threshold. grad_s or grad_a may be NULL. A PReLU's input is
+ * computed anew, as forward did, and needs no a; all others need a, but no skip. t is DECAY's. */
+void biper_backward(const void *grad_s, const float *grad_a, const void *a, const void *u, const float *kept,
+                    const float *bias, const float *skip, const float *slope, const float *before, const float *after,
+                    const float *threshold, float t, const float *moments, void *grad, float *sums, int activation,
+                    int kind, int half_s, int narrow, int64_t n, int64_t p, int64_t c, int half) {
+    Unit unit = {u, 0, kept, bias, skip, slope, before, after, p, c, activation == HARDTANH, half, half_s, narrow};
+    float height = kind == DECAY ? (t > 1 ? t : 1) : kind == CLIPPED ? 1 : 2, fall = kind == CLIPPED ? 0 : 2;
+    Backward b = {unit, grad_s, a, grad_a, threshold, moments, grad, sums, height, fall, t};
 #pragma omp parallel for schedule(static)
-    for (int64_t image = 0; image < n; image++) {
-        float *own = u ? sums + 2 * image * c : 0;
-        for (int64_t ch = 0; u && ch < 2 * c; ch++) own[ch] = 0;
-        const float *m = moments + 2 * image;
-        int64_t start = image * p * c;
-        if (half && narrow)
-            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 1, start, p, c, 1, 1);
-        else if (half)
-            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 0, start, p, c, 1, 1);
-        else if (half_s)
-            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, narrow, start, p, c, 0, 1);
-        else
-            backward_image(grad_s, grad_a, a, m, u, kept, grad, own, clamp, 0, start, p, c, 0, 0);
-    }
+    for (int64_t image = 0; image < n; image++) BACKWARD[activation == PRELU][kind](b, image);
+}
+
+/* From backward's sums to the gradients of threshold, after and slope: gradients (3, c). */
+void biper_channel_gradients(const float *sums, float *gradients, int64_t n, int64_t c) {
+    for (int64_t row = 0; row < 3; row++)
+        for (int64_t ch = 0; ch < c; ch++) gradients[row * c + ch] = added_up(sums, n, SUMS, 2 + row, c, ch);
 }
 
 INLINE void norm_image(const void *grad, const void *u, const float *k, void *grad_u, int narrow, int64_t start,
@@ -237,8 +379,8 @@ void biper_norm_backward(const void *grad, const void *u, const float *sums, con
                          int narrow, int64_t n, int64_t p, int64_t c, int half) {
     double count = (double)n * p;
     for (int64_t ch = 0; ch < c; ch++) {
-        double sum, centred, mean = kept[ch], inverse = kept[c + ch], scale = alpha ? alpha[ch] : 1;
-        added_up(sums, n, c, ch, &sum, &centred);
+        double mean = kept[ch], inverse = kept[c + ch], scale = alpha ? alpha[ch] : 1;
+        double sum = added_up(sums, n, SUMS, 0, c, ch), centred = added_up(sums, n, SUMS, 1, c, ch);
         double gain = scale * weight[ch] * inverse;
         double ku = -gain * (scale * inverse) * (scale * inverse) * centred / count;
         /* batch norm takes alpha out again, all but epsilon's share */
