@@ -1,4 +1,4 @@
-"""The published quantizers against their papers' formulas in float64, value and gradient; what changes over training."""
+"""The published quantizers against their papers' formulas in float64, value and gradient, at several moments."""
 
 import math
 

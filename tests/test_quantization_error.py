@@ -6,9 +6,8 @@ import torch
 
 import biper
 from biper.commands.quantization_error import main as quantization_error_main
-from biper.experiments.plots import weight_histograms, plot_quantization_error
-from biper.nn.quantization_error import layer_error
-from biper.nn.quantization_error import format_table
+from biper.experiments.plots import plot_quantization_error, weight_histograms
+from biper.nn.quantization_error import format_table, layer_error
 from biper.nn.quantizers import Sine
 
 
@@ -51,7 +50,7 @@ def test_histograms_are_shares_of_all_weights():
 @pytest.mark.parametrize("quantizer", [biper.XNOR(), biper.IRNet(), biper.ReCU(), biper.Sign()], ids=lambda q: q.name)
 def test_the_error_of_others_is_that_of_their_own_weights(quantizer, tmp_path):
     model = biper.create_model("resnet20_1w1a", weight_quantizer=quantizer)
-    w, error = model.layer2[1].conv1.weight, dict((e.name, e) for e in biper.quantization_error(model).layers)
+    w, error = model.layer2[1].conv1.weight, {e.name: e for e in biper.quantization_error(model).layers}
     layer = model.layer2[1].conv1.weight_quantizer
     real, effective = layer.real(w), layer.effective(w)
     assert error["layer2.1.conv1"].l1 == pytest.approx((real - effective).abs().mean().item())

@@ -42,7 +42,7 @@ def made(name, registry):
 
 @pytest.mark.parametrize(
     ("name", "registry"),
-    [(name, registry) for name, registry in KINDS if name in SURROGATES],  # test_comparison_quantizers.py has the others
+    [(name, registry) for name, registry in KINDS if name in SURROGATES],  # the others: test_comparison_quantizers.py
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_gradient_is_that_of_the_surrogate(name, registry):

@@ -38,9 +38,9 @@ def input_quantizer_named(name: str) -> InputQuantizer:
 
 
 def own_methods() -> dict[str, bool]:
-    """The registered weight quantizers beside BiPer's, and whether they are binary from the start."""
-    kinds = {name: kind for name, kind in WEIGHT_QUANTIZERS.items() if not issubclass(kind, Periodic)}
-    return {name: kind.binary for name, kind in kinds.items()}
+    """The registered weight quantizers beside BiPer's, by name, and whether they are binary from the start."""
+    kinds = sorted(WEIGHT_QUANTIZERS.items())
+    return {name: kind.binary for name, kind in kinds if not issubclass(kind, Periodic)}
 
 
 def method_of(metadata: Metadata) -> dict[str, Any]:

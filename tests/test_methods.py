@@ -1,0 +1,116 @@
+"""Quantizers of weights and inputs, and the activation, as settings; benchmarks/methods.py runs every combination."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY
+
+import biper
+from biper.models.checkpoint import read_checkpoint
+from biper.models.methods import input_quantizer_named, method_of, weight_quantizer_named
+from biper.training import trainer as trainers
+from biper.training.checkpoint import BEST, LATEST
+
+NAMES = ("--quantizer", "--input_quantizer", "--activation")
+METHODS = [  # each of all three at least once
+    ("biper", "bireal", "prelu"),
+    ("sign", "sign", "hardtanh"),
+    ("xnor", "rsign", "prelu"),
+    ("irnet", "irnet", "hardtanh"),
+    ("recu", "biper", "rprelu"),
+]
+
+
+def flags_of(method):
+    return [word for pair in zip(NAMES, method, strict=True) for word in pair]
+
+
+@pytest.mark.parametrize("method", METHODS, ids="-".join)
+def test_it_learns_resumes_exactly_and_is_packed(method, command, monkeypatch, tmp_path):
+    flags = [*TINY, "--epochs", 3, "--from_scratch", *flags_of(method)]
+    code, out, err = command(*flags, "--results_dir", tmp_path / "whole", stage=2)
+    assert code == 0, err
+    assert "slower" not in out + err  # the fast path knows it
+    save = trainers.save_checkpoint
+
+    def stopping(contents, path):
+        save(contents, path)
+        if contents["epoch"] == 1:
+            raise KeyboardInterrupt("SIGINT")
+
+    monkeypatch.setattr(trainers, "save_checkpoint", stopping)
+    assert command(*flags, "--results_dir", tmp_path / "cut", stage=2)[0] == 130
+    monkeypatch.undo()
+    assert command("--results_dir", tmp_path / "cut", "--resume", stage=2)[0] == 0
+    whole, resumed = (read_checkpoint(tmp_path / name / LATEST) for name in ("whole", "cut"))
+    assert whole["history"] == resumed["history"]
+    assert all(torch.equal(resumed["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
+    losses = [row["train_loss"] for row in whole["history"]]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    network = biper.load_checkpoint(tmp_path / "whole" / BEST)
+    assert tuple(method_of(network.metadata).values()) == method
+    biper.save_packed(biper.pack(network), tmp_path / "packed.safetensors")
+    x = torch.randn(5, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(biper.load_packed(tmp_path / "packed.safetensors")(x), network(x))
+
+
+def test_stage_2_takes_the_method_of_stage_1(command, refused, tmp_path):
+    method = ("biper", "rsign", "rprelu")
+    assert command(*TINY, "--epochs", 1, *flags_of(method), "--results_dir", tmp_path / "one")[0] == 0
+    start = tmp_path / "one" / BEST
+    two = ["--load_ckpt_stage1", start, "--epochs", 1, "-b", 256, "--results_dir", tmp_path / "two"]
+    assert "--activation prelu contradicts" in refused(*two, "--activation", "prelu", stage=2)
+    assert "--quantizer recu contradicts" in refused(*two, "--quantizer", "recu", stage=2)
+    assert command(*two, stage=2)[0] == 0
+    network = biper.load_checkpoint(tmp_path / "two" / BEST)
+    assert tuple(method_of(network.metadata).values()) == method
+    assert "which has rsign" in refused("-e", tmp_path / "two" / BEST, "--input_quantizer", "sign", stage=None)
+    assert command("-e", tmp_path / "two" / BEST, "--input_quantizer", "rsign", stage=None, family=None)[0] == 0
+    other = refused("--results_dir", tmp_path / "two", "--resume", *two[:2], "--quantizer", "xnor", stage=2)
+    assert "xnor" in other
+
+
+def test_architectures_have_their_own_inputs_and_activation():
+    for name, family in (("resnet20_react_1w1a", "cifar10"), ("mobilenet_react_1w1a", "imagenet")):
+        metadata = biper.create_model(name, family=family).metadata
+        assert (metadata.input_quantizer["name"], metadata.activation) == ("rsign", "rprelu")
+        assert metadata.to_biper() is None
+    assert biper.create_model("resnet20_1w32a").metadata.activation == "relu"
+    plain = biper.create_model("resnet20_react_1w1a", input_quantizer=biper.PolynomialSign(), activation="hardtanh")
+    names = biper.create_model("resnet20_1w1a").state_dict().keys()
+    assert plain.state_dict().keys() == names
+
+
+@pytest.mark.parametrize("name", [m for m in biper.list_models() if "_react_1w1a" in m])
+def test_reactnets_networks_train_and_are_packed(name):
+    network = biper.create_model(name, stage=2)
+    size = 32 if network.metadata.family == "cifar10" else 64
+    x = torch.randn(2, 3, size, size)
+    network(x).square().mean().backward()
+    learned = [p for n, p in network.named_parameters() if n.endswith(("threshold", "before", "after"))]
+    assert learned
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
+    packed, plain = biper.pack(network), network.eval()
+    with torch.inference_mode():
+        assert torch.equal(packed(x), plain(x))
+
+
+def test_bad_input(refused):
+    fresh = [*TINY, "--from_scratch"]
+    assert "one stage: train it by main_stage2.py --from_scratch" in refused(*TINY, "--quantizer", "irnet")
+    assert "--quantizer round: choose from biper, irnet, recu" in refused(*fresh, "--quantizer", "round", stage=2)
+    assert "--input_quantizer round: choose from biper, bireal" in refused(*TINY, "--input_quantizer", "round")
+    assert "--activation tanh: choose from hardtanh, relu" in refused(*TINY, "--activation", "tanh")
+    full = ["--dataset", "digits", "-a", "resnet20_32w32a", "--from_scratch", "--quantizer", "xnor"]
+    assert "has no weights to binarize" in refused(*full, stage=2)
+    real = ["--dataset", "digits", "-a", "resnet20_1w32a", "--input_quantizer", "rsign"]
+    assert "resnet20_1w32a has real activations" in refused(*real)
+
+
+def test_names_of_quantizers_are_those_of_methods():
+    assert weight_quantizer_named("biper", 20.0).settings() == {"freq": 20.0}
+    assert weight_quantizer_named("square_wave", 20.0).settings() == {"freq": 20.0}
+    assert input_quantizer_named("bireal").settings() == {"standardized": False}
