@@ -35,6 +35,13 @@ class Clipped(biper.WeightQuantizer):
 
     def forward(self, w):
         return straight_through_sign(w)
+
+@biper.register_model("cifar10", "tiny")
+def build(num_classes, precision):
+    network = biper.Network()
+    network.conv = precision.conv(3, 10, 3, 1, 1)
+    network.forward = lambda x: network.conv(x).mean((2, 3))
+    return network
 '''
 
 
@@ -164,12 +171,13 @@ def own(shell, tmp_path_factory):
     return folder
 
 
-def test_commands_know_an_imported_quantizer(shell, own):
+def test_commands_know_what_was_imported(shell, own):
     flags = ["--import", "own.py"]
     for argv in (
         ["bash", ROOT / "eval.sh", *flags, f"run/{BEST}"],
         [sys.executable, ROOT / "export.py", f"run/{BEST}", "-o", "packed.safetensors", *flags],
         [sys.executable, ROOT / "compute_QE.py", f"run/{BEST}", *flags],
+        [*BIPER, "summary", "tiny_1w1a", *flags],
     ):
         result = shell(*argv, cwd=own)
         assert result.returncode == 0, result.stderr
