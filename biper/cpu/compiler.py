@@ -20,7 +20,15 @@ from biper.openmp import openmp_library
 
 log = logging.getLogger("biper")
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-ffp-contract=fast",
+    "--param=avoid-fma-max-bits=0",  # gcc would leave out some, for some processors: their sums would differ
+    "-fno-math-errno",
+    "-fPIC",
+)
 OPTIONAL = ("-mprefer-vector-width=512",)  # not every processor's compiler knows them
 PATIENCE = 120  # seconds
 

@@ -8,7 +8,14 @@
 #include <math.h>
 #include <stdint.h>
 
+#if defined __AVX512F__ /* as wide as the processor's vectors: wider ones are compared number by number */
 #define LANES 16
+#elif defined __AVX__
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define PARTS (16 / LANES) /* sums over channels are kept in sixteen parts, whatever the processor: so they are equal */
 #define TILE 64 /* pixels that stay in the first cache */
 #define SUMS 5  /* rows of backward's sums: gradient, its product with u - mean, and those of threshold, after, slope */
 #define INLINE static inline __attribute__((always_inline))
@@ -27,9 +34,9 @@ INLINE lanes choose(bits mask, lanes yes, lanes no) { return (lanes)((mask & (bi
 INLINE lanes magnitude(lanes x) { return (lanes)((bits)x & 0x7fffffff); }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE float sum_of(lanes x) {
+INLINE float sum_of(const lanes *parts) {
     float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
+    for (int i = 0; i < 16; i++) sum += parts[i / LANES][i % LANES];
     return sum;
 }
 
@@ -146,7 +153,7 @@ typedef struct { /* a unit up to its activation: see biper_forward */
     int clamp, half, half_s, narrow;
 } Unit;
 
-typedef struct { /* of sixteen channels */
+typedef struct { /* of as many channels as there are lanes */
     lanes scale, mean, gain, bias, slope, before, after;
 } Channels;
 
@@ -184,11 +191,13 @@ typedef struct {
 
 INLINE void forward_image(Forward f, int64_t image, int prelu, int standardized, int narrow, int half, int half_s) {
     int64_t p = f.unit.p, c = f.unit.c, start = image * p * c;
-    lanes sum = {0}, square = {0};
+    lanes sums[PARTS] = {0}, squares[PARTS] = {0};
     for (int64_t first = 0; first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
             Channels k = channels_of(f.unit, ch, prelu);
             lanes threshold = f.threshold ? load(f.threshold, ch, 0) : all(0);
+            int part = ch / LANES % PARTS;
+            lanes sum = sums[part], square = squares[part];
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
                 lanes x = total(f.unit, k, i, half);
@@ -198,10 +207,11 @@ INLINE void forward_image(Forward f, int64_t image, int prelu, int standardized,
                 if (f.s) store(f.s, i, choose(x >= threshold, all(1), all(-1)), half_s);
                 if (standardized) sum += x, square += x * x;
             }
+            sums[part] = sum, squares[part] = square;
         }
     if (!standardized) return;
-    double count = (double)p * c, whole = sum_of(sum), centre = whole / count;
-    double variance = ((double)sum_of(square) - whole * centre) / (count - 1);
+    double count = (double)p * c, whole = sum_of(sums), centre = whole / count;
+    double variance = ((double)sum_of(squares) - whole * centre) / (count - 1);
     f.moments[2 * image] = centre;
     f.moments[2 * image + 1] = 1 / sqrt((variance < 0 ? 0 : variance) + 1e-5);
 }
@@ -254,21 +264,25 @@ typedef struct {
 /* What a standardized sign's gradient gets through the standard deviation: one number for the whole image. */
 INLINE float pull_of(Backward b, int64_t start, float inverse, int prelu, int narrow, int half, int half_s) {
     int64_t p = b.unit.p, c = b.unit.c;
-    lanes dot = {0};
-    for (int64_t i = start; !prelu && i < start + p * c; i += LANES) {
-        lanes x = load(b.a, i, narrow);
-        dot += window(x * inverse) * load(b.grad_s, i, half_s) * x;
-    }
+    lanes dots[PARTS] = {0};
+    for (int64_t first = start; !prelu && first < start + p * c; first += 16)
+        for (int part = 0; part < PARTS; part++) {
+            int64_t i = first + part * LANES;
+            lanes x = load(b.a, i, narrow);
+            dots[part] += window(x * inverse) * load(b.grad_s, i, half_s) * x;
+        }
     for (int64_t first = 0; prelu && first < p; first += TILE)
         for (int64_t ch = 0; ch < c; ch += LANES) {
             Channels k = channels_of(b.unit, ch, prelu);
+            lanes dot = dots[ch / LANES % PARTS];
             for (int64_t q = first; q < least(p, first + TILE); q++) {
                 int64_t i = start + q * c + ch;
                 lanes x = prelu_of(total(b.unit, k, i, half) - k.before, k);
                 dot += window(x * inverse) * load(b.grad_s, i, half_s) * x;
             }
+            dots[ch / LANES % PARTS] = dot;
         }
-    return (double)sum_of(dot) * inverse * inverse * inverse / (p * c - 1);
+    return (double)sum_of(dots) * inverse * inverse * inverse / (p * c - 1);
 }
 
 INLINE void backward_image(Backward b, int64_t image, int prelu, int kind, int narrow, int half, int half_s) {
@@ -442,12 +456,13 @@ void biper_weights_backward(const void *grad, const float *w, float freq, float 
 double biper_regularizer(const float *w, float freq, float *blocks, int64_t size) {
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < (size + BLOCK - 1) / BLOCK; block++) {
-        lanes sum = {0}, s, c;
-        for (int64_t i = block * BLOCK; i < least(size, (block + 1) * BLOCK); i += LANES) {
-            sine_cosine(freq * load(w, i, 0), &s, &c);
-            sum += s * s;
-        }
-        blocks[block] = sum_of(sum);
+        lanes sums[PARTS] = {0}, s, c;
+        for (int64_t i = block * BLOCK; i < least(size, (block + 1) * BLOCK); i += 16)
+            for (int part = 0; part < PARTS; part++) {
+                sine_cosine(freq * load(w, i + part * LANES, 0), &s, &c);
+                sums[part] += s * s;
+            }
+        blocks[block] = sum_of(sums);
     }
     double sum = 0;
     for (int64_t block = 0; block < (size + BLOCK - 1) / BLOCK; block++) sum += blocks[block];
