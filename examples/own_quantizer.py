@@ -1,4 +1,4 @@
-"""A weight quantizer of one's own, sign(w) whose surrogate is a tanh: docs/compare.md takes it from training to a file."""
+"""A weight quantizer of one's own: sign(w) whose surrogate is a tanh. docs/compare.md takes it to a packed file."""
 
 import torch
 from torch import Tensor

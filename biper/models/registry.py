@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from biper.errors import UsageError
-from biper.models.metadata import Metadata
+from biper.models.metadata import Metadata, biper_activation
 from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
 from biper.nn.layers import BinaryConv2d, RealConv2d, RealLinear, binary_layers
@@ -151,20 +151,32 @@ def create_model(
                 "a file says what its network has: leave weight_quantizer, input_quantizer and activation out"
             )
         return load_model(name, checkpoint_path, family=family, num_classes=num_classes, freq=freq, stage=stage)
-    body, precision = name.rsplit("_", 1)
-    family = family or next(f for f in FAMILIES if (f, body) in _ARCHITECTURES)
-    architecture = _ARCHITECTURES[family, body]
-    classes = FAMILIES[family] if num_classes is None else num_classes
     if weight_quantizer is None:
         frequency = DEFAULT_FREQ if freq is None else freq
         weight_quantizer = SquareWave(frequency) if stage == 2 else Sine(frequency)
-    inputs = architecture.input_quantizer if input_quantizer is None else input_quantizer
-    activation = activation or architecture.activation or ("relu" if precision == "1w32a" else "hardtanh")
+    return _built(name, family, num_classes, weight_quantizer, input_quantizer, activation)
+
+
+def _built(
+    name: str,
+    family: str | None,
+    num_classes: int | None,
+    weights: WeightQuantizer,
+    inputs: InputQuantizer | None,
+    activation: str | None,
+) -> Network:
+    """A freshly initialized network; what is None is the architecture's own."""
+    body, precision = name.rsplit("_", 1)
+    family = family or next(f for f in FAMILIES if (f, body) in _ARCHITECTURES)
+    architecture = _ARCHITECTURES[family, body]
+    inputs = inputs or architecture.input_quantizer
+    activation = activation or architecture.activation or biper_activation(name)
+    classes = FAMILIES[family] if num_classes is None else num_classes
     real = (nn.Conv2d, nn.Linear) if precision == "32w32a" else (RealConv2d, RealLinear)
-    conv = CONVOLUTIONS[precision](weight_quantizer, inputs)
+    conv = CONVOLUTIONS[precision](weights, inputs)
     network = architecture.build(classes, Precision(conv, ACTIVATIONS[activation], *real))
     taken = describe(inputs) if precision == "1w1a" else None
-    network.metadata = Metadata(name, family, classes, describe(weight_quantizer), taken, activation)
+    network.metadata = Metadata(name, family, classes, describe(weights), taken, activation)
     return network
 
 

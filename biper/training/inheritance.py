@@ -74,7 +74,7 @@ def _require_method(given: Given, stage: int) -> None:
     if given.get("activation") and given["activation"] not in ACTIVATIONS:
         raise UsageError(f"--activation {given['activation']}: choose from {', '.join(ACTIVATIONS)}")
     name = given.get("quantizer", BIPER)
-    quantizer = weight_quantizer_named(name, given.get("freq", DEFAULT_FREQ))
+    quantizer = weight_quantizer_named(name, DEFAULT_FREQ)
     if stage == 1 and quantizer.binary:
         text = "is binary from the start and has one stage: train it by main_stage2.py --from_scratch"
         raise UsageError(f"--quantizer {name} {text}")
