@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from test_packed import trained
+from test_packed_file import reworked
 from torch import nn
 
 import biper
@@ -49,6 +50,12 @@ def test_logits_equal_the_training_networks_bit_for_bit(weights, inputs, activat
             assert torch.equal(packed(x), expected), (way, shape)
 
 
+@torch.no_grad()
+def test_real_convolutions_of_a_single_pixel_add_up_in_the_same_order():
+    model, x = trained(biper.create_model("resnet18_react_1w1a", family="imagenet", stage=2)), torch.randn(5, 3, 32, 32)
+    assert torch.equal(pack(model)(x), model(x))
+
+
 @ONE_SIDED
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @torch.no_grad()
@@ -65,6 +72,25 @@ def test_files_say_which_quantizers_and_activation(activation, tmp_path):
         save_packed(without, path)
     tensors = {name.rsplit(".", 1)[-1] for name in loaded.network.state_dict()}
     assert ("before" in tensors) == (activation == "rprelu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"activation": "gelu"}, "unknown activation 'gelu'"),
+        ({"activation": "prelu"}, "does not fit"),
+        ({"input_quantizer": {"name": "polynomial_sign", "standardized": True}}, r"does not fit .*threshold"),
+        ({"input_quantizer": {"name": "rsign", "more": 1}}, "cannot be made of"),
+        ({"input_quantizer": "rsign"}, "damaged"),
+        ({"weight_quantizer": {"name": "recu", "tau_min": 2.0}}, "ReCU takes"),
+        ({"weight_quantizer": {}}, "unknown quantizer None"),
+    ],
+)
+def test_facts_that_are_wrong(facts, message, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_packed(pack(with_quantizers(XNOR, RSign, "rprelu")), path)
+    with pytest.raises(UsageError, match=message):
+        load_packed(reworked(path, lambda tensors: None, **facts))
 
 
 def test_bipers_files_are_what_they_were(tmp_path):

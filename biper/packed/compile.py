@@ -90,7 +90,7 @@ class Segmented:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             layout = self._layout(module, shape_of(source))
-            x = self.graph.call_method("contiguous", (self.new[source],), {"memory_format": layout})
+            x = self.graph.call_function(_arranged, (self.new[source], layout))
             self.new[node] = self.graph.call_module(self._own(module), (x,))
             return
         self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
@@ -105,8 +105,8 @@ class Segmented:
         The difference would be of the last digit, but a sign makes much of it.
         """
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-        other = x.contiguous(memory_format=torch.channels_last)
-        return torch.channels_last if torch.equal(conv(x), conv(other)) else torch.contiguous_format
+        same = torch.equal(conv(x), conv(_arranged(x, torch.channels_last)))
+        return torch.channels_last if same else torch.contiguous_format
 
     def _own(self, module: nn.Module) -> str:
         name = f"{type(module).__name__.lower()}{len(self.owner._modules)}"
@@ -127,6 +127,14 @@ class Segmented:
 def _couples(module: nn.Module) -> bool:
     """Whether a layer looks at the whole batch, in evaluation too."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _arranged(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """x (N, C, H, W) in a layout, by its strides too: one pixel alone is in both, but torch goes by the strides."""
+    last = layout is torch.channels_last
+    pixels = x.permute(0, 2, 3, 1) if last else x
+    dense = pixels.flatten(1).view(pixels.shape)
+    return dense.permute(0, 3, 1, 2) if last else dense
 
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
