@@ -79,7 +79,8 @@ static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
     *h = (Head){.code = chance(3) ? AVERAGE : TAIL, .in = IN, .channels = some(130)};
     h->height = between(window, 9), h->width = between(window, 9);
     if (h->code == AVERAGE) {
-        a->window = window, a->front = between(0, 40), a->out_channels = a->front + h->channels + between(0, 40);
+        a->window = window, a->front = between(0, 40), a->copies = chance(2) ? 1 : between(1, 3);
+        a->out_channels = a->front + a->copies * h->channels + between(0, 40);
         h->out_height = (h->height + cut) / window, h->out_width = (h->width + cut) / window;
     } else {
         t->kernel = window, t->stride = between(1, 3), t->pad = between(0, window / 2);
@@ -226,7 +227,9 @@ static void expect(Case *k, const Conv *c, const Head *h) {
         float v = h->code == CONV ? sum(k, c, in, y << c->pool, x << c->pool, o) : 0;
         for (int p = 1; h->code == CONV && c->pool && p < 4; p++)
             v = fmaxf(v, sum(k, c, in, 2 * y + p / 2, 2 * x + p % 2, o));
-        if (h->code != CONV && within(channel, h->channels)) v = window(k, (Tail *)h, in, y, x, channel);
+        int64_t copies = h->code == AVERAGE ? ((Average *)h)->copies : 1;
+        if (h->code != CONV && within(channel, copies * h->channels))
+            v = window(k, (Tail *)h, in, y, x, channel % h->channels);
         if (h->code != TAIL || ((Tail *)h)->kernel == 1) { /* else it is done within the window */
             v = normed(k, v, o);
             v = activated(k, skip ? v + skip[i] : v, o);

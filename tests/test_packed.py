@@ -63,7 +63,13 @@ def test_logits_and_predictions_equal_the_training_networks(family, name, way, m
 
 @pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
 @pytest.mark.parametrize(
-    ("family", "name", "segments"), [("cifar10", "resnet18_1w1a", 1), ("imagenet", "resnet18_1w1a", 4)]
+    ("family", "name", "segments"),
+    [
+        ("cifar10", "resnet18_1w1a", 1),
+        ("imagenet", "resnet18_1w1a", 4),
+        ("cifar10", "resnet20_react_1w1a", 1),
+        ("imagenet", "mobilenet_react_1w1a", 1),
+    ],
 )
 @torch.no_grad()
 def test_everything_between_real_layers_is_one_segment(family, name, segments):

@@ -14,7 +14,7 @@ INSTRUCTIONS = {  # and their own fields; the codes are 1, 2, 3 in this order
     "CONV": "bits alpha bias masks terms classes kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w "
     "out_channels groups words pool conv_height inside",
     "TAIL": "kernel stride pad",
-    "AVERAGE": "window front out_channels",
+    "AVERAGE": "window front copies out_channels",
 }
 T = TypeVar("T")
 

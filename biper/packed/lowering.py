@@ -34,6 +34,7 @@ class Chain:
     window: Window = (1, 1, 0)
     average: int = 0  # the side of its windows; 1 if channels are all that changes
     front: int = 0
+    copies: int = 1
 
     @property
     def last(self) -> fx.Node:
@@ -55,14 +56,14 @@ def chains(nodes: Sequence[fx.Node], steps: Steps) -> list[Chain]:
 
 def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
     """The node and what of the free ones follows it alone."""
-    source = start.args[0]
-    assert isinstance(source, fx.Node)
-    chain, order = Chain(source, []), ["norm", "add", "activation", "maximum"]
+    chain, order = Chain(start.all_input_nodes[0], []), ["norm", "add", "activation", "maximum"]
     kind = steps[start].kind
     if kind == "conv":
         order = ["conv", "pool", "norm", "add", "activation"]
     elif kind in ("average", "pad"):
         order = ["average", "pad"]
+    elif kind == "repeat":
+        order = ["repeat"]
 
     def parts_of(node: fx.Node, so_far: Sequence[Part]) -> list[str]:
         return _parts(steps[node], so_far) if node in free else []
@@ -90,7 +91,7 @@ def _take(chain: Chain, node: fx.Node, step: Step, part: str) -> None:
     elif part == "add":
         before = chain.last if chain.nodes else chain.source
         chain.skip = next(a for a in node.args if isinstance(a, fx.Node) and a is not before)
-    elif part in ("average", "pad"):
+    elif part in ("average", "pad", "repeat"):
         chain.average = max(chain.average, step.window[0])
     chain.pool |= part == "pool"
     if part == "activation":
@@ -98,6 +99,7 @@ def _take(chain: Chain, node: fx.Node, step: Step, part: str) -> None:
     elif part == "maximum":
         chain.window = step.window
     chain.front += step.front
+    chain.copies *= step.copies
     chain.nodes.append(node)
 
 
@@ -134,7 +136,7 @@ class Lowering:
             self.program.conv(seen, _geometry(chain), bits, alpha, after, *bias)
         elif chain.average:
             assert after.out is not None
-            self.program.average(self.floats[chain.source], after.out, chain.average, chain.front)
+            self.program.average(self.floats[chain.source], after.out, chain.average, chain.front, chain.copies)
         else:
             self.program.tail(self.floats[chain.source], result, after, chain.window)
 

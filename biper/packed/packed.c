@@ -54,7 +54,7 @@ typedef struct {
     F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
     F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
-#define AVERAGE_FIELDS(F) F(window) F(front) F(out_channels)
+#define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
 #define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average)
 
 #define MEMBER(field) int64_t field;

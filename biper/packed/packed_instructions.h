@@ -357,7 +357,7 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     }
 }
 
-/* The mean over square windows, those at the end cut off, between channels of zeros. */
+/* The mean over square windows, those at the end cut off, some times side by side, between channels of zeros. */
 static TARGET void NAME(average)(const Run *r, const Average *a) {
     const Head *h = &a->head;
     const float *in = value(r, h->in);
@@ -374,7 +374,8 @@ static TARGET void NAME(average)(const Run *r, const Average *a) {
             lanes sum = {0};
             for (int64_t y = y0; y < y1; y++)
                 for (int64_t x = x0; x < x1; x++) sum += load(in + (y * h->width + x) * h->channels + channel, valid);
-            store(pixel + a->front + channel, sum / count, valid);
+            for (int64_t i = 0; i < a->copies; i++)
+                store(pixel + a->front + i * h->channels + channel, sum / count, valid);
         }
     }
 }

@@ -151,9 +151,10 @@ class Program:
         kernel, stride, pad = window
         self._add("TAIL", x, result, after, kernel=kernel, stride=stride, pad=pad)
 
-    def average(self, x: Value, out: Value, window: int, front: int) -> None:
+    def average(self, x: Value, out: Value, window: int, front: int, copies: int) -> None:
         """The mean over square windows, those at the end cut off; `front` channels of zeros come first."""
-        self._add("AVERAGE", x, out.shape, After(out=out), window=window, front=front, out_channels=out.shape[0])
+        own = {"window": window, "front": front, "copies": copies, "out_channels": out.shape[0]}
+        self._add("AVERAGE", x, out.shape, After(out=out), **own)
 
     def code(self) -> Tensor:
         """The program as int64: see packed/packed.c."""

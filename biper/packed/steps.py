@@ -18,12 +18,13 @@ Window = tuple[int, int, int]  # size, stride, padding
 
 @dataclass
 class Step:
-    """A node that the instructions know. kind: conv, norm, add, activation, maximum, average or pad."""
+    """A node that the instructions know. kind: conv, norm, add, activation, maximum, average, pad or repeat."""
 
     kind: str
     module: nn.Module | None = None  # of an activation: a PReLU or RPReLU, None if it is hardtanh
     window: Window = (1, 1, 0)  # of maximum and average
     front: int = 0  # channels of zeros before, of pad
+    copies: int = 1  # side by side, of repeat
 
 
 Steps = dict[fx.Node, Step]
@@ -51,6 +52,8 @@ def known(node: fx.Node, module: nn.Module | None) -> Step | None:
         return Step("add") if len(operands) == 2 else None
     if node.target is F.hardtanh:
         return Step("activation") if is_plain_hardtanh(node) else None
+    if node.target is torch.cat:
+        return _repeat(node)
     if node.target is F.pad:
         return _pad(_given(node, ("pad", "mode", "value")))
     if node.target is F.avg_pool2d:
@@ -73,6 +76,13 @@ def _pad(given: dict[str, Any]) -> Step | None:
         return None
     zeros = given.get("mode", "constant") == "constant" and not given.get("value")
     return Step("pad", front=width[4]) if zeros else None
+
+
+def _repeat(node: fx.Node) -> Step | None:
+    """Channels side by side with themselves."""
+    parts, dim = node.args[0], _given(node, ("dim",)).get("dim", 0)
+    alone = isinstance(parts, list | tuple) and len(node.all_input_nodes) == 1 and dim in (1, -3)
+    return Step("repeat", copies=len(parts)) if alone else None  # type: ignore[arg-type]
 
 
 def _average(given: dict[str, Any]) -> Step | None:
