@@ -1,5 +1,7 @@
 """The rewritten networks against themselves, layer by layer as published."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,11 @@ import torch.nn.functional as F
 from benchmarks.published import published_model, published_regularizer
 from biper.cpu.rewriting import fuse, fused_regularizer
 from biper.models import create_model, list_models
-from biper.nn.layers import BinaryConv2d, BinaryLinear, binary_layers
+from biper.nn.activations import ACTIVATIONS, RPReLU
+from biper.nn.comparison_quantizers import ErrorDecaySign, RSign
+from biper.nn.layers import BinaryConv2d, BinaryLinear, RealConv2d, binary_layers
 from biper.nn.losses import periodic_regularizer
-from biper.nn.quantizers import SquareWave
+from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign, SquareWave, set_progress
 
 SIZES = {"cifar10": 32, "imagenet": 64}
 NAMES = [(family, name) for family in SIZES for name in list_models(family) if "32w" not in name]
@@ -18,6 +22,14 @@ SMALL = [(f, n) for f, n in NAMES if n in ("resnet20_1w1a", "resnet18A_1w1a", "m
     ("imagenet", "resnet18_1w1a"),
 ]
 TRIES = 8
+INPUTS = {
+    "biper": PolynomialSign(),
+    "polynomial": PolynomialSign(standardized=False),
+    "sign": Sign(),
+    "rsign": RSign(),
+    "irnet": ErrorDecaySign(),
+}
+LEARNED = ("hardtanh", "prelu", "rprelu")
 
 
 def images(family, count=3, seed=0):
@@ -238,3 +250,161 @@ def test_the_fused_regularizer_takes_linear_layers_too():
         *(torch.autograd.grad(x, [m.weight for m in model]) for x in (ours, theirs)), strict=True
     ):
         torch.testing.assert_close(gradient, other)
+
+
+class Residual(torch.nn.Module):
+    """Every way in which a unit's activations are used: by a skip, by none, by layers with quantizers of their own."""
+
+    def __init__(self, activation, *inputs):
+        super().__init__()
+        self.stem = RealConv2d(3, 16, 3, padding=1, bias=False)
+        self.convs = torch.nn.ModuleList(
+            BinaryConv2d(
+                16, 16, 3, padding=1, weight_quantizer=SquareWave(20.0), input_quantizer=inputs[i % len(inputs)]
+            )
+            for i in range(5)
+        )
+        self.bns = torch.nn.ModuleList(torch.nn.BatchNorm2d(16) for _ in range(6))
+        self.activations = torch.nn.ModuleList(ACTIVATIONS[activation](16) for _ in range(5))
+
+    def forward(self, x):
+        first, *convs = self.convs
+        norm, *norms = self.bns
+        x = self.activations[0](norm(self.stem(x)))
+        x = self.activations[1](norms[0](first(x)) + x)
+        y = self.activations[2](norms[1](F.max_pool2d(convs[0](x), 3, 1, 1)))
+        x = self.activations[3](norms[2](convs[1](y)) + norms[3](convs[2](x)))
+        return self.activations[4](norms[4](convs[3](x)) + x).mean((2, 3))
+
+
+def scattered(network):
+    """The network, of whose learned numbers and running statistics none is left to its beginning."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() < 4:
+                centre = 0.7 if "bn" in name and name.endswith("weight") else 0
+                parameter.copy_(centre + 0.3 * torch.randn(parameter.shape))
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(50, 200)
+    set_progress(network, 0.4)
+    return network
+
+
+def residual(activation, inputs):
+    torch.manual_seed(0)
+    return scattered(Residual(activation, *inputs))
+
+
+def resnet20(activation, inputs):
+    torch.manual_seed(0)
+    how = {"weight_quantizer": SquareWave(20.0), "input_quantizer": inputs[0], "activation": activation}
+    return scattered(create_model("resnet20_1w1a", **how))
+
+
+def step(network, forward, images, amp):
+    """Logits and the gradients of images and parameters, by name."""
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        logits = forward(images)
+    F.cross_entropy(logits, torch.arange(len(images))).backward()
+    leaves = {"images": images, **dict(network.named_parameters())}
+    return logits.double(), {name: leaf.grad.double().flatten() for name, leaf in leaves.items()}
+
+
+def require_equal_gradients(network, amp):
+    """The fused network's logits and gradients are near the plain one's in float64. See require_equal_steps."""
+    start = copy.deepcopy(network.state_dict())
+    exact = copy.deepcopy(network).double()
+    for seed in range(TRIES):
+        network.load_state_dict(start)
+        x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+        expected, gradients = step(exact, exact, x.double(), False)
+        logits, ours = step(network, fuse(network), x, amp)
+        cosines = {  # a norm takes a shift before it out again
+            name: F.cosine_similarity(ours[name], gradient, dim=0).item()
+            for name, gradient in gradients.items()
+            if gradient.norm() > 1e-6
+        }
+        near = (logits - expected).abs().max() < 1e-3
+        if near and min(cosines.values()) > (0.99 if amp else 0.9999):
+            return
+    pytest.fail(f"steps differ: logits {logits - expected}, cosines {cosines}")
+
+
+BUILDS = [residual, resnet20]
+
+
+@pytest.mark.parametrize("activation", LEARNED)
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_in_evaluation_every_kind_equals_torchs_to_the_last_bit(build, inputs, activation):
+    network = build(activation, [INPUTS[inputs]]).eval()
+    x = images("cifar10", 2).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(fuse(network)(x), network(x))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("activation", LEARNED)
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_in_training_every_kind_is_near_torchs(build, inputs, activation, amp):
+    require_equal_gradients(build(activation, [INPUTS[inputs]]).train(), amp)
+
+
+@pytest.mark.parametrize("activation", LEARNED)
+def test_layers_of_different_quantizers_read_the_same_activations(activation):
+    require_equal_gradients(residual(activation, [RSign(), PolynomialSign(), Sign(), ErrorDecaySign()]).train(), False)
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_with_frozen_statistics_every_kind_is_near_torchs(inputs):
+    require_equal_gradients(residual("rprelu", [INPUTS[inputs]]).eval(), False)
+
+
+class Doubled(RPReLU):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OneSided(InputQuantizer):
+    def forward(self, a):
+        return 2 * (a >= 0.5).to(a.dtype) - 1 + a.clamp(-1, 1) - a.clamp(-1, 1).detach()
+
+
+def test_what_the_kernels_do_not_know_torch_computes():
+    network = residual("rprelu", [OneSided(), RSign()]).train()
+    network.activations[0] = Doubled(16)
+    network.activations[2] = torch.nn.PReLU()  # one slope for all channels
+    calls = []
+    network.activations[1].register_forward_hook(lambda *_: calls.append("activation"))
+    network.convs[1].input_quantizer.register_forward_hook(lambda *_: calls.append("signs"))
+    require_equal_gradients(network, False)
+    calls.clear()
+    fuse(network)(images("cifar10"))
+    assert sorted(calls) == ["activation", "signs"]
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_the_number_of_threads_changes_nothing(inputs):
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        network = residual("rprelu", [INPUTS[inputs]]).train()
+        x = torch.randn(5, 16, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        unit = torch.nn.Sequential(network.bns[0], network.activations[0], network.convs[0], network.bns[1])
+        logits = fuse(unit.train())(x)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [x, *unit[:2].parameters()])])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_nothing_of_reactnet_stays_a_pass_of_its_own():
+    network = create_model("resnet20_react_1w1a")
+    with torch.profiler.profile() as profile:
+        fuse(network.train())(images("cifar10")).sum().backward()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["_Unit"] == 19
+    assert not {"aten::prelu", "aten::_prelu_kernel", "_ThresholdSign", "_Signs"} & calls.keys()
