@@ -50,9 +50,10 @@ def test_logits_equal_the_training_networks_bit_for_bit(weights, inputs, activat
             assert torch.equal(packed(x), expected), (way, shape)
 
 
+@pytest.mark.parametrize(("name", "size"), [("resnet18_react_1w1a", 32), ("mobilenet_1w1a", 96)])
 @torch.no_grad()
-def test_real_convolutions_of_a_single_pixel_add_up_in_the_same_order():
-    model, x = trained(biper.create_model("resnet18_react_1w1a", family="imagenet", stage=2)), torch.randn(5, 3, 32, 32)
+def test_real_layers_of_single_pixels_and_means_add_up_in_the_same_order(name, size):
+    model, x = trained(biper.create_model(name, family="imagenet", stage=2)), torch.randn(5, 3, size, size)
     assert torch.equal(pack(model)(x), model(x))
 
 

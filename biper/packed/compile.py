@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from biper.nn.activations import RPReLU
@@ -13,6 +14,7 @@ from biper.packed.lowering import FLOATS, Segment
 from biper.packed.steps import Steps, known, shape_of
 
 WHOLE = (PackedConv2d, PackedLinear, FoldedNorm, nn.PReLU, RPReLU)  # layers that stay whole; they give new tensors
+MEANS = (F.adaptive_avg_pool2d, torch.mean, "mean")  # which add up in another order where channels come last
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
 
@@ -93,7 +95,11 @@ class Segmented:
             x = self.graph.call_function(_arranged, (self.new[source], layout))
             self.new[node] = self.graph.call_module(self._own(module), (x,))
             return
-        self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+        given = dict(self.new)
+        if node.target in MEANS or isinstance(module, nn.AdaptiveAvgPool2d):
+            source = node.all_input_nodes[0]
+            given[source] = self.graph.call_function(_arranged, (self.new[source], torch.contiguous_format))
+        self.new[node] = self.graph.node_copy(node, given.__getitem__)
         if (node.op, node.target) == ("call_method", "view"):
             self.new[node].target = "reshape"  # segments give channels-last, which cannot be viewed otherwise
         if module is not None:
@@ -130,7 +136,7 @@ def _couples(module: nn.Module) -> bool:
 
 
 def _arranged(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """x (N, C, H, W) in a layout, by its strides too: one pixel alone is in both, but torch goes by the strides."""
+    """x (N, C, ...) in a layout, by its strides too: one pixel alone is in both, but torch goes by the strides."""
     last = layout is torch.channels_last
     pixels = x.permute(0, 2, 3, 1) if last else x
     dense = pixels.flatten(1).view(pixels.shape)
