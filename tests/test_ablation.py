@@ -47,6 +47,25 @@ def test_the_regularizer_study_has_the_three_it_names_whatever_the_recipe_has(tm
     assert [variant.stages[1][0] == "freq_20" for variant in study.variants] == [k == own for k in kinds]
 
 
+@pytest.mark.parametrize(
+    ("own", "name", "base", "others"),
+    [
+        ({}, "input_quantizers", "biper", ["bireal", "irnet", "rsign", "sign"]),
+        ({"input_quantizer": "sign"}, "input_quantizers", "biper", ["bireal", "irnet", "rsign", "sign"]),
+        ({"activation": "prelu"}, "activations", "hardtanh", ["prelu", "rprelu"]),
+    ],
+)
+def test_the_other_half_of_a_method_is_varied_in_stage_1_from_which_stage_2_takes_it(tmp_path, own, name, base, others):
+    setting = name.removesuffix("s")
+    study = studies.STUDIES[name](read_recipe(write_recipe(tmp_path, own, **own), {}))
+    assert [variant.title for variant in study.variants] == [base, *others]
+    assert study.base == base
+    for variant in study.variants:
+        assert variant.stages[1][1].get(setting, base) == variant.title
+        assert setting not in variant.stages[2][1]
+        assert (variant.stages[1][0] == "freq_20") == (variant.title == own.get(setting, base))
+
+
 def test_bad_input_of_ablation(refused, tmp_path):
     path = write_recipe(tmp_path)
     assert "at least 1 each" in refused(path, "--epochs", 0, 1, entry=ablation_main)
@@ -59,6 +78,8 @@ def ablated(tmp_path_factory):
     torch.set_num_threads(2)
     patch = pytest.MonkeyPatch()
     patch.setattr(studies, "FREQUENCIES", (5.0, 40.0))  # of five, to save time
+    for name in ("quantizers", "input_quantizers", "activations"):  # test_compare.py trains the first
+        patch.delitem(studies.STUDIES, name)
     folder = tmp_path_factory.mktemp("ablated")
     argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "out"]
     ablation_main([str(a) for a in argv])

@@ -3,7 +3,7 @@
 STUDIES, at the end, are those that ablation.py knows. The parser imports them, so nothing here waits for torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from biper.experiments.recipe import Given, Recipe, lasting
@@ -46,6 +46,11 @@ def _both(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, G
     return {1: (key, {**recipe.stage1, **changes}), 2: (key, {**recipe.stage2, **changes})}
 
 
+def _inherited(recipe: Recipe, key: str, **changes: object) -> dict[int, tuple[str, Given]]:
+    """Both stages, with changes of stage 1 that stage 2 takes from its checkpoint."""
+    return {1: (key, {**recipe.stage1, **changes}), 2: (key, recipe.stage2)}
+
+
 def _frequency_key(freq: float) -> str:
     return f"freq_{freq:g}"
 
@@ -54,9 +59,7 @@ def frequency(recipe: Recipe) -> Study:
     """Stage 1, and with it stage 2, at several frequencies."""
     variants = []
     for freq in sorted({*FREQUENCIES, recipe.freq}):
-        key = _frequency_key(freq)
-        stages = {1: (key, {**recipe.stage1, "freq": freq}), 2: (key, recipe.stage2)}
-        variants.append(Variant(f"freq {freq:g}", stages))
+        variants.append(Variant(f"freq {freq:g}", _inherited(recipe, _frequency_key(freq), freq=freq)))
     question = "How does the frequency decide accuracy and quantization error?"
     return Study(question, f"freq {recipe.freq:g}", tuple(variants), over_freq=True)
 
@@ -108,8 +111,7 @@ def learning_rate(recipe: Recipe) -> Study:
     base = _recipe_itself(recipe, f"{one:g}, {two:g}")
     variants = [base]
     for factor in (0.5, 2.0):
-        key = f"stage1_lr_{factor * one:g}"
-        stages = {1: (key, {**recipe.stage1, "lr": factor * one}), 2: (key, recipe.stage2)}
+        stages = _inherited(recipe, f"stage1_lr_{factor * one:g}", lr=factor * one)
         variants.append(Variant(f"{factor * one:g}, {two:g}", stages))
     for factor in (0.2, 5.0):
         stages = {1: base.stages[1], 2: (f"stage2_lr_{factor * two:g}", {**recipe.stage2, "lr": factor * two})}
@@ -128,9 +130,35 @@ def quantizers(recipe: Recipe) -> Study:
     for name, one_stage in own_methods().items():
         key = f"quantizer_{name}"
         from_start: dict[int, tuple[str, Given]] = {2: (key, {**whole, "quantizer": name})}
-        variants.append(Variant(name, from_start if one_stage else _both(recipe, key, quantizer=name)))
+        variants.append(Variant(name, from_start if one_stage else _inherited(recipe, key, quantizer=name)))
     question = "Which weight quantizer is best under one recipe, in as many epochs?"
     return Study(question, base.title, tuple(variants), histograms=True)
+
+
+def input_quantizers(recipe: Recipe) -> Study:
+    """Every registered input quantizer, in both stages; one of them is the recipe's."""
+    from biper.models.methods import BIPER, input_methods  # torch loads here
+
+    question = "Which input quantizer is best, with BiPer's weights?"
+    return _over(recipe, "input_quantizer", input_methods(), BIPER, question)
+
+
+def activations(recipe: Recipe) -> Study:
+    """The activations that do not make every sign +1, in both stages; one of them is the recipe's."""
+    question = "Which activation is best, with BiPer's quantizers?"
+    return _over(recipe, "activation", ("hardtanh", "prelu", "rprelu"), "hardtanh", question)
+
+
+def _over(recipe: Recipe, setting: str, values: Sequence[str], base: str, question: str) -> Study:
+    """Both stages with each value of a setting, which stage 2 takes from stage 1; `base` is what a recipe has that does not say another."""
+    own = recipe.stage1.get(setting) or base
+    variants = [
+        _recipe_itself(recipe, value)
+        if value == own
+        else Variant(value, _inherited(recipe, f"{setting}_{value}", **{setting: value}))
+        for value in values
+    ]
+    return Study(question, base, tuple(variants))
 
 
 STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag, which is that of the files too
@@ -140,4 +168,6 @@ STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag,
     "regularizer": regularizer,
     "learning_rate": learning_rate,
     "quantizers": quantizers,
+    "input_quantizers": input_quantizers,
+    "activations": activations,
 }

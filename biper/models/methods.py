@@ -43,6 +43,12 @@ def own_methods() -> dict[str, bool]:
     return {name: kind.binary for name, kind in kinds if not issubclass(kind, Periodic)}
 
 
+def input_methods() -> list[str]:
+    """The names of the input quantizers, BiPer's first."""
+    others = {"bireal", *INPUT_QUANTIZERS} - {kind["name"] for kind in INPUTS.values()}
+    return [BIPER, *sorted(others)]
+
+
 def method_of(metadata: Metadata) -> dict[str, Any]:
     """The settings quantizer, input_quantizer and activation that a network was made with, by name."""
     weights = metadata.weight_quantizer["name"]
