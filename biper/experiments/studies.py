@@ -150,7 +150,10 @@ def activations(recipe: Recipe) -> Study:
 
 
 def _over(recipe: Recipe, setting: str, values: Sequence[str], base: str, question: str) -> Study:
-    """Both stages with each value of a setting, which stage 2 takes from stage 1; `base` is what a recipe has that does not say another."""
+    """Both stages with each value of a setting, which stage 2 takes from stage 1.
+
+    base: what a recipe has that does not say another.
+    """
     own = recipe.stage1.get(setting) or base
     variants = [
         _recipe_itself(recipe, value)
