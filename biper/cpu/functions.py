@@ -140,9 +140,8 @@ class _Unit(Function):
                 norm.num_batches_tracked.add_(1)
         else:
             kept, shift = _running(norm)
-        recomputed = (
-            how.activation == ActivationKind.PRELU
-        )  # the backward pass computes its input anew, and keeps no activations
+        # a PReLU's backward pass computes its input anew, from u and skip, and needs no activations
+        recomputed = how.activation == ActivationKind.PRELU
         kept_type = how.signs if how.narrow else torch.float32
         a = torch.empty_like(u, dtype=kept_type) if how.activations or not recomputed else None
         s = torch.empty_like(u, dtype=how.signs) if how.signs else None
@@ -169,8 +168,8 @@ class _Unit(Function):
         _call("biper_norm_backward", *given, *ctx.shape)
         others = _channel_gradients(sums) if slope is not None or threshold is not None else [None] * 3
         # a shift before the PReLU is the norm's bias, with the other sign
-        channels = (alpha, parameters[0]), (before, -parameters[2]), (threshold, others[0]), (after, others[1])
-        of_alpha, of_before, of_threshold, of_after = (_shaped(g, like) for like, g in channels)
+        of_alpha, of_before = _shaped(parameters[0], alpha), None if before is None else -_shaped(parameters[2], before)
+        of_threshold, of_after = _shaped(others[0], threshold), _shaped(others[1], after)
         of_skip, of_slope = grad if ctx.has_skip else None, _shaped(others[2], slope)
         of_norm = parameters[1], parameters[2]
         return grad_u, of_alpha, *of_norm, of_skip, of_slope, of_before, of_after, of_threshold, None, None
@@ -184,7 +183,8 @@ def _channel_gradients(sums: Tensor) -> Tensor:
     return gradients
 
 
-def _shaped(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+def _shaped(gradient: Tensor | None, like: Tensor | None) -> Any:  # noqa: ANN401
+    """A gradient of C numbers in the shape of what it belongs to, if that is there."""
     return None if gradient is None or like is None else gradient.view_as(like)
 
 
