@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from biper.data.datasets import MemorySet
@@ -79,6 +78,8 @@ def decode(file: Path, image_size: int | None) -> np.ndarray:
     """
     image = open_image(file)
     if image_size is not None and image.size != (image_size, image_size):
+        from torchvision.transforms import functional as TF  # here, as it takes as long to load as torch itself
+
         image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
     return np.asarray(image)
 
