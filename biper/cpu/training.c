@@ -3,8 +3,8 @@
  *
  * Tensors are channels-last: n images of p = H*W pixels of c channels, c a multiple of 16. A convolution's sums u and
  * their gradient are float, or bfloat16 where `half` is 1; so are the signs s of the next one, where `half_s` is 1.
- * Activations a and their gradients are float, or bfloat16 where `narrow` is 1: where no skip adds to them. Threads share
- * out whole images, and the images' sums are added up in order, in double: the number of threads changes no result. */
+ * Activations a and their gradients are float, or bfloat16 where `narrow` is 1: where no skip adds to them. Threads
+ * share out whole images, and the images' sums are added up in order, in double: their number changes no result. */
 #include <math.h>
 #include <stdint.h>
 
@@ -19,7 +19,7 @@
 #define TILE 64 /* pixels that stay in the first cache */
 #define SUMS 5  /* rows of backward's sums: gradient, its product with u - mean, and those of threshold, after, slope */
 #define INLINE static inline __attribute__((always_inline))
-#define COPY static __attribute__((noinline)) /* all copies of a loop in one function keep the compiler busy for minutes */
+#define COPY static __attribute__((noinline)) /* a copy of a loop: all in one function keep the compiler busy */
 
 enum { NO_ACTIVATION, HARDTANH, PRELU };           /* the numbers of Activation, */
 enum { STANDARDIZED, POLYNOMIAL, CLIPPED, DECAY }; /* and those of Signs, in functions.py */
@@ -180,7 +180,9 @@ INLINE lanes total(Unit unit, Channels k, int64_t i, int half) { /* the sum befo
     return x;
 }
 
-INLINE lanes prelu_of(lanes x, Channels k) { return choose(x > 0, x, k.slope * x) + k.after; } /* with its shift after it */
+INLINE lanes prelu_of(lanes x, Channels k) { /* with the shift after it */
+    return choose(x > 0, x, k.slope * x) + k.after;
+}
 
 typedef struct {
     Unit unit;
@@ -239,9 +241,9 @@ COPY void forward_prelu_standardized(Forward f, int64_t image) { forward_types(f
  * is not wanted is not written. scale is alpha in evaluation, where everything rounds as torch's operations do one by
  * one; NULL, for 1, in training. */
 void biper_forward(const void *u, const float *scale, const float *kept, const float *bias, const float *skip,
-                   const float *slope, const float *before, const float *after, const float *threshold, void *a, void *s,
-                   float *moments, int activation, int kind, int half_s, int narrow, int64_t n, int64_t p, int64_t c,
-                   int half) {
+                   const float *slope, const float *before, const float *after, const float *threshold, void *a,
+                   void *s, float *moments, int activation, int kind, int half_s, int narrow, int64_t n, int64_t p,
+                   int64_t c, int half) {
     Unit unit = {u, scale, kept, bias, skip, slope, before, after, p, c, activation == HARDTANH, half, half_s, narrow};
     Forward f = {unit, threshold, a, s, moments};
     int standardized = s && kind == STANDARDIZED;
@@ -309,7 +311,8 @@ INLINE void backward_image(Backward b, int64_t image, int prelu, int kind, int n
                 if (b.grad_s && kind == STANDARDIZED)
                     g += inverse * window(x * inverse) * load(b.grad_s, i, half_s) - pull * (x - mean);
                 else if (b.grad_s) {
-                    lanes through = surrogate(x - threshold, kind == DECAY, b.height, b.fall, b.t) * load(b.grad_s, i, half_s);
+                    lanes through = surrogate(x - threshold, kind == DECAY, b.height, b.fall, b.t);
+                    through *= load(b.grad_s, i, half_s);
                     g += through;
                     add_threshold -= through;
                 }
