@@ -101,7 +101,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it loads the compiler, for seconds
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def random_state() -> dict[str, Any]:
