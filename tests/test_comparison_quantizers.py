@@ -126,10 +126,10 @@ def test_rprelu_is_shift_prelu_shift():
 
 
 @pytest.mark.parametrize("kind", [XNOR, IRNet, ReCU], ids=lambda kind: kind.name)
-def test_equal_weights_have_finite_signs_and_gradients(kind):
+def test_equal_weights_have_signs_and_no_huge_gradients(kind):
     w = torch.full((2, 4, 3, 3), 0.5, requires_grad=True)
     kind().effective(w).sum().backward()
-    assert w.grad.isfinite().all()
+    assert w.grad.abs().max() < 1e3
     assert kind().signs(w).abs().eq(1).all()
 
 

@@ -6,9 +6,11 @@ else than how a weight becomes binary.
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from biper.errors import UsageError
 from biper.nn.functional import error_decay_sign, identity_sign, straight_through_sign, threshold_sign
@@ -19,13 +21,36 @@ EPSILON = 1e-5  # of ReCU's published variance
 
 def channel_mean(w: Tensor) -> Tensor:
     """The mean of each output channel's weights: (C_out, ...) -> (C_out, 1, ...)."""
-    return w.flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1))
+    return w.mean(tuple(range(1, w.dim())), keepdim=True)
 
 
-def channel_variance(w: Tensor) -> Tensor:
-    """The unbiased variance of each output channel's weights; 0 of a single weight: (C_out, ...) -> (C_out, 1, ...)."""
-    flat = w.flatten(1)
-    return flat.var(1, correction=min(1, flat.shape[1] - 1)).view(-1, *[1] * (w.dim() - 1))
+class _Standardized(Function):
+    """One node, which keeps its result alone."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401
+        dims, ctx.degrees = tuple(range(1, w.dim())), max(1, w[0].numel() - 1)
+        v = w - w.mean(dims, keepdim=True)
+        variance = v.square().sum(dims, keepdim=True).div_(ctx.degrees).add_(epsilon)  # unbiased; 0 of a single weight
+        inverse = torch.where(variance > 0, variance.rsqrt(), 0.0)
+        v.mul_(inverse)
+        ctx.save_for_backward(v, inverse)
+        return v
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        v, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        dims = tuple(range(1, v.dim()))
+        dot = (grad * v).sum(dims, keepdim=True).div_(ctx.degrees)
+        return torch.addcmul(grad - grad.mean(dims, keepdim=True), v, dot, value=-1).mul_(inverse), None
+
+
+def standardized(w: Tensor, epsilon: float = 0.0) -> Tensor:
+    """(w - mean) / sqrt(variance + epsilon) of each output channel: (C_out, ...), and so is what comes out.
+
+    0, and so is the gradient, of a channel whose weights are all equal where epsilon is 0.
+    """
+    return cast(Tensor, _Standardized.apply(w, epsilon))
 
 
 @register_quantizer("xnor")
@@ -83,8 +108,7 @@ class IRNet(_ErrorDecay, WeightQuantizer):
 
     def real(self, w: Tensor) -> Tensor:
         """v; 0 where all weights of a channel are equal."""
-        centred = w - channel_mean(w)
-        return centred / channel_variance(centred).clamp(min=torch.finfo(w.dtype).tiny).sqrt()
+        return standardized(w)
 
     @torch.no_grad()
     def scale(self, w: Tensor) -> Tensor:
@@ -125,10 +149,9 @@ class ReCU(WeightQuantizer):
 
     def real(self, w: Tensor) -> Tensor:
         """r."""
-        centred = w - channel_mean(w)
-        v = centred * (8**0.5 * torch.rsqrt(channel_variance(centred) + EPSILON))
+        v = 8**0.5 * standardized(w, EPSILON)
         limit = -v.detach().abs().mean() * torch.log(2 - 2 * self.tau.to(v.dtype))
-        return torch.minimum(torch.maximum(v, -limit), limit)
+        return torch.clamp(v, -limit, limit)
 
 
 @register_quantizer("rsign")
