@@ -36,11 +36,12 @@ def test_it_learns_resumes_exactly_and_is_packed(method, command, monkeypatch, t
 
     def stopping(contents, path):
         save(contents, path)
-        if contents["epoch"] == 1:
+        if (contents["epoch"], contents["step"]) == (1, 3):
             raise KeyboardInterrupt("SIGINT")
 
     monkeypatch.setattr(trainers, "save_checkpoint", stopping)
-    assert command(*flags, "--results_dir", tmp_path / "cut", stage=2)[0] == 130
+    cut = ["--checkpoint_minutes", 1e-9, "--results_dir", tmp_path / "cut"]  # a checkpoint a step
+    assert command(*flags, *cut, stage=2)[0] == 130
     monkeypatch.undo()
     assert command("--results_dir", tmp_path / "cut", "--resume", stage=2)[0] == 0
     whole, resumed = (read_checkpoint(tmp_path / name / LATEST) for name in ("whole", "cut"))
@@ -105,12 +106,18 @@ def test_bad_input(refused):
     assert "--input_quantizer round: choose from biper, bireal" in refused(*TINY, "--input_quantizer", "round")
     assert "--activation tanh: choose from hardtanh, relu" in refused(*TINY, "--activation", "tanh")
     full = ["--dataset", "digits", "-a", "resnet20_32w32a", "--from_scratch", "--quantizer", "xnor"]
-    assert "has no weights to binarize" in refused(*full, stage=2)
+    assert "resnet20_32w32a has real weights: leave --quantizer out" in refused(*full, stage=2)
+    assert "cannot be made of {'tau': 0.9}" in refused(*fresh, "--quantizer", "recu:tau=0.9", stage=2)
+    assert "settings are written as in recu" in refused(*fresh, "--quantizer", "recu:0.9", stage=2)
     real = ["--dataset", "digits", "-a", "resnet20_1w32a", "--input_quantizer", "rsign"]
     assert "resnet20_1w32a has real activations" in refused(*real)
 
 
 def test_names_of_quantizers_are_those_of_methods():
     assert weight_quantizer_named("biper", 20.0).settings() == {"freq": 20.0}
-    assert weight_quantizer_named("square_wave", 20.0).settings() == {"freq": 20.0}
+    assert weight_quantizer_named("irnet:t_min=0.001", 20.0).settings() == {"t_min": 0.001, "t_max": 10.0}
+    network = biper.create_model("resnet20_1w1a", weight_quantizer=biper.ReCU(tau_max=0.95))
+    assert method_of(network.metadata)["quantizer"] == "recu:tau_max=0.95"
+    with pytest.raises(biper.errors.UsageError, match="choose from biper, irnet"):
+        weight_quantizer_named("square_wave", 20.0)
     assert input_quantizer_named("bireal").settings() == {"standardized": False}

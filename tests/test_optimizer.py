@@ -100,3 +100,12 @@ def test_a_state_of_another_memory_format_is_taken_over(name):
             saved = optimizer.state_dict()
         results.append(layer.weight.detach())
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("family", ["cifar10", "imagenet"])
+def test_learned_thresholds_slopes_and_shifts_do_not_decay(family):
+    model = create_model("resnet18_react_1w1a", family=family)
+    learned = {p for n, p in model.named_parameters() if "input_quantizer" in n or "activation" in n}
+    assert len(learned) == 16 + 3 * 16 + (3 if family == "cifar10" else 0)  # CIFAR's stem has an activation
+    still = {p for group in parameter_groups(model, family, 0.1) if not group["weight_decay"] for p in group["params"]}
+    assert learned <= still

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 import yaml
+from conftest import THREADS
 from recipes import SEEDS, best, checkpoints, interrupted_at, rows, write_recipe
 
 from biper.commands.ablation import main as ablation_main
@@ -24,7 +25,7 @@ from biper.training.checkpoint import BEST, LATEST
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     """Two seeds of the recipe at half its length: 2 + 1 epochs."""
-    torch.set_num_threads(2)  # as in the tests that go on with it
+    torch.set_num_threads(THREADS)  # as in the tests that go on with it
     folder = tmp_path_factory.mktemp("reproduced")
     argv = [write_recipe(folder), *SEEDS, "--epochs_scale", 0.5, "--results_dir", folder / "out"]
     reproduce_main([str(a) for a in argv])

@@ -6,7 +6,7 @@ from typing import Any
 from biper.commands.arguments import Parser, add_experiment, read_experiment
 from biper.commands.process import run_experiment
 from biper.errors import run_command
-from biper.experiments.studies import STUDIES
+from biper.experiments.studies import BIPER_STUDIES, STUDIES
 
 
 def build_parser(prog: str) -> Parser:
@@ -14,7 +14,7 @@ def build_parser(prog: str) -> Parser:
     text = f"Variants of a recipe over seeds, which answer the questions of studies: {', '.join(STUDIES)}."
     parser = Parser(prog=prog, description=text)
     add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
-    parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), help="default: all of them")
+    parser.add_argument("--studies", nargs="+", choices=tuple(STUDIES), help=f"default: {' '.join(BIPER_STUDIES)}")
     return parser
 
 
@@ -28,4 +28,4 @@ def _ablate(given: dict[str, Any], prog: str) -> None:
     from biper.experiments.plan import planned
 
     experiment = planned("ablation", given, prog)
-    run_experiment(lambda: ablate(experiment, given.get("studies", tuple(STUDIES))))
+    run_experiment(lambda: ablate(experiment, given.get("studies", BIPER_STUDIES)))

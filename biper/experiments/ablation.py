@@ -13,8 +13,11 @@ from biper.experiments.studies import STUDIES, Study, Variant
 from biper.files import write_rows
 from biper.models.checkpoint import load_checkpoint
 from biper.nn.quantization_error import quantization_error
+from biper.packed.file import save_packed
+from biper.packed.pack import pack
 from biper.training.checkpoint import BEST
 
+PACKED = "packed.safetensors"  # beside a variant's checkpoint of stage 2
 log = logging.getLogger("biper")
 
 
@@ -70,9 +73,12 @@ def homes(variant: Variant, seed: int, folder: Path) -> dict[int, Path]:
 
 
 def trained(family: str, variant: Variant, seed: int, folder: Path) -> Outcome:
-    """A variant's stages of one seed."""
+    """A variant's stages of one seed; the binary network is packed beside its checkpoint."""
     settings = {s: settings for s, (_, settings) in variant.stages.items()}
     runs = conduct(family, settings, seed, homes(variant, seed, folder))
+    packed = runs[2].folder / PACKED
+    if not packed.exists():
+        save_packed(pack(load_checkpoint(runs[2].checkpoint)), packed, float(runs[2].best["test_top1"]))
     return Outcome(runs, {s: quantization_error(load_checkpoint(run.checkpoint)) for s, run in runs.items()})
 
 

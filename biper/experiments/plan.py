@@ -11,6 +11,7 @@ from biper.data.datasets import find_dataset
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE, Recipe, read_recipe, with_epochs
 from biper.models import list_models
+from biper.models.methods import BIPER, weight_quantizer_named
 from biper.models.published import EPOCHS, TOP1
 from biper.places import RECIPES
 from biper.training.settings import SETTINGS, make_settings
@@ -92,6 +93,7 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
     if full.model not in list_models(full.family):
         choices = ", ".join(list_models(full.family))
         raise UsageError(f"{given['recipe']}: unknown model {full.model!r}; choose from {choices}")
+    _require_two_stages(full, given["recipe"])
     seeds = tuple(given["seeds"])
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
@@ -108,6 +110,14 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
         data=given.get("data_name") or find_dataset(recipe.dataset).title,
         command=_command(prog or f"{kind}.py", given),
     )
+
+
+def _require_two_stages(recipe: Recipe, path: Path) -> None:
+    """Raise UsageError for a recipe whose quantizer has one stage."""
+    name = recipe.stage1.get("quantizer", BIPER)
+    if weight_quantizer_named(name, recipe.freq).binary:
+        text = f"{path}: quantizer {name} is binary from the start, and a recipe has two stages"
+        raise UsageError(f"{text}: ablation.py --studies quantizers trains it over seeds")
 
 
 def _epochs(full: tuple[int, int], given: Mapping[str, Any]) -> tuple[int, int]:

@@ -57,9 +57,14 @@ def weight_histograms(model: nn.Module) -> tuple[list[str], np.ndarray, float]:
     limit, rows = 1.0 if periodic else SPREAD, []
     for layer in layers.values():
         real = layer.weight_quantizer.real(layer.weight).float()
-        counts = torch.histc(real if periodic else real / real.abs().mean(), BINS, -limit, limit)
+        counts = torch.histc(real if periodic else _by_magnitude(real), BINS, -limit, limit)
         rows.append((counts / counts.sum()).cpu().numpy())
     return list(layers), np.stack(rows), limit
+
+
+def _by_magnitude(real: torch.Tensor) -> torch.Tensor:
+    """Weights in units of their mean magnitude; zeros as they are."""
+    return real / real.abs().mean().clamp(min=torch.finfo(real.dtype).tiny)
 
 
 def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -> None:
@@ -90,7 +95,7 @@ def draw_weights(axes: "Axes", models: Mapping[str, nn.Module]) -> None:
         counts = torch.zeros(BINS)
         for _, layer in binary_layers(model):
             real = layer.weight_quantizer.real(layer.weight).float()
-            counts += torch.histc(real / real.abs().mean(), BINS, -SPREAD, SPREAD)
+            counts += torch.histc(_by_magnitude(real), BINS, -SPREAD, SPREAD)
         axes.plot(places, (counts / counts.sum()).numpy(), drawstyle="steps-mid", label=title)
     axes.set(xlabel="real weight / mean magnitude of its layer", ylabel="share per bin", title="weights")
     axes.grid(alpha=0.3)

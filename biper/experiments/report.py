@@ -112,18 +112,20 @@ class Outcome:
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]  # by the variant's title and the seed
 Samples = Mapping[tuple[int, str], Sample]  # by the stage and the quantity's name
-TOP1, LAST = "top-1 (%)", "last top-1 (%)"
+TOP1, LAST, RELATIVE = "top-1 (%)", "last top-1 (%)", "relative error"
 MEASURES: Mapping[str, tuple[int, Callable[[Run, QuantizationError], float]]] = {  # with the digits that are shown
     TOP1: (2, lambda run, error: float(run.best["test_top1"])),
     LAST: (2, lambda run, error: float(run.last["test_top1"])),
     "QE": (3, lambda run, error: error.qe),
     "squared error": (3, lambda run, error: error.squared),
+    RELATIVE: (3, lambda run, error: error.relative),
     "freq·std(w)": (3, lambda run, error: statistics.fmean(layer.freq_std for layer in error.layers)),
 }
 EXPLAINED = """top-1 is that of the best epoch on the test images, the last one's is not chosen. QE is the published
-quantization error, summed over the layers, where weights are no sin(freq·w) that of the real weights that become
-binary from those that take their place; squared error that with each layer's best scale, summed likewise;
-freq·std(w) the mean over the layers. The difference is that of stage 2's top-1 from `{base}`, seed by seed. ± is the
+quantization error, summed over the layers; where weights are no sin(freq·w), that of the real weights that become
+binary from those that take their place. Squared error is that with each layer's best scale, summed likewise; relative
+error that as a share of the mean square, mean over the layers: it has no unit, and can be compared between quantizers.
+freq·std(w) is the mean over the layers. The difference is that of stage 2's top-1 from `{base}`, seed by seed. ± is the
 standard deviation over the seeds."""
 
 
@@ -226,7 +228,8 @@ def _draw_variants(outcomes: Outcomes, path: Path, histograms: bool) -> None:
     found = [samples(by_seed) for by_seed in outcomes.values()]
     with picture(path, 1, 3 if histograms else 2, 5.5, 3.8) as (_, axes):
         draw_lines(axes[0, 0], lines, xlabel="epoch, both stages", ylabel="test top-1 (%)", title="accuracy")
-        groups = [(name, [measured[2, name].mean for measured in found]) for name in ("QE", "squared error")]
+        errors = (RELATIVE,) if histograms else ("QE", "squared error")  # quantizers have units of their own
+        groups = [(name, [measured[2, name].mean for measured in found]) for name in errors]
         draw_bars(axes[0, 1], list(outcomes), groups, "quantization error after stage 2")
         if histograms:
             first = {title: next(iter(by_seed.values())).runs[2] for title, by_seed in outcomes.items()}

@@ -6,6 +6,7 @@ STUDIES, at the end, are those that ablation.py knows. The parser imports them, 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from biper.errors import UsageError
 from biper.experiments.recipe import Given, Recipe, lasting
 from biper.training.settings import make_settings
 
@@ -121,12 +122,17 @@ def learning_rate(recipe: Recipe) -> Study:
 
 
 def quantizers(recipe: Recipe) -> Study:
-    """Every registered weight quantizer, those of one stage with stage 1's settings for as many epochs as both have."""
-    from biper.models.methods import own_methods  # torch loads here
+    """Every registered weight quantizer, those of one stage with stage 1's settings for as many epochs as both have.
 
+    Raises UsageError for a recipe of another quantizer than BiPer's.
+    """
+    from biper.models.methods import BIPER, own_methods  # torch loads here
+
+    if recipe.stage1.get("quantizer", BIPER) != BIPER:
+        raise UsageError(f"the study of quantizers compares with {BIPER}: leave quantizer out of the recipe")
     whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **_fresh(recipe)}
-    base = _recipe_itself(recipe, "biper")
-    variants = [base, Variant("biper, one stage", {2: (FROM_START, whole)})]
+    base = _recipe_itself(recipe, BIPER)
+    variants = [base, Variant(f"{BIPER}, one stage", {2: (FROM_START, whole)})]
     for name, one_stage in own_methods().items():
         key = f"quantizer_{name}"
         from_start: dict[int, tuple[str, Given]] = {2: (key, {**whole, "quantizer": name})}
@@ -137,33 +143,39 @@ def quantizers(recipe: Recipe) -> Study:
 
 def input_quantizers(recipe: Recipe) -> Study:
     """Every registered input quantizer, in both stages; one of them is the recipe's."""
-    from biper.models.methods import BIPER, input_methods  # torch loads here
+    from biper.models.methods import input_methods  # torch loads here
 
-    question = "Which input quantizer is best, with BiPer's weights?"
-    return _over(recipe, "input_quantizer", input_methods(), BIPER, question)
+    return _over(recipe, "input_quantizer", input_methods(), "Which input quantizer is best under one recipe?")
 
 
 def activations(recipe: Recipe) -> Study:
     """The activations that do not make every sign +1, in both stages; one of them is the recipe's."""
-    question = "Which activation is best, with BiPer's quantizers?"
-    return _over(recipe, "activation", ("hardtanh", "prelu", "rprelu"), "hardtanh", question)
+    return _over(recipe, "activation", ("hardtanh", "prelu", "rprelu"), "Which activation is best under one recipe?")
 
 
-def _over(recipe: Recipe, setting: str, values: Sequence[str], base: str, question: str) -> Study:
-    """Both stages with each value of a setting, which stage 2 takes from stage 1.
+def _over(recipe: Recipe, setting: str, values: Sequence[str], question: str) -> Study:
+    """Both stages with each value of a setting, which stage 2 takes from stage 1, the recipe's own among them."""
+    from biper.models.methods import method_of_model  # torch loads here
 
-    base: what a recipe has that does not say another.
-    """
-    own = recipe.stage1.get(setting) or base
+    own = recipe.stage1.get(setting) or method_of_model(recipe.model, recipe.family)[setting]
+    if not own:
+        raise UsageError(f"{recipe.model} has real activations: there is no {setting} to vary")
     variants = [
         _recipe_itself(recipe, value)
         if value == own
         else Variant(value, _inherited(recipe, f"{setting}_{value}", **{setting: value}))
-        for value in values
+        for value in dict.fromkeys((*values, own))
     ]
-    return Study(question, base, tuple(variants))
+    return Study(question, own, tuple(variants))
 
 
+BIPER_STUDIES = (
+    "frequency",
+    "two_stages",
+    "warm_start",
+    "regularizer",
+    "learning_rate",
+)  # where no other are asked for
 STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag, which is that of the files too
     "frequency": frequency,
     "two_stages": two_stages,

@@ -87,7 +87,10 @@ def build_network(
         weights = published.weights(contents["state_dict"])
         metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
     network = rebuild(metadata, weights, path).eval()
-    set_progress(network, contents.get("progress", 1.0))
+    progress = contents.get("progress", 1.0)
+    if not isinstance(progress, int | float) or not 0 <= progress <= 1:
+        raise UsageError(f"{path} is damaged: its progress is {progress!r}, not between 0 and 1")
+    set_progress(network, progress)
     return network
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from biper.errors import UsageError
 from biper.nn.quantizers import WEIGHT_QUANTIZERS, Description, PolynomialSign, Sine, SquareWave, describe
 
 REAL_INPUTS = ("_1w32a", "_32w32a")  # models whose layers take real activations
@@ -39,9 +40,11 @@ class Metadata:
 
     @property
     def stage(self) -> int:
-        """1 if the weights are real, 2 if they are binary."""
-        kind = WEIGHT_QUANTIZERS.get(self.weight_quantizer["name"])
-        return 1 if kind is not None and not kind.binary else 2
+        """1 if the weights are real, 2 if they are binary. Raises UsageError for a quantizer that is not registered."""
+        name = self.weight_quantizer["name"]
+        if name not in WEIGHT_QUANTIZERS:
+            raise UsageError(f"unknown quantizer {name!r}: --import FILE.py that registers it")
+        return 2 if WEIGHT_QUANTIZERS[name].binary else 1
 
     @property
     def quantizer_text(self) -> str:

@@ -1,69 +1,127 @@
-"""Quantizers and activations by the names that the flags have, as values."""
+"""Quantizers and activations by what the flags call them: a name, with settings behind it as in recu:tau_min=0.8."""
 
+import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
 
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
-from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS, InputQuantizer, Periodic, Sine, WeightQuantizer
-from biper.nn.quantizers import build_quantizer as build
+from biper.models.registry import create_model
+from biper.nn.quantizers import (
+    INPUT_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    Description,
+    InputQuantizer,
+    Quantizer,
+    Sine,
+    SquareWave,
+    WeightQuantizer,
+    build_quantizer,
+    describe,
+)
 
 BIPER = "biper"
-INPUTS = {
+INPUTS: Mapping[str, Description] = {
     BIPER: {"name": "polynomial_sign", "standardized": True},
     "bireal": {"name": "polynomial_sign", "standardized": False},
 }
 
 
-def weight_quantizer_named(name: str, freq: float) -> WeightQuantizer:
+def weight_quantizer_named(text: str, freq: float) -> WeightQuantizer:
     """The quantizer of a method's first stage: biper, or one that is registered, which is given freq if it takes one.
 
-    Raises UsageError for an unknown name.
+    Raises UsageError for an unknown name or unfit settings.
     """
-    if name == BIPER:
+    name, settings = _parsed("--quantizer", text)
+    if name == BIPER and not settings:
         return Sine(freq)
-    kind = WEIGHT_QUANTIZERS.get(name)
-    if kind is None:
-        raise _unknown("--quantizer", name, (BIPER, *WEIGHT_QUANTIZERS))
-    takes_freq = "freq" in inspect.signature(kind.__init__).parameters
-    return build({"name": name, **({"freq": freq} if takes_freq else {})}, WEIGHT_QUANTIZERS)
+    choices = own_methods()
+    if name not in choices:
+        raise _unknown("--quantizer", name, (BIPER, *choices))
+    if "freq" in _defaults(WEIGHT_QUANTIZERS[name]):
+        settings = {"freq": freq, **settings}
+    return build_quantizer({"name": name, **settings}, WEIGHT_QUANTIZERS)
 
 
-def input_quantizer_named(name: str) -> InputQuantizer:
-    """biper, bireal or one that is registered. Raises UsageError for an unknown name."""
-    if name not in INPUTS and name not in INPUT_QUANTIZERS:
-        raise _unknown("--input_quantizer", name, (*INPUTS, *INPUT_QUANTIZERS))
-    return build(INPUTS.get(name, {"name": name}), INPUT_QUANTIZERS)
+def input_quantizer_named(text: str) -> InputQuantizer:
+    """biper, bireal or one that is registered. Raises UsageError for an unknown name or unfit settings."""
+    name, settings = _parsed("--input_quantizer", text)
+    if name not in input_methods():
+        raise _unknown("--input_quantizer", name, input_methods())
+    return build_quantizer({**INPUTS.get(name, {"name": name}), **settings}, INPUT_QUANTIZERS)
 
 
 def own_methods() -> dict[str, bool]:
     """The registered weight quantizers beside BiPer's, by name, and whether they are binary from the start."""
     kinds = sorted(WEIGHT_QUANTIZERS.items())
-    return {name: kind.binary for name, kind in kinds if not issubclass(kind, Periodic)}
+    return {name: kind.binary for name, kind in kinds if kind not in (Sine, SquareWave)}
 
 
 def input_methods() -> list[str]:
     """The names of the input quantizers, BiPer's first."""
-    others = {"bireal", *INPUT_QUANTIZERS} - {kind["name"] for kind in INPUTS.values()}
+    others = {"bireal", *INPUT_QUANTIZERS} - {str(known["name"]) for known in INPUTS.values()}
     return [BIPER, *sorted(others)]
 
 
-def method_of(metadata: Metadata) -> dict[str, Any]:
-    """The settings quantizer, input_quantizer and activation that a network was made with, by name."""
-    weights = metadata.weight_quantizer["name"]
-    kind = WEIGHT_QUANTIZERS.get(weights)
+def method_of(metadata: Metadata) -> dict[str, str]:
+    """The settings quantizer, input_quantizer and activation with which such a network is made."""
     inputs = metadata.input_quantizer
+    known = next((name for name, description in INPUTS.items() if description == inputs), "")
+    weights = metadata.weight_quantizer
     return {
-        "quantizer": BIPER if kind is not None and issubclass(kind, Periodic) else weights,
-        "input_quantizer": "" if inputs is None else _input_name(inputs),
+        "quantizer": BIPER if weights["name"] in (Sine.name, SquareWave.name) else _written(weights, WEIGHT_QUANTIZERS),
+        "input_quantizer": known or ("" if inputs is None else _written(inputs, INPUT_QUANTIZERS)),
         "activation": metadata.activation,
     }
 
 
-def _input_name(description: Mapping[str, Any]) -> str:
-    return next((name for name, known in INPUTS.items() if known == description), str(description["name"]))
+def method_of_model(name: str, family: str) -> dict[str, str]:
+    """The settings of a model that is told nothing else."""
+    with torch.device("meta"):
+        return method_of(create_model(name, family=family).metadata)
 
 
-def _unknown(flag: str, name: str, names: tuple[str, ...]) -> UsageError:
+def is_of_method(metadata: Metadata, setting: str, text: str) -> bool:
+    """Whether a network is what a setting of its method, which is not empty, asks for; in either stage."""
+    if setting == "activation":
+        return text == metadata.activation
+    if setting == "input_quantizer":
+        return describe(input_quantizer_named(text)) == metadata.input_quantizer
+    quantizer = weight_quantizer_named(text, metadata.freq or 1.0)
+    return metadata.weight_quantizer in (describe(quantizer), describe(quantizer.binarized()))
+
+
+def _parsed(flag: str, text: str) -> tuple[str, dict[str, Any]]:
+    """The name, and the settings behind it."""
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{flag} {text}: settings are written as in recu:tau_min=0.8,tau_max=0.95")
+        try:
+            settings[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[key] = value
+    return name, settings
+
+
+def _written(description: Description, registry: Mapping[str, type[Quantizer]]) -> str:
+    """The text of a description: its name, and the settings that are not the constructor's own."""
+    name, defaults = str(description["name"]), {}
+    if name in registry:
+        defaults = _defaults(registry[name])
+    others = [f"{k}={v!r}" for k, v in description.items() if k not in ("name", "freq") and defaults.get(k) != v]
+    return f"{name}:{','.join(others)}" if others else name
+
+
+def _defaults(kind: type[Quantizer]) -> dict[str, Any]:
+    """The arguments of a constructor, by name, with what they are by default."""
+    return {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
+
+
+def _unknown(flag: str, name: str, names: Iterable[str]) -> UsageError:
     return UsageError(f"{flag} {name}: choose from {', '.join(sorted(names))}, or --import FILE.py that registers it")

@@ -97,12 +97,17 @@ def register_model(
         raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
 
     def enter(build: Build) -> Build:
-        if (family, name) in _ARCHITECTURES:
+        there = _ARCHITECTURES.get((family, name))
+        if there is not None and _path(there.build) != _path(build):  # a notebook's cell may run again
             raise UsageError(f"{family} already has an architecture {name!r}")
         _ARCHITECTURES[family, name] = Architecture(build, input_quantizer or PolynomialSign(), activation)
         return build
 
     return enter
+
+
+def _path(build: Build) -> str:
+    return f"{build.__module__}.{getattr(build, '__qualname__', build)}"
 
 
 def list_models(family: str | None = None) -> list[str]:

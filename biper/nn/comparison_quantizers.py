@@ -30,9 +30,11 @@ class _Standardized(Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401
         dims, ctx.degrees = tuple(range(1, w.dim())), max(1, w[0].numel() - 1)
-        v = w - w.mean(dims, keepdim=True)
+        mean = w.mean(dims, keepdim=True)
+        v = w - mean
         variance = v.square().sum(dims, keepdim=True).div_(ctx.degrees).add_(epsilon)  # unbiased; 0 of a single weight
-        inverse = torch.where(variance > 0, variance.rsqrt(), 0.0)
+        rounding = (8 * torch.finfo(w.dtype).eps * mean).square()  # what a mean of equal weights may be off
+        inverse = torch.where(variance > rounding, variance.rsqrt(), 0.0)
         v.mul_(inverse)
         ctx.save_for_backward(v, inverse)
         return v
@@ -59,7 +61,9 @@ class XNOR(WeightQuantizer):
 
     The gradient flows through the mean too, as the product rule says: the paper's text has the term 1/n of a weight's
     own share alone, its code the sum over the channel, as here, times a further factor n*(1 - 1/C_in), which Adam
-    ignores. [Rastegari et al. 2016, XNOR-Net, arXiv 1603.05279, sections 3.1 and 3.2]
+    ignores. Before each step the code also takes the mean over the input channels off the latent weights and clamps
+    them to [-1, 1], which is not done here; nor is the paper's scale K of the inputs, which its code leaves out too.
+    [Rastegari et al. 2016, XNOR-Net, arXiv 1603.05279, sections 3.1 and 3.2]
     """
 
     def forward(self, w: Tensor) -> Tensor:
@@ -169,7 +173,10 @@ class RSign(InputQuantizer):
 
     def forward(self, a: Tensor) -> Tensor:
         """a: (N, C, H, W), or (N, ..., C) in a linear layer."""
-        assert self.threshold is not None  # the layer has told the number of channels
+        if self.threshold is None:
+            raise UsageError(
+                "RSign learns a threshold for each channel: give it to a layer, or call fit((C, 1, 1)) first"
+            )
         return threshold_sign(a, self.threshold)
 
 

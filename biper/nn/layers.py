@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from biper.errors import UsageError
-from biper.nn import DEFAULT_FREQ, comparison_quantizers
+from biper.nn import (
+    DEFAULT_FREQ,
+    comparison_quantizers,  # noqa: F401  imported so that its classes are registered wherever there are layers
+)
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sine, WeightQuantizer
 
-__all__ = ["comparison_quantizers"]  # with the layers all quantizers are there, for the files that name them
 BIPER_INPUTS = PolynomialSign(standardized=True)  # layers take copies
 ONE_SIDED = "all activations are +1: {} sees no negative input, such as a ReLU leaves; put a hardtanh in its place"
 
@@ -254,5 +256,5 @@ def binarize_(model: nn.Module) -> nn.Module:
             raise UsageError(
                 f"{type(quantizer).__name__} is real, and has no binarized() that says what comes after it"
             )
-        layer.weight_quantizer = quantizer.train(layer.training).to(layer.weight.device)
+        layer.weight_quantizer = quantizer.train(layer.training).to(layer.weight)
     return model

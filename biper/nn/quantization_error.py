@@ -53,6 +53,11 @@ class QuantizationError:
         return sum(layer.squared for layer in self.layers)
 
     @property
+    def relative(self) -> float:
+        """Mean over the layers of the squared error with the best scale, as a share of mean(s^2): without a unit."""
+        return sum(layer.squared / (layer.squared + layer.scale**2) for layer in self.layers) / len(self.layers)
+
+    @property
     def b(self) -> float:
         """Sum over the layers of mean(|w|)."""
         return sum(layer.mean_abs for layer in self.layers)

@@ -34,7 +34,7 @@ class Quantizer(nn.Module):
         return [name for name in names if name not in ("self", "args", "kwargs")]
 
     def set_progress(self, progress: float) -> None:
-        """Told before every training step how much of the training is done, 0 to 1, whether it was interrupted or not.
+        """Told before every training step how much of the stage is done, 0 to 1, whether it was interrupted or not.
 
         Nothing changes here. One that does keeps what follows from it in a buffer that is not persistent, so that a
         compiled network need not be compiled again, and names in checkpoints stay what they are.
@@ -104,15 +104,21 @@ class InputQuantizer(Quantizer):
         self.register_parameter("threshold", None)
 
 
+RESERVED = ("biper", "bireal")  # what the flags call quantizers with certain settings
 WEIGHT_QUANTIZERS: dict[str, type[WeightQuantizer]] = {}
 INPUT_QUANTIZERS: dict[str, type[InputQuantizer]] = {}
 
 
 def register_quantizer(name: str) -> Callable[[type[Q]], type[Q]]:
-    """Decorator: enters a quantizer's class in the registry of its kind, or both. ValueError if the name is taken."""
+    """Decorator: enters a quantizer's class in the registry of its kind, or both.
+
+    Raises UsageError (a ValueError) if the name is taken.
+    """
 
     if not isinstance(name, str):
         raise UsageError('a quantizer is registered under a name: write @register_quantizer("name")')
+    if name in RESERVED:
+        raise UsageError(f"{name} is what the flags call quantizers that are there: give yours another name")
 
     def enter(kind: type[Q]) -> type[Q]:
         if not (isinstance(kind, type) and issubclass(kind, WeightQuantizer | InputQuantizer)):

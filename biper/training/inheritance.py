@@ -9,8 +9,8 @@ from biper.data.loaders import has_dali
 from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.models.checkpoint import build_network, read_checkpoint
-from biper.models.metadata import Metadata
-from biper.models.methods import BIPER, input_quantizer_named, method_of, weight_quantizer_named
+from biper.models.metadata import REAL_INPUTS, Metadata
+from biper.models.methods import BIPER, input_quantizer_named, is_of_method, method_of, weight_quantizer_named
 from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
@@ -68,13 +68,18 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
 
 
 def _require_method(given: Given, stage: int) -> None:
-    """Raise UsageError for quantizers or an activation that are unknown, or that have no such stage."""
+    """Raise UsageError for quantizers or an activation that are unknown, or that stage or model do not have."""
+    model = given.get("model", "")
     if given.get("input_quantizer"):
         input_quantizer_named(given["input_quantizer"])
+        if model.endswith(REAL_INPUTS):
+            raise UsageError(f"{model} has real activations: leave --input_quantizer out")
     if given.get("activation") and given["activation"] not in ACTIVATIONS:
         raise UsageError(f"--activation {given['activation']}: choose from {', '.join(ACTIVATIONS)}")
     name = given.get("quantizer", BIPER)
     quantizer = weight_quantizer_named(name, DEFAULT_FREQ)
+    if name != BIPER and model.endswith("_32w32a"):
+        raise UsageError(f"{model} has real weights: leave --quantizer out")
     if stage == 1 and quantizer.binary:
         text = "is binary from the start and has one stage: train it by main_stage2.py --from_scratch"
         raise UsageError(f"--quantizer {name} {text}")
@@ -102,7 +107,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
         raise UsageError(f"{start.model} has no weights to binarize: stage 2 is for 1w1a and 1w32a")
     saved = settings_of(contents)
     inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
-    _require_same_method(method_of(start), given, path)
+    _require_same_method(start, given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
         inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
     return inherited
@@ -121,7 +126,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     hints: Given = {name: given.get(name) for name in ("freq", "model")}
     network = build_network(contents, path, **hints, family=family, stage=stage)
     m = network.metadata
-    _require_same_method(method_of(m), given, path)
+    _require_same_method(m, given, path)
     saved = settings_of(contents)
     if saved and m.dataset == FOLDER and given.get("dataset", FOLDER) != FOLDER:
         size = {} if find_dataset(given["dataset"]).fixed_size else {"image_size": m.image_size}
@@ -143,11 +148,13 @@ def _identity(m: Metadata) -> Given:
     return {"model": m.model, **method_of(m)} | ({} if m.freq is None else {"freq": m.freq})
 
 
-def _require_same_method(own: Given, given: Given, path: Path) -> None:
+def _require_same_method(m: Metadata, given: Given, path: Path) -> None:
     """Raise UsageError if the user asks for other quantizers, or another activation, than a file's network has."""
     for name in METHOD:
-        if given.get(name) and given[name] != own[name]:
-            raise UsageError(f"--{name} {given[name]} contradicts {path}, which has {own[name] or 'real inputs'}")
+        if given.get(name) and not is_of_method(m, name, given[name]):
+            raise UsageError(
+                f"--{name} {given[name]} contradicts {path}, which has {method_of(m)[name] or 'real inputs'}"
+            )
 
 
 def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork, Settings]:
@@ -167,7 +174,7 @@ def _packed_evaluation(family: str | None, given: Given) -> tuple[PackedNetwork,
 
 def _require_agreement(m: Metadata, given: Given, path: Path) -> None:
     """Raise UsageError if what the user gave contradicts a packed file."""
-    _require_same_method(method_of(m), given, path)
+    _require_same_method(m, given, path)
     for name, value in given.items():
         if name in METHOD:
             continue

@@ -7,14 +7,19 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.conv import _ConvNd
 
 from biper.models.blocks import NO_WEIGHT_DECAY
+from biper.nn.activations import RPReLU
+from biper.nn.quantizers import Quantizer
 
 
 def decays(owner: nn.Module, family: str) -> bool:
     """Whether a module's own parameters decay, as published for a family.
 
-    CIFAR's: all. ImageNet's: those of convolutions (alpha included) and linear layers, unless the architecture has
-    marked the layer by `without_weight_decay`; not those of norms, nor of the model itself.
+    Learned thresholds, slopes and shifts, which no published BiPer network has, never do. CIFAR's: all others.
+    ImageNet's: those of convolutions (alpha included) and linear layers, unless the architecture has marked the layer
+    by `without_weight_decay`; not those of norms, nor of the model itself.
     """
+    if isinstance(owner, Quantizer | nn.PReLU | RPReLU):
+        return False
     if family != "imagenet":
         return True
     return isinstance(owner, _ConvNd | nn.Linear) and not getattr(owner, NO_WEIGHT_DECAY, False)

@@ -64,7 +64,8 @@ class Settings:
     quantizer: str = setting(
         "biper",
         "network",
-        "of the weights: biper, sign, xnor, irnet, recu, or one of your own; stage 2 takes stage 1's",
+        "of the weights: biper, sign, xnor, irnet, recu, or one of your own, with settings as in irnet:t_min=0.001; "
+        "stage 2 takes stage 1's",
     )
     input_quantizer: str = setting(
         "", "network", "biper, bireal, sign, rsign, irnet, or one of your own; if absent biper, rsign for *_react"

@@ -17,7 +17,7 @@ from biper.models import Network, create_model
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
 from biper.models.methods import BIPER, input_quantizer_named, weight_quantizer_named
 from biper.nn.layers import binarize_
-from biper.nn.losses import opposite
+from biper.nn.losses import opposite, periodic_layers
 from biper.nn.quantization_error import quantization_error
 from biper.nn.quantizers import set_progress
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
@@ -172,7 +172,7 @@ class Trainer:
         """Train what is left of an epoch, evaluate it, and enter it in the history. Saves within the epoch if due."""
         settings, epoch = self.settings, self.epoch
         tau = tau_at(epoch, epochs=settings.epochs, tau_min=settings.tau_min, tau_max=settings.tau_max)
-        tau = tau if settings.regularizer else 0.0
+        tau = tau if settings.regularizer and periodic_layers(self.network)[0] else 0.0
         lr = self._set_learning_rate()
         totals, train = self._train(self.make_terms(tau))
         all_reduce_buffers(self.network)
