@@ -7,7 +7,7 @@ make_environment dev
 cd "$root"
 if [ $# = 0 ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    set -- --numprocesses=2 --dist=loadfile --cov=biper --cov-report=term-missing:skip-covered --cov-fail-under=95
+    set -- --numprocesses=2 --dist=loadfile --cov=biper --cov-report=term-missing:skip-covered --cov-fail-under=95 --durations=15
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
