@@ -290,6 +290,8 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS)
+        WITH(WHOLE | NORM | CLAMP | BITS | THRESHOLD)
+        WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS | THRESHOLD)
         WITH(WHOLE | NORM | PRELU | SHIFTED | BITS | THRESHOLD)
         WITH(WHOLE | NORM | SKIP | PRELU | SHIFTED | OUT)
         WITH(WHOLE | NORM | SKIP | PRELU | SHIFTED | OUT | BITS | THRESHOLD)
@@ -351,6 +353,7 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
         WITH(WHOLE | NORM | OUT | BITS)
         WITH(WHOLE | NORM | CLAMP | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
+        WITH(WHOLE | NORM | CLAMP | OUT | BITS | THRESHOLD)
         WITH(WHOLE | NORM | PRELU | SHIFTED | OUT | BITS | THRESHOLD)
     default: NAME(pixels)(&a, ANY, in, first * width, last * width);
 #undef WITH

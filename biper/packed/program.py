@@ -124,8 +124,18 @@ class Program:
         values: dict[str, Entry] = {"in": x, "out": after.out, "out_bits": after.bits, "skip": after.skip}
         affine = {"clamp": int(after.clamp), "gain": norm.gain, "shift": norm.shift}
         affine |= {**asdict(after.slopes or Slopes()), "threshold": after.threshold}
+        if after.slopes:
+            affine |= self._shifts(result[0], after)
         sides = {"height": height, "width": width, "out_height": result[1], "out_width": result[2]}
         self.rows.append(fields.instruction(name, values | affine | sides | {"channels": channels} | own))
+
+    def _shifts(self, channels: int, after: After) -> dict[str, int]:
+        """A prelu's shifts and its signs' threshold, zeros if it has none: packed.c has loops for all of them."""
+        assert after.slopes is not None
+        given = {"before": after.slopes.before, "after": after.slopes.after}
+        given |= {"threshold": after.threshold} if after.bits else {}
+        zeros = self.parameter(partial(_itself, torch.zeros(channels, device="cpu")))
+        return {name: zeros if number == NOWHERE else number for name, number in given.items()}
 
     def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After, bias: int = NOWHERE) -> None:
         """alpha times the binary convolution of the bits x, the maximum over windows if pooled, and what follows.
