@@ -214,7 +214,7 @@ def test_unit_in_evaluation_uses_the_running_statistics():
 def test_standardized_signs(dtype):
     torch.manual_seed(0)
     a, direction = channels_last(3, 16, 5, 5), torch.randn(3, 16, 5, 5)
-    ours, theirs = kernels.standardized_signs(a, dtype), standardized_sign(a)
+    ours, theirs = kernels.signs_of(a, kernels.STANDARDIZED, dtype), standardized_sign(a)
     assert ours.dtype == dtype
     assert torch.equal(ours.float(), theirs)
     one, two = (torch.autograd.grad((s.float() * direction).sum(), a)[0] for s in (ours, theirs))

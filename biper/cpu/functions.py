@@ -297,11 +297,6 @@ def signs_of(a: Tensor, estimator: Estimator, dtype: torch.dtype) -> Tensor:
     return cast(Tensor, _Signs.apply(a, estimator.threshold, how))
 
 
-def standardized_signs(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """standardized_sign of float32 activations (N, C, H, W), in another type."""
-    return signs_of(a, STANDARDIZED, dtype)
-
-
 def periodic_weights(w: Tensor, freq: float, binary: bool, dtype: torch.dtype) -> Tensor:
     """sin(freq*w), or the square wave of the same period if binary, of w's shape, in another type."""
     return cast(Tensor, _Weights.apply(w, freq, binary, dtype))

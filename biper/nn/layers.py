@@ -33,7 +33,13 @@ class _Quantized(nn.Module):
     weight_quantizer: WeightQuantizer
     input_quantizer: InputQuantizer | None
 
-    def _take(self, weight_quantizer: WeightQuantizer | None, input_quantizer: InputQuantizer | None) -> None:
+    def _take(
+        self,
+        weight_quantizer: WeightQuantizer | None,
+        input_quantizer: InputQuantizer | None,
+        input_shape: tuple[int, ...],
+    ) -> None:
+        """Take copies. input_shape: of a tensor with a number for each input channel, which broadcasts over inputs."""
         weight_quantizer = Sine(DEFAULT_FREQ) if weight_quantizer is None else weight_quantizer
         for value, kind in ((weight_quantizer, WeightQuantizer), (input_quantizer, InputQuantizer)):
             if value is not None and not isinstance(value, kind):
@@ -43,13 +49,9 @@ class _Quantized(nn.Module):
         self.weight_quantizer.to(self.weight)
         self.input_quantizer = copy.deepcopy(input_quantizer)
         if self.input_quantizer is not None:
-            self.input_quantizer.fit(self._input_shape())
+            self.input_quantizer.fit(input_shape)
             self.input_quantizer.to(self.weight)
         self.watched: dict[str, bool] = {}
-
-    def _input_shape(self) -> tuple[int, ...]:
-        """The shape of a tensor with a number for each input channel, which broadcasts over inputs."""
-        raise NotImplementedError
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer uses, without alpha: of the shape of `weight`."""
@@ -109,11 +111,8 @@ class BinaryConv2d(_Quantized, nn.Conv2d):
             raise UsageError(f"padding_mode {padding_mode!r}: a binary convolution pads with zeros alone")
         shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         super().__init__(*shape, device=device, dtype=dtype)
-        self._take(weight_quantizer, input_quantizer)
+        self._take(weight_quantizer, input_quantizer, (in_channels, 1, 1))
         self.alpha = nn.Parameter(torch.rand(out_channels, 1, 1, device=device, dtype=dtype))
-
-    def _input_shape(self) -> tuple[int, ...]:
-        return self.in_channels, 1, 1
 
     def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Conv2d calls it
         """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -144,11 +143,8 @@ class BinaryLinear(_Quantized, nn.Linear):
         input_quantizer: InputQuantizer | None = BIPER_INPUTS,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._take(weight_quantizer, input_quantizer)
+        self._take(weight_quantizer, input_quantizer, (in_features,))
         self.alpha = nn.Parameter(torch.rand(out_features, device=device, dtype=dtype))
-
-    def _input_shape(self) -> tuple[int, ...]:
-        return (self.in_features,)
 
     def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Linear calls it
         """input: (N, ..., in_features) -> (N, ..., out_features)."""
