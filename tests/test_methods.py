@@ -1,6 +1,8 @@
 """Quantizers of weights and inputs, and the activation, as settings; benchmarks/methods.py runs every combination."""
 
 import math
+import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from conftest import TINY
 import biper
 from biper.models.checkpoint import read_checkpoint
 from biper.models.methods import input_quantizer_named, method_of, weight_quantizer_named
+from biper.nn.quantizers import WEIGHT_QUANTIZERS
 from biper.training import trainer as trainers
 from biper.training.checkpoint import BEST, LATEST
 
@@ -121,3 +124,57 @@ def test_names_of_quantizers_are_those_of_methods():
     with pytest.raises(biper.errors.UsageError, match="choose from biper, irnet"):
         weight_quantizer_named("square_wave", 20.0)
     assert input_quantizer_named("bireal").settings() == {"standardized": False}
+
+
+class Own(biper.WeightQuantizer):
+    def forward(self, w):
+        return torch.where(w >= 0, 1.0, -1.0)
+
+
+class Raises(Own):
+    def forward(self, w):
+        raise RuntimeError("my own mistake")
+
+
+class Wide(Own):
+    def forward(self, w):
+        return super().forward(w).double()
+
+
+class Zeros(Own):
+    def forward(self, w):
+        return 0 * w
+
+
+class NotANumber(Own):
+    def forward(self, w):
+        return math.nan * w
+
+
+class Scaled(Own):
+    def scale(self, w):
+        return w.abs().mean()
+
+
+class Careless(Own):
+    def __init__(self):
+        self.x = torch.nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Raises, "RuntimeError: my own mistake"),
+        (Wide, r"gives \(4, 3, 3, 3\), torch.float64: it has to be of w's shape and type"),
+        (Zeros, "gives other weights than -1 and \\+1"),
+        (NotANumber, "not finite"),
+        (Scaled, r"scale\(w\) is \(\): it has to be \(C_out, 1, 1, 1\)"),
+        (Careless, "before Module.__init__"),
+    ],
+)
+def test_a_faulty_quantizer_of_ones_own_is_told_before_anything_is_written(kind, text, refused, tmp_path):
+    with patch.dict(WEIGHT_QUANTIZERS):
+        biper.register_quantizer("own")(kind)
+        flags = [*TINY, "--from_scratch", "--quantizer", "own", "--results_dir", tmp_path / "run"]
+        assert re.search(text, refused(*flags, stage=2))
+    assert not (tmp_path / "run").exists()

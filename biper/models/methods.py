@@ -1,13 +1,14 @@
 """Quantizers and activations by what the flags call them: a name, with settings behind it as in recu:tau_min=0.8."""
 
 import ast
+import copy
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from biper.errors import UsageError
+from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.models.registry import create_model
 from biper.nn.quantizers import (
@@ -52,6 +53,43 @@ def input_quantizer_named(text: str) -> InputQuantizer:
     if name not in input_methods():
         raise _unknown("--input_quantizer", name, input_methods())
     return build_quantizer({**INPUTS.get(name, {"name": name}), **settings}, INPUT_QUANTIZERS)
+
+
+def require_sound(text: str, freq: float) -> WeightQuantizer:
+    """The quantizer of a method, tried on a few weights, in both of its stages if it has two.
+
+    Raises UsageError, in one line, for one of somebody's own that fails or gives what no layer could use.
+    """
+    try:
+        quantizer = weight_quantizer_named(text, freq)
+        _try(quantizer)
+        if quantizer.binarized() is not quantizer:
+            _try(quantizer.binarized())
+    except UsageError:
+        raise
+    except Exception as error:  # whatever somebody's own class may do
+        text = f"--quantizer {text} fails on weights of shape (4, 3, 3, 3)"
+        raise UsageError(f"{text}: {type(error).__name__}: {one_line(error)}") from error
+    return quantizer
+
+
+def _try(quantizer: WeightQuantizer) -> None:
+    """Raise UsageError unless weights (4, 3, 3, 3) become finite ones of that shape, and -1 and +1 if it is binary."""
+    kind, quantizer = type(quantizer).__name__, copy.deepcopy(quantizer)
+    quantizer.fit((4, 1, 1, 1))
+    w = torch.linspace(-0.1, 0.1, 108).view(4, 3, 3, 3)
+    found, scale = quantizer(w), quantizer.scale(w)
+    if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (w.shape, w.dtype):
+        got = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise UsageError(
+            f"{kind}.forward(w) gives {got}: it has to be of w's shape and type, {tuple(w.shape)}, {w.dtype}"
+        )
+    if not bool(found.isfinite().all()):
+        raise UsageError(f"{kind}.forward(w) gives numbers that are not finite")
+    if scale is not None and scale.shape != (4, 1, 1, 1):
+        raise UsageError(f"{kind}.scale(w) is {tuple(scale.shape)}: it has to be (C_out, 1, 1, 1), here (4, 1, 1, 1)")
+    if quantizer.binary:
+        quantizer.signs(w)
 
 
 def own_methods() -> dict[str, bool]:

@@ -10,7 +10,7 @@ from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.models.checkpoint import build_network, read_checkpoint
 from biper.models.metadata import REAL_INPUTS, Metadata
-from biper.models.methods import BIPER, input_quantizer_named, is_of_method, method_of, weight_quantizer_named
+from biper.models.methods import BIPER, input_quantizer_named, is_of_method, method_of, require_sound
 from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
@@ -77,7 +77,7 @@ def _require_method(given: Given, stage: int) -> None:
     if given.get("activation") and given["activation"] not in ACTIVATIONS:
         raise UsageError(f"--activation {given['activation']}: choose from {', '.join(ACTIVATIONS)}")
     name = given.get("quantizer", BIPER)
-    quantizer = weight_quantizer_named(name, DEFAULT_FREQ)
+    quantizer = require_sound(name, DEFAULT_FREQ)
     if name != BIPER and model.endswith("_32w32a"):
         raise UsageError(f"{model} has real weights: leave --quantizer out")
     if stage == 1 and quantizer.binary:
