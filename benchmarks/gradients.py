@@ -69,7 +69,7 @@ def layer_cosines(layer: BinaryConv2d, a: Tensor, grad: Tensor, dtype: torch.dty
     """Of a layer's gradients with respect to its weights and to its activations, ours against the published ones."""
     a = a.requires_grad_()
     plain = torch.autograd.grad(layer(a), [layer.weight, a], grad)
-    sums = Sums(layer, False)(kernels.standardized_signs(a, dtype))
+    sums = Sums(layer, False)(kernels.signs_of(a, kernels.STANDARDIZED, dtype))
     ours = torch.autograd.grad(sums * layer.alpha, [layer.weight, a], grad)
     return [cosine(one, two) for one, two in zip(ours, plain, strict=True)]
 

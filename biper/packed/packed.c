@@ -161,24 +161,20 @@ INLINE void advance(Pixel *p) {
     p->row++;
 }
 
-static __attribute__((noinline, cold)) int64_t divided(int64_t distance, int64_t dilation) {
-    return (distance + dilation - 1) / dilation;
-}
-
-/* How many taps of a window's axis lie nearer than `distance` to its first one. Divisions stay out of the loops. */
+/* How many taps of a window's axis lie nearer than `distance` to its first one. */
 INLINE int64_t taps(int64_t distance, int64_t dilation) {
-    int64_t near = most(0, distance);
-    return __builtin_expect(dilation == 1, 1) ? near : divided(near, dilation);
+    return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
 /* The activations that all channels see around the pixel y, x of the result, in the order of the weights' bits. What lies
- * outside of the image is left as it was: it is masked. Rows are read on over their ends, into the slack around them. */
-INLINE void gather(const Conv *c, const uint8_t *bits, int64_t y, int64_t x, uint8_t *to) {
+ * outside of the image is left as it was: it is masked. Rows are read on over their ends, into the slack around them;
+ * they lie `dilation` rows of the image apart. */
+INLINE void gather(const Conv *c, int64_t dilation, const uint8_t *bits, int64_t y, int64_t x, uint8_t *to) {
     int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
-    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, taps(c->head.height - y0, c->dilation_h));
+    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, taps(c->head.height - y0, dilation));
     const uint8_t *from = bits + y0 * line + (x * c->stride_w - c->pad_w) * bytes;
-    line *= c->dilation_h;
-    for (int64_t i = taps(-y0, c->dilation_h); i < last; i++) copy(to + i * row, from + i * line, row);
+    line *= dilation;
+    for (int64_t i = taps(-y0, dilation); i < last; i++) copy(to + i * row, from + i * line, row);
 }
 
 /* The same tap by tap, for group g and where a row leaves columns out; bit by bit if the group begins within a byte. */

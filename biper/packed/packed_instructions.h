@@ -225,6 +225,7 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
     int64_t pixels = c->head.out_height * c->head.out_width, size = c->pool ? 1 : TILE, patch = r->gather_words;
     int64_t channels = c->out_channels / c->groups, blocks = (channels + LANES - 1) / LANES, words = c->words;
     int64_t row_bits = c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8);
+    int64_t dilation = has & ANY ? c->dilation_h : 1; /* of the rows; the other sets are for none at all */
     Pixel next = pixel_at(c, size * first);
     for (int64_t tile = first; tile < last; tile++) {
         int64_t place = size * tile, count = least(size, pixels - place), y[TILE], x[TILE], masked = 0;
@@ -239,8 +240,8 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
             t[p] = terms[kind];
             masked |= kind != c->inside;
             int64_t start = y[p] * c->stride_h - c->pad_h;
-            top = least(top, taps(-start, c->dilation_h));
-            bottom = most(bottom, least(c->kernel_h, taps(c->head.height - start, c->dilation_h)));
+            top = least(top, taps(-start, dilation));
+            bottom = most(bottom, least(c->kernel_h, taps(c->head.height - start, dilation)));
             if (c->pool ? p == TILE - 1 : p < count - 1 || count == TILE) advance(&next); /* else the last one again */
         }
         int64_t begin = top * row_bits / 64, end = (bottom * row_bits + 63) / 64;
@@ -248,8 +249,8 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
         for (int64_t g = 0; g < c->groups; g++) {
             for (int p = 0; p < TILE; p++) {
                 uint8_t *to = (uint8_t *)(r->gathered + p * patch);
-                if (c->groups == 1 && c->dilation_w == 1)
-                    gather(c, in, y[p], x[p], to);
+                if (c->groups == 1 && (!(has & ANY) || c->dilation_w == 1))
+                    gather(c, dilation, in, y[p], x[p], to);
                 else
                     gather_taps(c, in, g, y[p], x[p], to);
             }
@@ -283,7 +284,7 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     } else {
         own(r, tiles, &first, &last);
     }
-    switch (a.has) {
+    switch (c->dilation_h == 1 && c->dilation_w == 1 ? a.has : ANY) {
 #define WITH(set) case set: NAME(tiles)(r, c, &a, set, first, last, part, parts); break;
         WITH(WHOLE | NORM | CLAMP | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT)
