@@ -166,18 +166,8 @@ INLINE int64_t taps(int64_t distance, int64_t dilation) {
     return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
-/* The activations that all channels see around the pixel y, x of the result, in the order of the weights' bits. What lies
- * outside of the image is left as it was: it is masked. Rows are read on over their ends, into the slack around them;
- * they lie `dilation` rows of the image apart. */
-INLINE void gather(const Conv *c, int64_t dilation, const uint8_t *bits, int64_t y, int64_t x, uint8_t *to) {
-    int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
-    int64_t y0 = y * c->stride_h - c->pad_h, last = least(c->kernel_h, taps(c->head.height - y0, dilation));
-    const uint8_t *from = bits + y0 * line + (x * c->stride_w - c->pad_w) * bytes;
-    line *= dilation;
-    for (int64_t i = taps(-y0, dilation); i < last; i++) copy(to + i * row, from + i * line, row);
-}
-
-/* The same tap by tap, for group g and where a row leaves columns out; bit by bit if the group begins within a byte. */
+/* The activations that group g sees around the pixel y, x of the result, tap by tap, in the order of the weights' bits;
+ * bit by bit if the group begins within a byte. What lies outside of the image is left as it was: it is masked. */
 static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
     int64_t bytes = (c->head.channels + 7) / 8, channels = c->head.channels / c->groups, tap = (channels + 7) / 8;
     int64_t y0 = y * c->stride_h - c->pad_h, last_row = least(c->kernel_h, taps(c->head.height - y0, c->dilation_h));

@@ -215,6 +215,18 @@ static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE],
     for (int p = 0; p < TILE; p++) out[p] = __builtin_convertvector(sum[p], lanes) * alpha;
 }
 
+/* What gather_taps does, for all pixels of a tile, row by row: for one group whose windows leave nothing out. Rows are read
+ * on over their ends, into the slack around them. It is a function of its own for the sake of the registers. */
+static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, const uint8_t *bits, const int64_t y[TILE],
+                                                               const int64_t x[TILE], uint64_t *to, int64_t patch) {
+    int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
+    for (int p = 0; p < TILE; p++, to += patch) {
+        int64_t y0 = y[p] * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
+        const uint8_t *from = bits + y0 * line + (x[p] * c->stride_w - c->pad_w) * bytes;
+        for (int64_t i = most(0, -y0); i < last; i++) copy((uint8_t *)to + i * row, from + i * line, row);
+    }
+}
+
 /* The tiles from `first` to `last`; part of `parts` parts of the output channels. has: what is done with the result. */
 TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
                                int64_t part, int64_t parts) {
@@ -247,13 +259,10 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
         int64_t begin = top * row_bits / 64, end = (bottom * row_bits + 63) / 64;
         for (int p = 0; p < TILE; p++) m[p] += begin;
         for (int64_t g = 0; g < c->groups; g++) {
-            for (int p = 0; p < TILE; p++) {
-                uint8_t *to = (uint8_t *)(r->gathered + p * patch);
-                if (c->groups == 1 && (!(has & ANY) || c->dilation_w == 1))
-                    gather(c, dilation, in, y[p], x[p], to);
-                else
-                    gather_taps(c, in, g, y[p], x[p], to);
-            }
+            if (c->groups == 1 && (!(has & ANY) || (c->dilation_h == 1 && c->dilation_w == 1)))
+                NAME(gather_rows)(c, in, y, x, r->gathered, patch);
+            else
+                for (int p = 0; p < TILE; p++) gather_taps(c, in, g, y[p], x[p], (uint8_t *)(r->gathered + p * patch));
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
                 int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
                 const uint64_t *w = weights + ((g * blocks + b) * words + begin) * LANES, *seen = r->gathered + begin;

@@ -1,9 +1,10 @@
 """Programs for the compiled instructions: what is computed from what, and where in memory it lies meanwhile."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,20 +225,31 @@ class Compiled:
 
     def __init__(self, program: Program) -> None:
         self.numbers = program.code()
-        self.sources = program.sources
-        self.checked: tuple[Tensor, ...] = ()  # parameters that were found to be as the instructions read them
+        self.sources = [source or _given for source in program.sources]
+        self.given = [number for number, source in enumerate(program.sources) if source is None]
+        self.checked: list[Any] = []  # parameters that were found to be as the instructions read them
 
     def __call__(self, path: str, images: int, *given: Tensor) -> None:
         """Run on the given tensors, inputs and outputs, in the order in which they were declared.
 
         Raises RuntimeError for parameters that are not on the CPU, dense and float32.
         """
-        parameters = tuple(source() for source in self.sources if source is not None)
-        if any(a is not b for a, b in zip_longest(parameters, self.checked)):
-            for tensor in parameters:
-                if tensor.device.type != "cpu" or tensor.dtype in UNREADABLE or not tensor.is_contiguous():
-                    text = f"{tensor.dtype} on {tensor.device}"
-                    raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")
-            self.checked = parameters
-        rest, own = iter(given), iter(parameters)
-        runtime.run(self.numbers, [next(rest if source is None else own) for source in self.sources], images, path)
+        tensors: list[Any] = [source() for source in self.sources]
+        if not self.checked or any(map(operator.is_not, tensors, self.checked)):  # quick: small networks wait for it
+            for tensor in tensors:
+                if tensor is not None:
+                    _require_readable(tensor)
+            self.checked = tensors.copy()
+        for number, tensor in zip(self.given, given, strict=True):
+            tensors[number] = tensor
+        runtime.run(self.numbers, tensors, images, path)
+
+
+def _given() -> None:
+    """The source of a tensor that is given with each run."""
+
+
+def _require_readable(tensor: Tensor) -> None:
+    if tensor.device.type != "cpu" or tensor.dtype in UNREADABLE or not tensor.is_contiguous():
+        text = f"{tensor.dtype} on {tensor.device}"
+        raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")

@@ -76,7 +76,7 @@ def run(code: Tensor, tensors: Sequence[Tensor], images: int, path: str) -> None
     """Run a program (program.py) on its tensors, in place. Raises MemoryError."""
     library = compiled()
     assert library is not None
-    addresses = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    addresses = (ctypes.c_void_p * len(tensors))(*map(Tensor.data_ptr, tensors))
     if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
         raise MemoryError("no memory for a packed network's activations: give a smaller batch")
 
