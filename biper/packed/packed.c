@@ -138,11 +138,12 @@ INLINE void store_bits(uint8_t *x, uint32_t signs, int64_t valid) {
     if (valid > 8) x[1] = signs >> 8;
 }
 
-/* Copies in steps of 32: up to 31 bytes more are read and written. */
+/* Copies in steps: up to COPY - 1 bytes more are read and written. */
+#define COPY 32
 INLINE void copy(uint8_t *to, const uint8_t *from, int64_t count) {
     int64_t i = 0;
-    do memcpy(to + i, from + i, 32);
-    while ((i += 32) < count);
+    do memcpy(to + i, from + i, COPY);
+    while ((i += COPY) < count);
 }
 
 /* One pixel after the other of a convolution's result: its place there, and which part of the image it sees. */

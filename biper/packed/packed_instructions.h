@@ -223,7 +223,10 @@ static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, co
     for (int p = 0; p < TILE; p++, to += patch) {
         int64_t y0 = y[p] * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
         const uint8_t *from = bits + y0 * line + (x[p] * c->stride_w - c->pad_w) * bytes;
-        for (int64_t i = most(0, -y0); i < last; i++) copy((uint8_t *)to + i * row, from + i * line, row);
+        if (row <= COPY) /* one step a row, and no loop around it */
+            for (int64_t i = most(0, -y0); i < last; i++) memcpy((uint8_t *)to + i * row, from + i * line, COPY);
+        else
+            for (int64_t i = most(0, -y0); i < last; i++) copy((uint8_t *)to + i * row, from + i * line, row);
     }
 }
 
