@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -50,6 +51,13 @@ OTHERS = (TrainingDiverged, Different, ProcessLost)  # what went wrong though al
 def one_line(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def told(error: BaseException) -> str:
+    """What somebody else's code raised, in one line: its kind, what it says, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {one_line(error)}{place}"
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -1,12 +1,14 @@
 """ablation.py, whole, on 8x8 digits."""
 
+import runpy
 import shutil
 import statistics
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
-from conftest import THREADS
+from conftest import ROOT, THREADS
 from recipes import SEEDS, best, checkpoints, interrupted_at, rows, write_recipe
 
 from biper.commands.ablation import main as ablation_main
@@ -15,6 +17,8 @@ from biper.experiments import run as runs
 from biper.experiments import studies
 from biper.experiments.recipe import read_recipe
 from biper.models.checkpoint import read_checkpoint
+from biper.models.registry import _ARCHITECTURES
+from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.settings import make_settings
 
@@ -66,6 +70,25 @@ def test_the_other_half_of_a_method_is_varied_in_stage_1_from_which_stage_2_take
         assert variant.stages[1][1].get(setting, base) == variant.title
         assert setting not in variant.stages[2][1]
         assert (variant.stages[1][0] == "freq_20") == (variant.title == base)
+
+
+@patch.dict(WEIGHT_QUANTIZERS)
+@patch.dict(INPUT_QUANTIZERS)
+@patch.dict(_ARCHITECTURES)
+def test_the_class_of_a_second_stage_is_no_rival(tmp_path):
+    runpy.run_path(str(ROOT / "examples" / "own_method.py"))
+    study = studies.quantizers(read_recipe(write_recipe(tmp_path), {}))
+    stages = {variant.title: sorted(variant.stages) for variant in study.variants}
+    assert "soft_sign" not in stages
+    assert (stages["soft"], stages["sign"], stages["biper"]) == ([1, 2], [2], [1, 2])
+
+
+def test_a_table_keeps_the_variants_that_nothing_registers_now(refused, tmp_path):
+    path, out = write_recipe(tmp_path), tmp_path / "out"
+    (out / "runs").mkdir(parents=True)
+    (out / "warm_start.csv").write_text("variant,stage\nmine,2\nwarm start,2\n")
+    text = refused(path, "--studies", "warm_start", "--results_dir", out, entry=ablation_main)
+    assert "warm_start.csv has mine, which nothing registers now: --import the file" in text
 
 
 def test_bad_input_of_ablation(refused, tmp_path):

@@ -10,8 +10,17 @@ from conftest import TINY
 
 import biper
 from biper.models.checkpoint import read_checkpoint
-from biper.models.methods import input_quantizer_named, method_of, weight_quantizer_named
-from biper.nn.quantizers import WEIGHT_QUANTIZERS
+from biper.models.methods import (
+    input_methods,
+    input_quantizer_named,
+    method_of,
+    own_methods,
+    require_sound,
+    require_sound_inputs,
+    weight_quantizer_named,
+)
+from biper.models.registry import _ARCHITECTURES
+from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from biper.training import trainer as trainers
 from biper.training.checkpoint import BEST, LATEST
 
@@ -110,7 +119,9 @@ def test_bad_input(refused):
     assert "--activation tanh: choose from hardtanh, relu" in refused(*TINY, "--activation", "tanh")
     full = ["--dataset", "digits", "-a", "resnet20_32w32a", "--from_scratch", "--quantizer", "xnor"]
     assert "resnet20_32w32a has real weights: leave --quantizer out" in refused(*full, stage=2)
-    assert "cannot be made of {'tau': 0.9}" in refused(*fresh, "--quantizer", "recu:tau=0.9", stage=2)
+    assert "no setting 'tau'; its settings are tau_min, tau_max" in refused(
+        *fresh, "--quantizer", "recu:tau=0.9", stage=2
+    )
     assert "settings are written as in recu" in refused(*fresh, "--quantizer", "recu:0.9", stage=2)
     real = ["--dataset", "digits", "-a", "resnet20_1w32a", "--input_quantizer", "rsign"]
     assert "resnet20_1w32a has real activations" in refused(*real)
@@ -126,9 +137,13 @@ def test_names_of_quantizers_are_those_of_methods():
     assert input_quantizer_named("bireal").settings() == {"standardized": False}
 
 
+def estimated(x):
+    return torch.where(x >= 0, 1.0, -1.0) + (x - x.detach())
+
+
 class Own(biper.WeightQuantizer):
     def forward(self, w):
-        return torch.where(w >= 0, 1.0, -1.0)
+        return estimated(w)
 
 
 class Raises(Own):
@@ -156,6 +171,20 @@ class Scaled(Own):
         return w.abs().mean()
 
 
+class Negative(Own):
+    def scale(self, w):
+        return -w.abs().mean((1, 2, 3), keepdim=True)
+
+
+class Flat(Own):
+    def forward(self, w):
+        return torch.sign(w) * w.detach() / w.detach().abs()  # its gradient is 0 everywhere
+
+
+class Real(Own):
+    binary = False
+
+
 class Careless(Own):
     def __init__(self):
         self.x = torch.nn.Parameter(torch.zeros(1))
@@ -164,11 +193,14 @@ class Careless(Own):
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (Raises, "RuntimeError: my own mistake"),
-        (Wide, r"gives \(4, 3, 3, 3\), torch.float64: it has to be of w's shape and type"),
+        (Raises, r"RuntimeError: my own mistake \(.*test_methods.py, line \d+\)"),
+        (Wide, r"gives \(4, 3, 3, 3\), torch.float64: it has to be of its argument's shape and type"),
         (Zeros, "gives other weights than -1 and \\+1"),
         (NotANumber, "not finite"),
         (Scaled, r"scale\(w\) is \(\): it has to be \(C_out, 1, 1, 1\)"),
+        (Negative, "negative values"),
+        (Flat, "Flat has no gradient"),
+        (Real, r"Real.binary is False, and no binarized\(\)"),
         (Careless, "before Module.__init__"),
     ],
 )
@@ -178,3 +210,79 @@ def test_a_faulty_quantizer_of_ones_own_is_told_before_anything_is_written(kind,
         flags = [*TINY, "--from_scratch", "--quantizer", "own", "--results_dir", tmp_path / "run"]
         assert re.search(text, refused(*flags, stage=2))
     assert not (tmp_path / "run").exists()
+
+
+class OwnInput(biper.InputQuantizer):
+    def forward(self, a):
+        return estimated(a)
+
+
+class NoForward(biper.InputQuantizer):
+    pass
+
+
+class Shifted(OwnInput):
+    def forward(self, a):
+        return estimated(a - 0.5)
+
+
+class Clip(OwnInput):
+    def __init__(self, clip=1.0):
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, a):
+        return estimated(a.clamp(-self.clip, self.clip))
+
+
+class Everywhere(OwnInput):
+    def fit(self, shape):
+        self.threshold = torch.nn.Parameter(torch.zeros(2, *shape[:1], 3, 3))
+
+
+class Ternary(OwnInput):
+    def forward(self, a):
+        return super().forward(a) * (a.abs() > 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "text"),
+    [
+        (NoForward, "", "NotImplementedError"),
+        (Shifted, "", r"gives, in evaluation, something else than \+1 from 0 on"),
+        (Clip, ":clip=abc", "fails when it is tried: TypeError"),
+        (Clip, ":clap=1", "has no setting 'clap'; its settings are clip"),
+        (Everywhere, "", "make it of the shape that fit"),
+        (Ternary, "", "other values than -1 and \\+1"),
+    ],
+)
+def test_a_faulty_input_quantizer_of_ones_own_is_told_before_anything_is_written(
+    kind, settings, text, refused, tmp_path
+):
+    with patch.dict(INPUT_QUANTIZERS):
+        biper.register_quantizer("own")(kind)
+        assert re.search(text, refused(*TINY, "--input_quantizer", f"own{settings}", "--results_dir", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", own_methods())
+def test_the_quantizers_that_are_there_are_sound(name):
+    require_sound(name, 20.0)
+
+
+@pytest.mark.parametrize("name", input_methods())
+def test_the_input_quantizers_that_are_there_are_sound(name):
+    require_sound_inputs(name)
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda classes, precision: None, "returns NoneType, which has to be derived from biper"),
+        (lambda classes, precision: precision.none, "own_1w1a cannot be built: AttributeError: .*test_methods.py"),
+    ],
+)
+def test_a_faulty_network_of_ones_own_is_told_in_one_line(build, text, refused, tmp_path):
+    with patch.dict(_ARCHITECTURES):
+        biper.register_model("cifar10", "own")(build)
+        assert re.search(text, refused(*TINY, "-a", "own_1w1a", "--results_dir", tmp_path / "run"))

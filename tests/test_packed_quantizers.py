@@ -81,7 +81,7 @@ def test_files_say_which_quantizers_and_activation(activation, tmp_path):
         ({"activation": "gelu"}, "unknown activation 'gelu'"),
         ({"activation": "prelu"}, "does not fit"),
         ({"input_quantizer": {"name": "polynomial_sign", "standardized": True}}, r"does not fit .*threshold"),
-        ({"input_quantizer": {"name": "rsign", "more": 1}}, "cannot be made of"),
+        ({"input_quantizer": {"name": "rsign", "more": 1}}, "has no setting 'more'; its settings are none"),
         ({"input_quantizer": "rsign"}, "damaged"),
         ({"weight_quantizer": {"name": "recu", "tau_min": 2.0}}, "ReCU takes"),
         ({"weight_quantizer": {}}, "unknown quantizer None"),

@@ -102,7 +102,7 @@ def test_a_frequency_is_a_positive_number(kind, freq):
 def test_unknown_names_and_unfit_settings_are_told():
     with pytest.raises(UsageError, match=r"unknown quantizer 'round'; choose from .*sine, square_wave"):
         build_quantizer({"name": "round"}, WEIGHT_QUANTIZERS)
-    with pytest.raises(UsageError, match="'sine' cannot be made of"):
+    with pytest.raises(UsageError, match="'sine' has no setting 'frequency'; its settings are freq"):
         build_quantizer({"name": "sine", "frequency": 3.0}, WEIGHT_QUANTIZERS)
 
 

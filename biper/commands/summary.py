@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biper.commands.arguments import Parser, add_published
+from biper.commands.arguments import Parser, add_published, add_setting
 from biper.errors import UsageError, run_command
-from biper.training.settings import FAMILY_DEFAULTS
+from biper.training.settings import FAMILY_DEFAULTS, METHOD
 
 if TYPE_CHECKING:
     from biper.models import Network
@@ -25,6 +25,9 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("network", metavar="MODEL|CHECKPOINT", help="a model's name, or a file")
     parser.add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help="of a model's name; default cifar10")
     parser.add_argument("--num_classes", type=int, metavar="N", help="of a model's name; default 10, ImageNet's 1000")
+    method = parser.add_argument_group("method of a model's name")
+    for name in METHOD:
+        add_setting(method, name)
     parser.add_argument("--image_size", type=int, metavar="N", help="default 32, ImageNet's 224, or the checkpoint's")
     add_published(parser)
     return parser
@@ -52,7 +55,7 @@ def _of_file(given: dict[str, Any]) -> tuple["Network", int]:
     from biper.models.registry import network_like
     from biper.training.inheritance import load_network
 
-    for name in ("family", "num_classes"):
+    for name in ("family", "num_classes", *METHOD):
         if name in given:
             raise UsageError(f"--{name} is for a model's name: {given['network']} is a file, which says it")
     m = load_network(Path(given["network"]), given).metadata
@@ -62,14 +65,16 @@ def _of_file(given: dict[str, Any]) -> tuple["Network", int]:
 
 def _of_name(given: dict[str, Any]) -> tuple["Network", int]:
     """A fresh network by its model's name, and the side of its family's images."""
-    from biper.models import create_model, list_models
+    from biper.models import list_models
+    from biper.models.methods import network_of_method
+    from biper.models.registry import unknown_model
 
     name, family, classes = given["network"], given.get("family"), given.get("num_classes")
     if name not in list_models(family):
-        raise UsageError(f"no file and no model {name!r}; models are {', '.join(list_models(family))}")
+        raise UsageError(f"no file and no model {name!r}: {unknown_model(name, family)}")
     if classes is not None and classes < 1:
         raise UsageError(f"--num_classes {classes} is too small: at least 1")
-    network = create_model(name, family=family, num_classes=classes)
+    network = network_of_method(name, family, classes, **{name: given[name] for name in METHOD if name in given})
     return network, network.metadata.shown_size
 
 

@@ -1,11 +1,12 @@
 """Train the variants of studies over seeds, and keep the logs of all runs."""
 
+import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from biper.errors import TrainingDiverged
+from biper.errors import TrainingDiverged, UsageError
 from biper.experiments.plan import Experiment
 from biper.experiments.report import Outcome, report_study
 from biper.experiments.run import conduct, is_there, logged
@@ -26,12 +27,14 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
 
     They are written as soon as there is something new to tell, the logs after each seed. What is in the folder already
     stays in the tables and is not trained again, and an interrupted run goes on. Runs that diverge are left out, and
-    named at the end by TrainingDiverged.
+    named at the end by TrainingDiverged. Raises UsageError if a table there has a variant that is not known now.
     """
     recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")
     experiment.announce()
     chosen = {name: STUDIES[name](recipe) for name in names}
+    for name, study in chosen.items():
+        _require_variants(study, folder / f"{name}.csv")
     found: dict[str, dict[str, dict[int, Outcome]]] = {
         name: {variant.title: {} for variant in study.variants} for name, study in chosen.items()
     }
@@ -55,6 +58,14 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
         write_logs(folder)  # once a seed: it reads every checkpoint
     if diverged:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
+
+
+def _require_variants(study: Study, table: Path) -> None:
+    """Raise UsageError if a table that is there has a variant which the study lacks: it would be lost."""
+    there = {row["variant"] for row in csv.DictReader(table.read_text().splitlines())} if table.exists() else set()
+    if lost := there - {variant.title for variant in study.variants}:
+        text = f"{table} has {', '.join(sorted(lost))}, which nothing registers now"
+        raise UsageError(f"{text}: --import the file that does, or give another --results_dir")
 
 
 def _seeds_there(study: Study, folder: Path) -> list[int]:

@@ -11,8 +11,9 @@ from biper.data.datasets import find_dataset
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE, Recipe, read_recipe, with_epochs
 from biper.models import list_models
-from biper.models.methods import BIPER, weight_quantizer_named
+from biper.models.methods import BIPER, require_second_stage, require_sound
 from biper.models.published import EPOCHS, TOP1
+from biper.models.registry import unknown_model
 from biper.places import RECIPES
 from biper.training.settings import SETTINGS, make_settings
 
@@ -91,8 +92,7 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
     settings = {name: given[name] for name, f in SETTINGS.items() if f.metadata["group"] in FREE and name in given}
     full = read_recipe(given["recipe"], settings, given.get("family"))
     if full.model not in list_models(full.family):
-        choices = ", ".join(list_models(full.family))
-        raise UsageError(f"{given['recipe']}: unknown model {full.model!r}; choose from {choices}")
+        raise UsageError(f"{given['recipe']}: {unknown_model(full.model, full.family)}")
     _require_two_stages(full, given["recipe"])
     seeds = tuple(given["seeds"])
     if len(set(seeds)) < len(seeds):
@@ -115,7 +115,9 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
 def _require_two_stages(recipe: Recipe, path: Path) -> None:
     """Raise UsageError for a recipe whose quantizer has one stage."""
     name = recipe.stage1.get("quantizer", BIPER)
-    if weight_quantizer_named(name, recipe.freq).binary:
+    quantizer = require_sound(name, recipe.freq)
+    require_second_stage(name, quantizer)
+    if quantizer.binary:
         text = f"{path}: quantizer {name} is binary from the start, and a recipe has two stages"
         raise UsageError(f"{text}: ablation.py --studies quantizers trains it over seeds")
 

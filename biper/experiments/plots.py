@@ -80,10 +80,10 @@ def plot_quantization_error(models: Sequence[tuple[str, Network]], path: Path) -
             extent = (-limit, limit, len(names) - 0.5, -0.5)
             image = top.imshow(rows, aspect="auto", extent=extent, cmap="viridis", norm=PowerNorm(0.5, 0, densest))
             what = "sin(freq·w)" if limit == 1 else "real weight / mean magnitude"
-            top.set(title=f"{title}\n{m.model}, stage {m.stage}, {m.quantizer_text}", xlabel=what)
+            top.set(title=f"{title}\n{m.model}, stage {m.stage}\n{m.quantizer_text}", xlabel=what)
             top.set_yticks(np.arange(len(names)), names)
             _draw_errors(axes[1, column], model, names)
-        axes[1, -1].legend(loc="lower right")
+        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.colorbar(image, ax=axes[0, :].tolist(), label="share of weights per bin")
 
 

@@ -124,27 +124,36 @@ def learning_rate(recipe: Recipe) -> Study:
 def quantizers(recipe: Recipe) -> Study:
     """Every registered weight quantizer, those of one stage with stage 1's settings for as many epochs as both have.
 
-    Raises UsageError for a recipe of another quantizer than BiPer's.
+    A class that takes another's place in stage 2 is no method of its own. Raises UsageError for a recipe of another
+    quantizer than BiPer's, and, before anything is trained, for a quantizer of somebody's own that fails.
     """
-    from biper.models.methods import BIPER, own_methods  # torch loads here
+    from biper.models.methods import BIPER, own_methods, require_second_stage, require_sound  # torch loads here
 
     if recipe.stage1.get("quantizer", BIPER) != BIPER:
         raise UsageError(f"the study of quantizers compares with {BIPER}: leave quantizer out of the recipe")
     whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **_fresh(recipe)}
     base = _recipe_itself(recipe, BIPER)
     variants = [base, Variant(f"{BIPER}, one stage", {2: (FROM_START, whole)})]
-    for name, one_stage in own_methods().items():
+    tried = {name: require_sound(name, recipe.freq) for name in own_methods()}
+    for name, quantizer in tried.items():
+        require_second_stage(name, quantizer)
+    seconds = {type(q.binarized()) for q in tried.values() if not q.binary}
+    for name, quantizer in tried.items():
+        if type(quantizer) in seconds:
+            continue
         key = f"quantizer_{name}"
         from_start: dict[int, tuple[str, Given]] = {2: (key, {**whole, "quantizer": name})}
-        variants.append(Variant(name, from_start if one_stage else _inherited(recipe, key, quantizer=name)))
+        variants.append(Variant(name, from_start if quantizer.binary else _inherited(recipe, key, quantizer=name)))
     question = "Which weight quantizer is best under one recipe, in as many epochs?"
     return Study(question, base.title, tuple(variants), histograms=True)
 
 
 def input_quantizers(recipe: Recipe) -> Study:
     """Every registered input quantizer, in both stages; one of them is the recipe's."""
-    from biper.models.methods import input_methods  # torch loads here
+    from biper.models.methods import input_methods, require_sound_inputs  # torch loads here
 
+    for name in input_methods():
+        require_sound_inputs(name)
     return _over(recipe, "input_quantizer", input_methods(), "Which input quantizer is best under one recipe?")
 
 

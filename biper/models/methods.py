@@ -1,21 +1,22 @@
 """Quantizers and activations by what the flags call them: a name, with settings behind it as in recu:tau_min=0.8."""
 
 import ast
-import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from biper.errors import UsageError, one_line
+from biper.errors import UsageError, told
 from biper.models.metadata import Metadata
-from biper.models.registry import create_model
+from biper.models.registry import Network, create_model
+from biper.nn import DEFAULT_FREQ
 from biper.nn.quantizers import (
     INPUT_QUANTIZERS,
     WEIGHT_QUANTIZERS,
     Description,
     InputQuantizer,
+    Q,
     Quantizer,
     Sine,
     SquareWave,
@@ -23,6 +24,7 @@ from biper.nn.quantizers import (
     build_quantizer,
     describe,
 )
+from biper.nn.trials import try_input_quantizer, try_weight_quantizer
 
 BIPER = "biper"
 INPUTS: Mapping[str, Description] = {
@@ -60,48 +62,70 @@ def require_sound(text: str, freq: float) -> WeightQuantizer:
 
     Raises UsageError, in one line, for one of somebody's own that fails or gives what no layer could use.
     """
-    try:
-        quantizer = weight_quantizer_named(text, freq)
-        _try(quantizer)
-        if quantizer.binarized() is not quantizer:
-            _try(quantizer.binarized())
-    except UsageError:
-        raise
-    except Exception as error:  # whatever somebody's own class may do
-        text = f"--quantizer {text} fails on weights of shape (4, 3, 3, 3)"
-        raise UsageError(f"{text}: {type(error).__name__}: {one_line(error)}") from error
+    quantizer = weight_quantizer_named(text, freq)
+    for stage in (quantizer, quantizer.binarized()):
+        _tried(f"--quantizer {text}", try_weight_quantizer, stage)
     return quantizer
 
 
-def _try(quantizer: WeightQuantizer) -> None:
-    """Raise UsageError unless weights (4, 3, 3, 3) become finite ones of that shape, and -1 and +1 if it is binary."""
-    kind, quantizer = type(quantizer).__name__, copy.deepcopy(quantizer)
-    quantizer.fit((4, 1, 1, 1))
-    w = torch.linspace(-0.1, 0.1, 108).view(4, 3, 3, 3)
-    found, scale = quantizer(w), quantizer.scale(w)
-    if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (w.shape, w.dtype):
-        got = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, torch.Tensor) else type(found).__name__
+def require_sound_inputs(text: str) -> InputQuantizer:
+    """The input quantizer of a method, tried on a few activations. Raises UsageError as `require_sound`."""
+    quantizer = input_quantizer_named(text)
+    _tried(f"--input_quantizer {text}", try_input_quantizer, quantizer)
+    return quantizer
+
+
+def require_second_stage(text: str, quantizer: WeightQuantizer) -> None:
+    """Raise UsageError for real weights of which nothing says how they become binary."""
+    if not quantizer.binarized().binary:
+        kind = type(quantizer).__name__
         raise UsageError(
-            f"{kind}.forward(w) gives {got}: it has to be of w's shape and type, {tuple(w.shape)}, {w.dtype}"
+            f"--quantizer {text}: {kind}.binary is False, and no binarized() says what comes after stage 1"
         )
-    if not bool(found.isfinite().all()):
-        raise UsageError(f"{kind}.forward(w) gives numbers that are not finite")
-    if scale is not None and scale.shape != (4, 1, 1, 1):
-        raise UsageError(f"{kind}.scale(w) is {tuple(scale.shape)}: it has to be (C_out, 1, 1, 1), here (4, 1, 1, 1)")
-    if quantizer.binary:
-        quantizer.signs(w)
 
 
-def own_methods() -> dict[str, bool]:
-    """The registered weight quantizers beside BiPer's, by name, and whether they are binary from the start."""
-    kinds = sorted(WEIGHT_QUANTIZERS.items())
-    return {name: kind.binary for name, kind in kinds if kind not in (Sine, SquareWave)}
+def _tried(flag: str, trial: Callable[[Q], None], quantizer: Q) -> None:
+    """What somebody's own class raises becomes a line with its place."""
+    try:
+        trial(quantizer)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
+    except Exception as error:  # whatever a class may do
+        raise UsageError(f"{flag} fails when it is tried: {told(error)}") from error
+
+
+def own_methods() -> list[str]:
+    """The names of the registered weight quantizers beside BiPer's."""
+    return sorted(name for name, kind in WEIGHT_QUANTIZERS.items() if kind not in (Sine, SquareWave))
 
 
 def input_methods() -> list[str]:
     """The names of the input quantizers, BiPer's first."""
     others = {"bireal", *INPUT_QUANTIZERS} - {str(known["name"]) for known in INPUTS.values()}
     return [BIPER, *sorted(others)]
+
+
+def network_of_method(
+    name: str,
+    family: str | None,
+    num_classes: int | None,
+    *,
+    stage: int = 1,
+    freq: float = DEFAULT_FREQ,
+    quantizer: str = BIPER,
+    input_quantizer: str = "",
+    activation: str = "",
+) -> Network:
+    """A fresh network of a model's name and a method, by what the flags call it, with the weights of a stage."""
+    given: dict[str, Any] = {}
+    if quantizer == BIPER:
+        given |= {"freq": freq, "stage": stage}
+    else:
+        weights = weight_quantizer_named(quantizer, freq)
+        given["weight_quantizer"] = weights.binarized() if stage == 2 else weights
+    if input_quantizer:
+        given["input_quantizer"] = input_quantizer_named(input_quantizer)
+    return create_model(name, family=family, num_classes=num_classes, activation=activation or None, **given)
 
 
 def method_of(metadata: Metadata) -> dict[str, str]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from biper.errors import UsageError
+from biper.errors import UsageError, told
 from biper.models.metadata import Metadata, biper_activation
 from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
@@ -118,6 +118,13 @@ def list_models(family: str | None = None) -> list[str]:
     return sorted(f"{name}_{precision}" for name in names for precision in CONVOLUTIONS)
 
 
+def unknown_model(name: str, family: str | None = None) -> UsageError:
+    """The error that names the architectures of a family, or of all, and the precisions that each has."""
+    bodies = sorted({name for f, name in _ARCHITECTURES if family in (None, f)})
+    choices = f"choose from {', '.join(bodies)}, each with _{', _'.join(CONVOLUTIONS)}"
+    return UsageError(f"unknown model {name!r}; {choices}, or --import FILE.py that registers it")
+
+
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -144,7 +151,7 @@ def create_model(
     ValueError) for an unknown name, or for arguments that contradict each other. [BiPer, experiments]
     """
     if name not in list_models(family):
-        raise UsageError(f"unknown model {name!r}; choose from {', '.join(list_models(family))}")
+        raise unknown_model(name, family)
     _require_sense(name, num_classes, freq, stage, weight_quantizer, input_quantizer)
     if activation is not None and activation not in ACTIVATIONS:
         raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
@@ -179,9 +186,23 @@ def _built(
     classes = FAMILIES[family] if num_classes is None else num_classes
     real = (nn.Conv2d, nn.Linear) if precision == "32w32a" else (RealConv2d, RealLinear)
     conv = CONVOLUTIONS[precision](weights, inputs)
-    network = architecture.build(classes, Precision(conv, ACTIVATIONS[activation], *real))
+    network = _by(architecture.build, name, classes, Precision(conv, ACTIVATIONS[activation], *real))
     taken = describe(inputs) if precision == "1w1a" else None
     network.metadata = Metadata(name, family, classes, describe(weights), taken, activation)
+    return network
+
+
+def _by(build: Build, name: str, classes: int, precision: Precision) -> Network:
+    """What an architecture's function builds. Raises UsageError for one of somebody's own that fails."""
+    try:
+        network: object = build(classes, precision)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # whatever it may do
+        raise UsageError(f"{name} cannot be built: {told(error)}") from error
+    if not isinstance(network, Network):
+        kind = type(network).__name__
+        raise UsageError(f"{name}: {_path(build)} returns {kind}, which has to be derived from biper.models.Network")
     return network
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from biper.errors import UsageError
+from biper.errors import UsageError, told
 from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign, straight_through_sign
 
 Description = Mapping[str, Any]  # a quantizer in plain values: its name and its settings
@@ -29,8 +29,9 @@ class Quantizer(nn.Module):
         """What the constructor was given, by name: plain values."""
         return {name: getattr(self, name) for name in self._arguments()}
 
-    def _arguments(self) -> list[str]:
-        names = inspect.signature(type(self).__init__).parameters
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        names = inspect.signature(cls.__init__).parameters
         return [name for name in names if name not in ("self", "args", "kwargs")]
 
     def set_progress(self, progress: float) -> None:
@@ -246,10 +247,16 @@ def build_quantizer(description: Description, registry: Mapping[str, type[Q]]) -
     if not isinstance(name, str) or name not in registry:
         own = "one of your own has to be imported first: --import FILE.py"
         raise UsageError(f"unknown quantizer {name!r}; choose from {', '.join(sorted(registry))}; {own}")
+    kind = registry[name]
+    if unknown := set(settings) - set(kind._arguments()):
+        known = ", ".join(kind._arguments()) or "none"
+        raise UsageError(f"the quantizer {name!r} has no setting {min(unknown)!r}; its settings are {known}")
     try:
-        return registry[name](**settings)
-    except TypeError as error:
-        raise UsageError(f"the quantizer {name!r} cannot be made of {settings}: {error}") from error
+        return kind(**settings)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a constructor of somebody's own may raise
+        raise UsageError(f"the quantizer {name!r} cannot be made of {settings}: {told(error)}") from error
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

@@ -5,7 +5,6 @@ import logging
 import warnings
 from typing import cast
 
-import torch
 from torch import nn
 
 from biper.errors import UsageError
@@ -15,6 +14,7 @@ from biper.nn.convert import find_blocked_signs
 from biper.nn.graph import is_watched
 from biper.nn.layers import ONE_SIDED, BinaryConv2d, BinaryLayer, BinaryLinear, binary_layers, replace_modules
 from biper.nn.norms import Norm
+from biper.nn.trials import gives_signs
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear, threshold_of
 from biper.packed.network import PackedNetwork
 
@@ -93,7 +93,6 @@ def _is_plain(layer: BinaryLayer) -> bool:
     )
 
 
-@torch.no_grad()
 def _takes_signs(layer: BinaryLayer) -> bool:
     """Whether its input quantizer, if any, gives +1 from its threshold on in evaluation, else -1: as packed layers."""
     quantizer, threshold = layer.input_quantizer, threshold_of(layer)
@@ -104,13 +103,7 @@ def _takes_signs(layer: BinaryLayer) -> bool:
         return False  # another one in every place
     if any(tensor.is_meta for tensor in (*quantizer.parameters(), *quantizer.buffers())):
         return True  # of a network in shape alone
-    with torch.device("cpu"):
-        quantizer = copy.deepcopy(quantizer).cpu().float().eval()
-        shape = (19, *channels) if len(channels) == 1 else (2, channels[0], 3, 3)
-        bound = torch.zeros(shape) + (0.0 if quantizer.threshold is None else quantizer.threshold)
-        a = bound + torch.linspace(-3, 3, bound.numel()).reshape(shape).flip(1)
-        a.view(-1)[::7] = bound.view(-1)[::7]  # whose sign is +1
-        return bool(torch.equal(quantizer(a), torch.where(a >= bound, 1.0, -1.0)))
+    return gives_signs(quantizer, channels)
 
 
 def _few(names: list[str]) -> str:

@@ -10,7 +10,15 @@ from biper.errors import UsageError
 from biper.models import Network, list_models
 from biper.models.checkpoint import build_network, read_checkpoint
 from biper.models.metadata import REAL_INPUTS, Metadata
-from biper.models.methods import BIPER, input_quantizer_named, is_of_method, method_of, require_sound
+from biper.models.methods import (
+    BIPER,
+    is_of_method,
+    method_of,
+    require_second_stage,
+    require_sound,
+    require_sound_inputs,
+)
+from biper.models.registry import unknown_model
 from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
@@ -34,7 +42,7 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
         name: os.path.abspath(given[name]) for name in ("data_path", "load_ckpt_stage1") if given.get(name)
     }
     if "model" in given and given["model"] not in list_models(family):
-        raise UsageError(f"unknown model {given['model']!r}; choose from {', '.join(list_models(family))}")
+        raise unknown_model(given["model"], family)
     _require_method(given, stage)
     if stage == 1 and given.get("load_ckpt_stage1"):
         raise UsageError("--load_ckpt_stage1 is for stage 2 (main_stage2.py): stage 1 starts fresh")
@@ -71,7 +79,7 @@ def _require_method(given: Given, stage: int) -> None:
     """Raise UsageError for quantizers or an activation that are unknown, or that stage or model do not have."""
     model = given.get("model", "")
     if given.get("input_quantizer"):
-        input_quantizer_named(given["input_quantizer"])
+        require_sound_inputs(given["input_quantizer"])
         if model.endswith(REAL_INPUTS):
             raise UsageError(f"{model} has real activations: leave --input_quantizer out")
     if given.get("activation") and given["activation"] not in ACTIVATIONS:
@@ -82,7 +90,9 @@ def _require_method(given: Given, stage: int) -> None:
         raise UsageError(f"{model} has real weights: leave --quantizer out")
     if stage == 1 and quantizer.binary:
         text = "is binary from the start and has one stage: train it by main_stage2.py --from_scratch"
-        raise UsageError(f"--quantizer {name} {text}")
+        raise UsageError(f"--quantizer {name} {text} (biper train --stage 2 --from_scratch)")
+    if stage == 2:
+        require_second_stage(name, quantizer)
 
 
 def _resumed(config: Settings, stored: Given) -> Settings:

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_same_classes
 from biper.errors import UsageError
-from biper.models import Network, create_model
+from biper.models import Network
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
-from biper.models.methods import BIPER, input_quantizer_named, weight_quantizer_named
+from biper.models.methods import BIPER, network_of_method
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite, periodic_layers
 from biper.nn.quantization_error import quantization_error
@@ -46,7 +46,7 @@ from biper.training.optimizer import build_optimizer, load_optimizer
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
 from biper.training.schedule import lr_at, tau_at
-from biper.training.settings import Settings
+from biper.training.settings import METHOD, Settings
 
 History = list[dict[str, Any]]  # a row an epoch
 
@@ -67,15 +67,9 @@ def initial_network(config: Settings, num_classes: int) -> Network:
 
 def fresh_network(config: Settings, num_classes: int) -> Network:
     """A network of the settings' model and method, whose weights are as the stage has them."""
-    c, given = config, dict[str, Any]()
-    if c.quantizer == BIPER:
-        given |= {"freq": c.freq, "stage": c.stage}
-    else:
-        quantizer = weight_quantizer_named(c.quantizer, c.freq)
-        given["weight_quantizer"] = quantizer.binarized() if c.stage == 2 else quantizer
-    if c.input_quantizer:
-        given["input_quantizer"] = input_quantizer_named(c.input_quantizer)
-    return create_model(c.model, family=c.family, num_classes=num_classes, activation=c.activation or None, **given)
+    c = config
+    method = {name: getattr(c, name) for name in METHOD}
+    return network_of_method(c.model, c.family, num_classes, stage=c.stage, freq=c.freq, **method)
 
 
 def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
