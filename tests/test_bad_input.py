@@ -72,7 +72,7 @@ def test_missing_data(refused, nothing_written, argv, message):
         (["--dataset", "tinyimagenet"], "no Tiny ImageNet in"),
         (["--dataset", "tinyimagenet", "--data_path", "."], "no Tiny ImageNet in /"),
         (["--dataset", "folder"], "--dataset folder needs --data_path FOLDER"),
-        (["-a", "resnet20_1w1a"], "choose from mobilenet_react, resnet18"),
+        (["-a", "resnet20_1w1a"], "choose from mobilenet, mobilenet_react, resnet18"),
         (["--dataset", "cifar10", "--image_size", "64"], "--image_size is not for cifar10"),
         (["--checkpoint_minutes", "-1"], "--checkpoint_minutes -1.0 is too small"),
         (["--image_size", "4"], "--image_size 4 is too small"),
