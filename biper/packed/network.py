@@ -38,12 +38,13 @@ class PackedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W) normalized -> (N, classes). Raises UsageError for other inputs where it is known."""
-        self._require_images(images)
         if not self._runs_compiled(images):
+            self._require_images(images)
             return self._layer_by_layer(images)
         few = min(len(images), 2)  # torch convolves a single image in its own way
         key = (images.shape[1:], few)
         if key not in self._forwards:
+            self._require_images(images)  # once a shape: small networks wait for it
             self._forwards[key] = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
         segmented = self._forwards[key]
         if segmented is None:
@@ -80,7 +81,8 @@ class PackedNetwork(nn.Module):
 
     def _runs_compiled(self, images: Tensor) -> bool:
         if (
-            self.training
+            not isinstance(images, Tensor)
+            or self.training
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or images.device.type != "cpu"
