@@ -29,6 +29,8 @@ import biper
 from biper.nn.functional import straight_through_sign
 from beside import NAME
 
+pytestmark = pytest.mark.xdist_group("biper_command")  # its fixtures are made once
+
 @biper.register_quantizer(NAME)
 class Clipped(biper.WeightQuantizer):
     """A sign."""

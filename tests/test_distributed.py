@@ -87,7 +87,8 @@ def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):
 
 def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):
     run = tmp_path / "run"
-    argv = [*TORCHRUN, 2, "--max_restarts", 1, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 8]
+    argv = [*TORCHRUN, 2, "--max_restarts", 1, ROOT / "cifar10" / "main_stage2.py", *TINY, "--epochs", 8]
+    argv += ["--from_scratch", "--quantizer", "irnet"]  # which changes over training
     argv = [str(a) for a in (*argv, "--results_dir", run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

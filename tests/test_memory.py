@@ -78,6 +78,38 @@ def test_crops_have_the_distribution_of_torchvision(size):
     assert chi_squared < 17 + 5 * math.sqrt(2 * 17)  # 17 degrees of freedom, five standard deviations
 
 
+def test_alternating_flips_take_each_image_in_turn():
+    images = numbered(40)
+    train = loader(images, batch_size=16, augmentation=RandomCrop(0, True, alternating=True), seed=5)
+    ((plain, _),) = loader(images, batch_size=40).epoch()
+    flipped = []
+    for epoch in range(4):
+        shown = {int(y): x for batch in train.epoch(epoch) for x, y in zip(*batch, strict=True)}
+        flipped.append([torch.equal(shown[i], plain[i].flip(2)) for i in range(40)])
+        assert all(f or torch.equal(shown[i], plain[i]) for i, f in enumerate(flipped[-1]))
+    assert 8 < sum(flipped[0]) < 32
+    assert flipped[0] == flipped[2] == [not f for f in flipped[1]] == [not f for f in flipped[3]]
+
+
+def test_reflections_are_those_of_torchvision():
+    images = numbered(3, size=6)
+    train = loader(images, batch_size=3, augmentation=RandomCrop(2, False, reflect=True))
+    padded = transforms.functional.pad(images.pixels.permute(0, 3, 1, 2), 2, padding_mode="reflect")
+    assert torch.equal(train.pixels.permute(0, 3, 1, 2), padded)
+
+
+def test_cutout_hides_a_square_whose_centre_is_anywhere():
+    white = Images(torch.full((400, 8, 8, 3), 255, dtype=torch.uint8), torch.arange(400), ("a",) * 400)
+    train = loader(white, batch_size=100, augmentation=RandomCrop(0, False, cutout=4))
+    hidden = torch.cat([(x == 0).all(1) for x, _ in train.epoch(0)])  # (400, 8, 8)
+    rows, columns = (hidden.any(axis) for axis in (2, 1))
+    assert torch.equal(hidden, rows[:, :, None] & columns[:, None, :])
+    heights = rows.sum(1)
+    assert (heights.max(), heights.min()) == (4, 2)  # a square at the border is cut
+    assert hidden.float().mean((1, 2)).gt(0).all()
+    assert hidden.any(0).all()
+
+
 def test_no_flips_where_they_are_off():
     train = loader(numbered(30), batch_size=30, augmentation=RandomCrop(0, False))
     ((x, labels),) = train.epoch(0)

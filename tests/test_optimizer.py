@@ -6,7 +6,9 @@ from biper import create_model
 from biper.models import list_models
 from biper.models.blocks import without_weight_decay
 from biper.nn.layers import BinaryConv2d
-from biper.training.optimizer import build_optimizer, load_optimizer, parameter_groups
+from biper.training.optimizer import Factors, build_optimizer, load_optimizer, parameter_groups, set_learning_rate
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def build(name):
@@ -14,7 +16,7 @@ def build(name):
     return build_optimizer(model, family="cifar10", name=name, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+@pytest.mark.parametrize(("name", "kind"), OPTIMIZERS.items())
 def test_every_parameter_decays(name, kind):
     optimizer = build(name)
     assert isinstance(optimizer, kind)
@@ -27,8 +29,25 @@ def test_sgd_has_momentum():
     assert build("sgd").param_groups[0]["momentum"] == 0.9
 
 
+def test_alpha_and_the_biases_of_norms_may_have_learning_rates_of_their_own():
+    model = create_model("resnet20_1w1a")
+    factors = Factors(alpha=0.5, norm_bias=3.0)
+    options = {"family": "cifar10", "name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    optimizer = build_optimizer(model, **options, factors=factors, nesterov=True)
+    set_learning_rate(optimizer, 0.2)
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name: rates[parameter] for name, parameter in model.named_parameters()}
+    for name, rate in found.items():
+        alpha, bias = name.endswith("alpha"), "bn" in name and name.endswith("bias")
+        assert rate == pytest.approx(0.1 if alpha else 0.6 if bias else 0.2), name
+    assert optimizer.param_groups[0]["lr"] == 0.2  # which the log shows
+    again = build_optimizer(model, **options, factors=factors)
+    load_optimizer(again, optimizer.state_dict())
+    assert [group["lr"] for group in again.param_groups] == [group["lr"] for group in optimizer.param_groups]
+
+
 def test_unknown_name():
-    with pytest.raises(ValueError, match="sgd, adam"):
+    with pytest.raises(ValueError, match="sgd, adam, adamw"):
         build("lamb")
 
 

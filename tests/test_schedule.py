@@ -33,8 +33,20 @@ def test_runs_shorter_than_the_warm_up(epochs, lr_type):
     assert all(0 < lr_at(e, lr=1.0, epochs=epochs, lr_type=lr_type, warm_up=True) <= 1 for e in range(epochs))
 
 
+def test_one_cycle():
+    cycle = {"lr": 2.0, "epochs": 20, "lr_type": "onecycle", "lr_peak": 0.25}
+    assert [lr_at(e, **cycle) for e in (0, 5, 20)] == pytest.approx([0.08, 2.0, 8e-6])
+    assert lr_at(2.5, **cycle) == pytest.approx(1.04)  # half-way up
+    assert lr_at(12.5, **cycle) == pytest.approx(1.000004)
+
+
+def test_triangular():
+    cycle = {"lr": 1.0, "epochs": 10, "lr_type": "triangular", "lr_peak": 0.4}
+    assert [lr_at(e, **cycle) for e in (0, 2, 4, 7, 10)] == pytest.approx([0.04, 0.52, 1.0, 0.5, 0.0])
+
+
 def test_unknown_type():
-    with pytest.raises(ValueError, match="cos, step, linear"):
+    with pytest.raises(ValueError, match="cos, step, linear, onecycle, triangular"):
         lr_at(0, lr=1.0, epochs=2, lr_type="exp")
 
 

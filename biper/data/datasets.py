@@ -29,6 +29,8 @@ DATASETS = {  # where each description is
 }
 STREAMED = {"folder": "biper.data.imagenet:FOLDER"}  # instead of those above, for ImageNet's networks
 
+FLIPS, PADDINGS = ("random", "alternating"), ("zeros", "reflect")  # the first are what is published
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_SIZE = 224
 
@@ -69,8 +71,24 @@ class DataSettings(Protocol):
         """Images of a step of evaluation, over all processes."""
 
     @property
+    def validation(self) -> int:
+        """How many training images are held out, and evaluated instead of the test images."""
+
+    @property
+    def flip(self) -> str:
+        """One of FLIPS, where a data set's images are flipped."""
+
+    @property
+    def padding(self) -> str:
+        """One of PADDINGS."""
+
+    @property
+    def cutout(self) -> int:
+        """The side of the square that is hidden, in pixels; 0: none."""
+
+    @property
     def seed(self) -> int:
-        """What order and augmentation follow from."""
+        """What order and augmentation, and the validation split, follow from."""
 
 
 @dataclass(frozen=True, kw_only=True)

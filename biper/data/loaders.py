@@ -1,6 +1,6 @@
 """The loaders of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,23 @@ import torch
 
 from biper.data.crops import cut
 from biper.data.dali import DaliReader, has_dali
-from biper.data.datasets import IMAGENET_SIZE, DataSettings, MemorySet, StreamSet, find_dataset, find_folder
+from biper.data.datasets import (
+    FLIPS,
+    IMAGENET_SIZE,
+    PADDINGS,
+    DataSettings,
+    MemorySet,
+    StreamSet,
+    find_dataset,
+    find_folder,
+)
 from biper.data.folder import decode, open_image
 from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.data.pillow import PillowReader, Reader, Source
 from biper.data.samples import Samples
 from biper.data.sharding import ALONE, Loader, Order, Shard, smallest_share
 from biper.data.stream import StreamLoader
+from biper.data.validation import Split, hold_out
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
 
@@ -70,7 +80,7 @@ def build_loaders(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Loaders:
-    """The loaders of a run, test images only unless `train`.
+    """The loaders of a run, test images only unless `train`; held-out training images if there is a validation split.
 
     replicas: GPUs among which DataParallel divides a batch; shard: this process's place among those that share it;
     mean, std: a checkpoint's normalization, else the data set's. Raises UsageError if the data are missing or unfit.
@@ -85,14 +95,24 @@ def build_loaders(
     data = find_dataset(settings.dataset, settings.family)
     path = find_folder(data, settings)
     place = Place(device, mean or data.mean, std or data.std, shard, replicas)
-    splits = (False, True) if train else (False,)
     if isinstance(data, StreamSet):
-        loaders = _streamed(data, settings, place, [data.read(path, split) for split in splits])
+        samples = _splits(lambda training: data.read(path, training), settings, train)
+        loaders = _streamed(data, settings, place, samples)
     else:
-        loaders = _in_memory(data, settings, place, [data.read(path, split, settings) for split in splits])
+        images = _splits(lambda training: data.read(path, training, settings), settings, train)
+        loaders = _in_memory(data, settings, place, images)
     if loaders.train is not None and not loaders.train.count:
         raise UsageError(f"too few training images in {path}: batch norm needs two for each GPU or process")
     return loaders
+
+
+def _splits(read: Callable[[bool], Split], settings: DataSettings, train: bool) -> Sequence[Split]:
+    """The test images, then the training images if wanted. With a validation split the test images are not read."""
+    if not train:
+        return (read(False),)
+    return (
+        hold_out(read(True), settings.validation, settings.seed) if settings.validation else (read(False), read(True))
+    )
 
 
 def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Sequence[Images]) -> Loaders:
@@ -101,7 +121,11 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
         raise UsageError(f"the images in {settings.data_path} are {width}x{side}, not square: give --image_size N")
     if splits[-1].pixels.shape[1:] != splits[0].pixels.shape[1:]:
         raise UsageError(f"training and test images in {settings.data_path} differ in size: give --image_size N")
-    p = place
+    s, p = settings, place
+    if s.cutout > side:
+        raise UsageError(f"--cutout {s.cutout} is larger than the images, {side}x{side}")
+    padding, alternating, reflect = round(side * data.padding), s.flip == "alternating", s.padding == "reflect"
+    augmentation = RandomCrop(padding, data.flip, alternating, reflect, s.cutout)
     test, *train = (
         MemoryLoader(
             images,
@@ -109,7 +133,7 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
             mean=p.mean,
             std=p.std,
             device=p.device,
-            augmentation=RandomCrop(round(side * data.padding), data.flip) if training else None,
+            augmentation=augmentation if training else None,
             seed=settings.seed,
             replicas=p.replicas,
             shard=p.shard,
@@ -121,6 +145,9 @@ def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Se
 
 
 def _streamed(data: StreamSet, settings: DataSettings, place: Place, splits: Sequence[Samples]) -> Loaders:
+    if (settings.flip, settings.padding, settings.cutout) != (FLIPS[0], PADDINGS[0], 0):
+        text = "--flip, --padding and --cutout are for data that are held in memory"
+        raise UsageError(f"{text}: {data.title} is read from files batch by batch")
     size = settings.image_size or data.fixed_size or IMAGENET_SIZE
     p = place
 

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biper.data.sharding import ALONE, Order, Shard
+from biper.data.sharding import ALONE, Order, Shard, make_generator
+
+FIRST_FLIPS = 2**32 - 1  # in the place of an epoch's number, of which there are fewer
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,16 @@ class Images:
 class RandomCrop:
     """Random crop of the image's own size after zero padding by `padding` pixels a side, then a flip half the time.
 
-    The distribution of torchvision's RandomCrop(size, padding) and RandomHorizontalFlip.
+    The distribution of torchvision's RandomCrop(size, padding) and RandomHorizontalFlip. alternating: instead each
+    image is flipped in every other epoch, half of them in the first; reflect: the padding mirrors the image; cutout:
+    the side of a square that is hidden, whose centre is any pixel. [DeVries and Taylor 2017, Cutout, arXiv 1708.04552]
     """
 
     padding: int
     flip: bool
+    alternating: bool = False
+    reflect: bool = False
+    cutout: int = 0
 
 
 class MemoryLoader:
@@ -57,8 +64,7 @@ class MemoryLoader:
         self.mean = torch.tensor(mean, device=device) * 255  # (3,), of pixels in 0..255
         self.std = torch.tensor(std, device=device) * 255
         self.augmentation = augmentation
-        pad = augmentation.padding if augmentation else 0
-        self.pixels = F.pad(images.pixels, (0, 0, pad, pad, pad, pad)).to(device)  # once: crops read from here
+        self.pixels = _padded(images.pixels, augmentation).to(device)  # once: crops read from here
         shuffled = augmentation is not None
         self.order = Order(len(images.labels), batch_size, shuffled, seed, shard, replicas)
         self.count = self.order.count
@@ -77,29 +83,56 @@ class MemoryLoader:
         keys = np.random.SeedSequence((self.order.seed, epoch)).generate_state(1, np.uint64)
         generator.manual_seed(int(keys[0] >> 1))
         total = self.order.total
+        first = self._first_flips()
         order = torch.arange(total, device=self.device)
         if self.augmentation:
             order = torch.randperm(total, device=self.device, generator=generator)
         for step, chosen in enumerate(order[: self.count].split(self.order.batch_size)):
-            place = self._draw(len(chosen), generator)  # for all processes, and for steps that are passed over
+            # for all processes, and for steps that are passed over
+            place, hidden = self._draw(chosen, first, epoch, generator), self._draw_hidden(len(chosen), generator)
             part = self.order.part(step)
             if step < first_step or part.start == part.stop:
                 continue
             mine = chosen[part]
             pixels = self._crop(mine, *(x[part] for x in place)) if place else self.pixels[mine]
             images = (pixels.float() - self.mean) / self.std  # (B, H, W, 3)
+            if hidden:
+                images[self._square(*(x[part] for x in hidden))] = 0.0  # the mean of the data
             yield images.permute(0, 3, 1, 2).contiguous(), self.labels[mine]
 
-    def _draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def _first_flips(self) -> Tensor:
+        """Whether an image is flipped in the first epoch (N,), if flips alternate; a function of the seed."""
+        random = make_generator(self.order.seed, FIRST_FLIPS)
+        count = self.order.total if self.augmentation and self.augmentation.alternating else 0
+        return torch.from_numpy(random.random(count) < 0.5).to(self.device)
+
+    def _draw(self, chosen: Tensor, first: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Corners of the crops, row and column (B, 1) each, and whether to flip (B, 1); () without augmentation."""
-        a = self.augmentation
+        a, batch = self.augmentation, len(chosen)
         if a is None:
             return ()
         corner = torch.randint(2 * a.padding + 1, (2, batch, 1), device=self.device, generator=generator)
         flip = corner.new_zeros((batch, 1), dtype=torch.bool)
-        if a.flip:
+        if a.flip and a.alternating:
+            flip = first[chosen, None] ^ bool(epoch % 2)
+        elif a.flip:
             flip = torch.rand((batch, 1), device=self.device, generator=generator) < 0.5
         return corner[0], corner[1], flip
+
+    def _draw_hidden(self, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Centres of the squares that are hidden, row and column (B, 1) each; () if there are none."""
+        if not (self.augmentation and self.augmentation.cutout):
+            return ()
+        return tuple(torch.randint(n, (batch, 1), device=self.device, generator=generator) for n in self.size)
+
+    def _square(self, row: Tensor, column: Tensor) -> Tensor:
+        """Which pixels are hidden, (B, H, W)."""
+        assert self.augmentation is not None
+        half, inside = self.augmentation.cutout // 2, []
+        for count, centre in zip(self.size, (row, column), strict=True):
+            places = torch.arange(count, device=self.device) - centre + half  # (B, count), 0 where the square begins
+            inside.append((places >= 0) & (places < self.augmentation.cutout))
+        return inside[0][:, :, None] & inside[1][:, None, :]
 
     def _crop(self, chosen: Tensor, row: Tensor, column: Tensor, flip: Tensor) -> Tensor:
         """Crops and flips of the chosen images (B,) in one gather: (B, H, W, 3) uint8."""
@@ -108,3 +141,15 @@ class MemoryLoader:
         columns = torch.arange(width, device=self.device).expand(len(chosen), width)
         columns = column + torch.where(flip, columns.flip(1), columns)  # (B, W)
         return self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _padded(pixels: Tensor, augmentation: RandomCrop | None) -> Tensor:
+    """Images (N, H, W, 3) with what crops may show beyond them: (N, H + 2*padding, W + 2*padding, 3)."""
+    pad = augmentation.padding if augmentation else 0
+    if not (augmentation and augmentation.reflect):
+        return F.pad(pixels, (0, 0, pad, pad, pad, pad))
+    for axis in (1, 2):
+        places = torch.arange(-pad, pixels.shape[axis] + pad).abs()
+        last = pixels.shape[axis] - 1
+        pixels = pixels.index_select(axis, torch.where(places > last, 2 * last - places, places))
+    return pixels

@@ -72,6 +72,9 @@ class Experiment:
     def preface(self) -> str:
         """Recipe, data and command."""
         what = f"`{self.recipe.model}` on {self.data}, {epochs_text(self.recipe.epochs)} epochs. {self.short}".rstrip()
+        held = self.recipe.stage1.get("validation", 0)
+        if held:
+            what += f" **Measured on {held:,} training images that were held out**, by seed; no test image was read."
         return f"{what}\n\n```bash\n{self.command}\n```"
 
 
@@ -94,6 +97,8 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
     if full.model not in list_models(full.family):
         raise UsageError(f"{given['recipe']}: {unknown_model(full.model, full.family)}")
     _require_two_stages(full, given["recipe"])
+    if kind == "reproduce" and full.stage1.get("validation"):
+        raise UsageError("--validation is for choices, in training and ablation: what is released saw all images")
     seeds = tuple(given["seeds"])
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")

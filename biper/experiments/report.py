@@ -121,12 +121,12 @@ MEASURES: Mapping[str, tuple[int, Callable[[Run, QuantizationError], float]]] = 
     RELATIVE: (3, lambda run, error: error.relative),
     "freq·std(w)": (3, lambda run, error: statistics.fmean(layer.freq_std for layer in error.layers)),
 }
-EXPLAINED = """top-1 is that of the best epoch on the test images, the last one's is not chosen. QE is the published
-quantization error, summed over the layers; where weights are no sin(freq·w), that of the real weights that become
-binary from those that take their place. Squared error is that with each layer's best scale, summed likewise; relative
-error that as a share of the mean square, mean over the layers: it has no unit, and can be compared between quantizers.
-freq·std(w) is the mean over the layers. The difference is that of stage 2's top-1 from `{base}`, seed by seed. ± is the
-standard deviation over the seeds."""
+EXPLAINED = """top-1 is that of the best epoch on the images it is measured on, the last one's is not chosen. QE is the
+published quantization error, summed over the layers; where weights are no sin(freq·w), that of the real weights that
+become binary from those that take their place. Squared error is that with each layer's best scale, summed likewise;
+relative error that as a share of the mean square, mean over the layers: it has no unit, and can be compared between
+quantizers. freq·std(w) is the mean over the layers. The difference is that of stage 2's top-1 from `{base}`, seed by
+seed. ± is the standard deviation over the seeds."""
 
 
 def samples(outcomes: Mapping[int, Outcome]) -> Samples:

@@ -24,7 +24,7 @@ from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
 from biper.training.run_folder import read_settings, run_folder, settings_of
-from biper.training.settings import METHOD, Settings, differences, make_settings
+from biper.training.settings import METHOD, SETTINGS, Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
@@ -39,7 +39,7 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
     Raises UsageError where the user's contradict the resumed run's or stage 1's.
     """
     given = given | {
-        name: os.path.abspath(given[name]) for name in ("data_path", "load_ckpt_stage1") if given.get(name)
+        name: os.path.abspath(given[name]) for name in ("data_path", "load_ckpt_stage1", "teacher") if given.get(name)
     }
     if "model" in given and given["model"] not in list_models(family):
         raise unknown_model(given["model"], family)
@@ -64,7 +64,7 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
         inherited = inherit_stage1(family, given) if named else {}
         stored = read_settings(run_folder(make_settings(family, stage, inherited | given)), stage)
         if stored:
-            stored = EARLIER | stored
+            stored = _defaults(family, stage) | EARLIER | stored  # of an earlier version, which lacked some
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
             return _resumed(make_settings(family, stage, stored | given), stored)
@@ -73,6 +73,12 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
         return make_settings(family, stage, inherit_stage1(family, given) | given)
     return make_settings(family, stage, given)
+
+
+def _defaults(family: str, stage: int) -> Given:
+    """What decides what a run computes, where nothing else is said."""
+    defaults = make_settings(family, stage, {})
+    return {name: getattr(defaults, name) for name, f in SETTINGS.items() if not f.metadata["runtime"]}
 
 
 def _require_method(given: Given, stage: int) -> None:
@@ -119,8 +125,20 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
     _require_same_method(start, given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
-        inherited |= {name: saved[name] for name in ("dataset", "data_path", "image_size") if name in saved}
+        inherited |= {
+            name: saved[name] for name in ("dataset", "data_path", "image_size", "validation") if name in saved
+        }
+    _require_same_split(inherited | given, saved, path)
     return inherited
+
+
+def _require_same_split(given: Given, saved: Given, path: Path) -> None:
+    """Raise UsageError if stage 2 would evaluate images that stage 1 was trained on."""
+    own, there = ((values.get("validation", 0), values.get("seed", 0)) for values in (given, saved))
+    if own[0] and own != there:
+        held = f"{there[0]} images by seed {there[1]}" if there[0] else "none"
+        text = f"--validation {own[0]} with --seed {own[1]}: {path} was trained with {held} held out"
+        raise UsageError(f"{text}, so it may have seen what is to be evaluated")
 
 
 def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Settings]:

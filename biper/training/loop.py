@@ -16,6 +16,7 @@ from biper.nn.losses import Regularizer, periodic_regularizer
 from biper.training.distributed import all_reduce_sum, step_of_replicas
 from biper.training.process import DelayedRead
 
+Mix = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]  # images, labels, epoch, step -> images, labels
 HITS = ("top1", "top5")  # counted beside the terms of the loss
 
 
@@ -23,29 +24,41 @@ HITS = ("top1", "top5")  # counted beside the terms of the loss
 class LossTerm:
     """A term of the loss: value(model, images, logits, labels) is a scalar, differentiable in the parameters.
 
-    images: (B, 3, H, W); logits: (B, classes); labels: (B,). A term that is a mean over the batch's images is weighted
-    by what this process's share of the batch counts among all processes; one of the parameters alone, with
-    of_images=False, is not.
+    images: (B, 3, H, W); logits: (B, classes); labels: (B,), or of mixed images (B, classes) probabilities. A term that
+    is a mean over the batch's images is weighted by what this process's share of the batch counts among all processes;
+    one of the parameters alone, with of_images=False, is not. weight: by what it counts in the gradient; the metrics
+    have the value itself.
     """
 
     value: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
     of_images: bool = True
+    weight: float = 1.0
 
 
-def make_loss_terms(tau: float, regularizer: Regularizer = periodic_regularizer) -> dict[str, LossTerm]:
+def make_loss_terms(
+    tau: float,
+    regularizer: Regularizer = periodic_regularizer,
+    *,
+    label_smoothing: float = 0.0,
+    teacher: LossTerm | None = None,
+) -> dict[str, LossTerm]:
     """The paper's loss: cross-entropy, called `loss`, plus the periodic regularizer, whose weight is tau (0: none).
 
-    A term that is added here, say one of a teacher, enters the gradient, and as train_<name> the metrics.
-    regularizer: nn.losses.periodic_regularizer or its equal.
+    A term that is added here, as that of a teacher, enters the gradient, and as train_<name> the metrics.
+    regularizer: nn.losses.periodic_regularizer or its equal; teacher: its term, whose weight the cross-entropy lacks.
     """
 
     def cross_entropy(_model: nn.Module, _images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
     def penalty(model: nn.Module, _images: Tensor, logits: Tensor, _labels: Tensor) -> Tensor:
         return regularizer(model, tau) if tau else logits.new_zeros(())
 
-    return {"loss": LossTerm(cross_entropy), "regularizer": LossTerm(penalty, of_images=False)}
+    terms = {
+        "loss": LossTerm(cross_entropy, weight=1.0 - teacher.weight if teacher else 1.0),
+        "regularizer": LossTerm(penalty, of_images=False),
+    }
+    return terms | ({"distillation": teacher} if teacher else {})
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,8 @@ class Totals:
 
 def add_up(terms: Mapping[str, LossTerm], values: Mapping[str, Tensor], weight: float) -> Tensor:
     """The loss of a step from the values of its terms; weight: that of this process's images."""
-    first, *others = (values[name] * weight if term.of_images else values[name] for name, term in terms.items())
+    shares = {name: term.weight * (weight if term.of_images else 1.0) for name, term in terms.items()}
+    first, *others = (values[name] * share if share != 1 else values[name] for name, share in shares.items())
     for value in others:
         first = torch.add(first, value)
     return first
@@ -170,22 +184,25 @@ def train_one_epoch(
     watcher: Watcher,
     totals: Totals | None = None,
     first_step: int = 0,
+    mix: Mix | None = None,
     before_step: Callable[[int], None] = lambda steps: None,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,
 ) -> Metrics:
     """One epoch of SGD on the sum of the terms, of which one is called `loss`.
 
-    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; before_step and
-    after_step are called with the number of steps that are done. Raises TrainingDiverged, naming epoch and step, when
+    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; mix: what is made of
+    a batch before the network sees it; before_step and after_step are called with the number of steps that are done.
+    Accuracies are those by the labels themselves. Raises TrainingDiverged, naming epoch and step, when
     the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
     for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         before_step(step - 1)
+        shown, targets = mix(images, labels, epoch, step) if mix else (images, labels)
         with step_of_replicas():
-            logits = model(images)
-            values = {name: term.value(model, images, logits, labels) for name, term in terms.items()}
+            logits = model(shown)
+            values = {name: term.value(model, shown, logits, targets) for name, term in terms.items()}
             optimizer.zero_grad(set_to_none=True)
             add_up(terms, values, loader.weight(step - 1)).backward()
         optimizer.step()

@@ -1,13 +1,16 @@
 """The optimizer of a run, and which of its parameters decay."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from biper.models.blocks import NO_WEIGHT_DECAY
 from biper.nn.activations import RPReLU
+from biper.nn.layers import BinaryConv2d, BinaryLinear
 from biper.nn.quantizers import Quantizer
 
 
@@ -25,32 +28,70 @@ def decays(owner: nn.Module, family: str) -> bool:
     return isinstance(owner, _ConvNd | nn.Linear) and not getattr(owner, NO_WEIGHT_DECAY, False)
 
 
-def parameter_groups(model: nn.Module, family: str, weight_decay: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Factors:
+    """By what the learning rate is multiplied for alpha, and for the biases of batch norms."""
+
+    alpha: float = 1.0
+    norm_bias: float = 1.0
+
+    def of(self, owner: nn.Module, name: str) -> float:
+        """That of a module's own parameter."""
+        if name == "alpha" and isinstance(owner, BinaryConv2d | BinaryLinear):
+            return self.alpha
+        return self.norm_bias if name == "bias" and isinstance(owner, _BatchNorm) else 1.0
+
+
+EVEN = Factors()
+
+
+def parameter_groups(
+    model: nn.Module, family: str, weight_decay: float, factors: Factors = EVEN
+) -> list[dict[str, Any]]:
     """The parameters that decay, then those that do not, each in the model's order; a group that is empty is left out.
 
-    A parameter that several modules share is its first owner's.
+    Those with a learning rate of their own follow, in groups with a `factor`. A parameter that several modules share is
+    its first owner's.
     """
-    decayed: dict[nn.Parameter, bool] = {}
+    kinds: dict[nn.Parameter, tuple[float, bool]] = {}
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            decayed.setdefault(parameter, decays(module, family))
-    groups = [
-        {"params": [p for p, decay in decayed.items() if decay], "weight_decay": weight_decay},
-        {"params": [p for p, decay in decayed.items() if not decay], "weight_decay": 0.0},
-    ]
+        for name, parameter in module.named_parameters(recurse=False):
+            kinds.setdefault(parameter, (factors.of(module, name), decays(module, family)))
+    groups = []
+    for factor in (1.0, *sorted({factor for factor, _ in kinds.values()} - {1.0})):
+        own = {} if factor == 1.0 else {"factor": factor}
+        for decayed in (True, False):
+            chosen = [p for p, kind in kinds.items() if kind == (factor, decayed)]
+            groups.append({"params": chosen, "weight_decay": weight_decay if decayed else 0.0, **own})
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
-    model: nn.Module, *, family: str, name: str, lr: float, momentum: float, weight_decay: float
+    model: nn.Module,
+    *,
+    family: str,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    factors: Factors = EVEN,
 ) -> optim.Optimizer:
-    """SGD with momentum, or Adam, with the family's weight-decay groups. Raises ValueError for another name."""
-    groups = parameter_groups(model, family, weight_decay)
+    """SGD with momentum, Adam or AdamW, with the family's groups. Raises ValueError for another name."""
+    groups = parameter_groups(model, family, weight_decay, factors)
     if name == "sgd":
-        return optim.SGD(groups, lr, momentum=momentum, fused=True)
+        return optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, fused=True)
     if name == "adam":
         return optim.Adam(groups, lr, fused=True)
-    raise ValueError(f"unknown optimizer {name!r}; choose from sgd, adam")
+    if name == "adamw":
+        return optim.AdamW(groups, lr, fused=True)
+    raise ValueError(f"unknown optimizer {name!r}; choose from sgd, adam, adamw")
+
+
+def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
+    """Give every group its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:

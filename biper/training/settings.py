@@ -9,12 +9,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from biper.data.datasets import DATASETS
+from biper.data.datasets import DATASETS, FLIPS, PADDINGS
 from biper.errors import UsageError
 from biper.nn import DEFAULT_FREQ
-from biper.training.schedule import LR_TYPES
+from biper.training.schedule import CYCLES, LR_TYPES
 
 REGULARIZERS = ("sin2", "cos2")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 METHOD = ("quantizer", "input_quantizer", "activation")  # what stage 2 has of stage 1's network, as the file says
 GROUPS = ("run", "network", "data", "training", "hardware")
 
@@ -29,11 +30,12 @@ def setting(
     low: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    high: float | None = None,
     runtime: bool = False,
 ) -> Any:  # noqa: ANN401
-    """A field of Settings. low, above and below bound its value; runtime: it does not change what a run computes."""
+    """A field of Settings. low, above, below, high bound its value; runtime: it doesn't change what a run computes."""
     facts = {"group": group, "text": text, "short": short, "choices": tuple(choices), "runtime": runtime}
-    return field(default=default, metadata=facts | {"low": low, "above": above, "below": below})
+    return field(default=default, metadata=facts | {"low": low, "above": above, "below": below, "high": high})
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,13 @@ class Settings:
         "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are",
         low=8,
     )
+    validation: int = setting(
+        0,
+        "data",
+        "hold out that many training images, of each class its share, by --seed, and evaluate them instead of the test "
+        "images: for choices that the test images must not make",
+        low=0,
+    )
     workers: int = setting(
         8, "data", "processes or threads that decode images, a core each at most", low=0, runtime=True
     )
@@ -97,14 +106,40 @@ class Settings:
     start_epoch: int = setting(0, "training", "epoch to begin with, counted from 0; --resume knows it by itself", low=0)
     batch_size: int = setting(256, "training", "images a step, over all GPUs; batch norm needs 2", short="-b", low=2)
     batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1)
-    optimizer: str = setting("sgd", "training", "optimizer", choices=("sgd", "adam"))
+    optimizer: str = setting("sgd", "training", "optimizer", choices=OPTIMIZERS)
+    nesterov: bool = setting(False, "training", "Nesterov's momentum, of SGD")
     lr: float = setting(0.1, "training", "learning rate", above=0)
     momentum: float = setting(0.9, "training", "momentum of SGD", low=0, below=1)
     weight_decay: float = setting(5e-4, "training", "weight decay", low=0)
     lr_type: str = setting("cos", "training", "learning-rate schedule", choices=LR_TYPES)
+    lr_peak: float = setting(
+        0.25, "training", "where 'onecycle' and 'triangular' reach lr, as a share of the epochs", above=0, below=1
+    )
+    lr_alpha: float = setting(1.0, "training", "times lr: of the binary layers' scales alpha", above=0)
+    lr_norm_bias: float = setting(
+        1.0, "training", "times lr: of batch norms' biases, which are the next binary layer's thresholds", above=0
+    )
     lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
     warm_up: bool = setting(False, "training", "raise lr linearly over the first epochs")
     warm_up_epochs: int = setting(5, "training", "epochs over which --warm_up raises lr", low=1)
+    flip: str = setting(
+        "random", "training", "mirror images half the time, or each in every other epoch", choices=FLIPS
+    )
+    padding: str = setting(
+        "zeros", "training", "what random crops show beyond an image: black, or its reflection", choices=PADDINGS
+    )
+    cutout: int = setting(0, "training", "hide a square of N x N pixels of each training image", low=0)
+    mixup: float = setting(
+        0.0, "training", "alpha of MixUp: mean of two images each, weighted by Beta(alpha, alpha); 0: off", low=0
+    )
+    label_smoothing: float = setting(
+        0.0, "training", "of the cross-entropy of training: the share of a label that all classes get", low=0, below=1
+    )
+    teacher: str = setting("", "training", "checkpoint FILE whose logits the network learns beside the labels")
+    teacher_weight: float = setting(
+        0.5, "training", "of the teacher in the loss; the labels have the rest", above=0, high=1
+    )
+    temperature: float = setting(4.0, "training", "by which the logits of teacher and network are divided", above=0)
     tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
     tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
     regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")
@@ -146,6 +181,10 @@ class Settings:
             raise UsageError(f"--start_epoch {self.start_epoch} leaves none of {self.epochs} epochs (counted from 0)")
         if self.lr_type == "step" and not self.lr_decay_step:
             raise UsageError("--lr_type step needs --lr_decay_step EPOCH [EPOCH ...]")
+        if self.lr_type in CYCLES and self.warm_up:
+            raise UsageError(f"--lr_type {self.lr_type} raises the learning rate by itself: leave --warm_up out")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise UsageError("--nesterov is for --optimizer sgd with a --momentum above 0")
 
 
 SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
@@ -185,6 +224,8 @@ def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: AN
             raise UsageError(f"--{name} {number} is too small: at least {facts['low']}")
         if facts["above"] is not None and number <= facts["above"]:
             raise UsageError(f"--{name} {number} is too small: above {facts['above']}")
+        if facts["high"] is not None and number > facts["high"]:
+            raise UsageError(f"--{name} {number} is too large: at most {facts['high']}")
         if facts["below"] is not None and number >= facts["below"]:
             raise UsageError(f"--{name} {number} is too large: below {facts['below']}")
 

@@ -57,6 +57,7 @@ def _run(trainer: Trainer) -> None:
         run_epochs(trainer, recorder)
         best = best_row(trainer.history)
         numbers = f"top-1 {best['test_top1']:.2f} %, top-5 {best['test_top5']:.2f} %"
+        numbers += " of the held-out images" if trainer.settings.validation else ""
         log.info("best %s (epoch %d): %s", numbers, best["epoch"], trainer.folder / BEST)
 
 
@@ -83,10 +84,11 @@ def run_epochs(trainer: Trainer, recorder: Recorder | None) -> None:
 
 def describe(row: Mapping[str, Any], settings: Settings) -> str:
     """An epoch in one line."""
+    evaluated = "validation" if settings.validation else "test"
     return (
         f"epoch {row['epoch']}/{settings.epochs}  lr {row['lr']:.4g}  tau {row['tau']:.4f}"
         f"  train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2f} %"
-        f"  test loss {row['test_loss']:.4f} top-1 {row['test_top1']:.2f} % top-5 {row['test_top5']:.2f} %"
+        f"  {evaluated} loss {row['test_loss']:.4f} top-1 {row['test_top1']:.2f} % top-5 {row['test_top5']:.2f} %"
         f"  QE {row['qe']:.3f}"
     )
 
@@ -97,7 +99,8 @@ def announce(trainer: Trainer) -> None:
     assert trainer.loaders.train is not None
     parameters = sum(p.numel() for p in trainer.network.parameters())
     log.info("BiPer stage %d: %s, %s, %s parameters", m.stage, m.model, m.quantizer_text, f"{parameters:,}")
-    images = f"{trainer.loaders.train.count:,} training and {trainer.loaders.test.count:,} test images"
+    kind = "held-out training" if c.validation else "test"
+    images = f"{trainer.loaders.train.count:,} training and {trainer.loaders.test.count:,} {kind} images"
     log.info("%s: %s of %dx%d, %d classes", m.dataset, images, m.image_size, m.image_size, m.num_classes)
     together = f", {p} processes" if (p := trainer.processes.size) > 1 else ""
     log.info("on %s%s: %s", describe_devices(trainer.devices), together, trainer.fast.describe())

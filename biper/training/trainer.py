@@ -15,6 +15,7 @@ from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_sa
 from biper.errors import UsageError
 from biper.models import Network
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
+from biper.models.metadata import Metadata
 from biper.models.methods import BIPER, network_of_method
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite, periodic_layers
@@ -22,6 +23,7 @@ from biper.nn.quantization_error import quantization_error
 from biper.nn.quantizers import set_progress
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
+from biper.training.distillation import distillation, load_teacher
 from biper.training.distributed import (
     Processes,
     all_gather_equal,
@@ -42,10 +44,11 @@ from biper.training.loop import (
     make_loss_terms,
     train_one_epoch,
 )
-from biper.training.optimizer import build_optimizer, load_optimizer
+from biper.training.mixup import MixUp
+from biper.training.optimizer import Factors, build_optimizer, load_optimizer, set_learning_rate
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
-from biper.training.schedule import lr_at, tau_at
+from biper.training.schedule import CYCLES, lr_at, tau_at
 from biper.training.settings import METHOD, Settings
 
 History = list[dict[str, Any]]  # a row an epoch
@@ -178,20 +181,26 @@ class Trainer:
         self.history.append({"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": error.qe, "b": error.b})
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
 
-    def _set_learning_rate(self) -> float:
+    def _set_learning_rate(self, steps: int = 0) -> float:
         settings = self.settings
         lr = lr_at(
-            self.epoch,
+            self.epoch + steps / len(self._train_loader()),
             lr=settings.lr,
             epochs=settings.epochs,
             lr_type=settings.lr_type,
             lr_decay_step=settings.lr_decay_step,
             warm_up=settings.warm_up,
             warm_up_epochs=settings.warm_up_epochs,
+            lr_peak=settings.lr_peak,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         return lr
+
+    def _before_step(self, steps: int) -> None:
+        """What changes from step to step, after `steps` of this epoch."""
+        set_progress(self.network, self.progress(steps))
+        if self.settings.lr_type in CYCLES:
+            self._set_learning_rate(steps)
 
     def _train(self, terms: Mapping[str, LossTerm]) -> tuple[Totals, Metrics]:
         """What is left of the epoch's steps; what an interrupted one had counted goes on in the first process."""
@@ -210,10 +219,15 @@ class Trainer:
                 watcher=progress,
                 totals=totals,
                 first_step=self.step,
-                before_step=lambda steps: set_progress(self.network, self.progress(steps)),
+                mix=self._mix(),
+                before_step=self._before_step,
                 after_step=self._save_if_due,
             )
         return totals, metrics
+
+    def _mix(self) -> MixUp | None:
+        alpha = self.settings.mixup
+        return MixUp(alpha, len(self.loaders.classes), self.settings.seed) if alpha else None
 
     def _train_loader(self) -> Loader:
         assert self.loaders.train is not None
@@ -289,12 +303,14 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        factors=Factors(settings.lr_alpha, settings.lr_norm_bias),
     )
     if saved:
         load_optimizer(optimizer, saved["optimizer"])
         set_random_state(saved["random_state"])
     all_gather_equal((progress["epoch"], progress.get("step", 0)), "where to go on")
-    model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast)
+    model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast, network.metadata, devices[0])
     return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, **progress)
 
 
@@ -325,7 +341,17 @@ def parallelize(fast: Accelerated, devices: Sequence[torch.device], processes: P
     return nn.DataParallel(fast, devices) if len(devices) > 1 else fast
 
 
-def choose_terms(settings: Settings, fast: Accelerated) -> Callable[[float], Mapping[str, LossTerm]]:
-    """The terms of the loss, from tau: cross-entropy and the periodic regularizer in the form of the settings."""
-    regularizer = opposite(fast.regularizer) if settings.regularizer_form == "cos2" else fast.regularizer
-    return functools.partial(make_loss_terms, regularizer=regularizer)
+def choose_terms(
+    settings: Settings, fast: Accelerated, student: Metadata, device: torch.device
+) -> Callable[[float], Mapping[str, LossTerm]]:
+    """The terms of the loss, from tau: cross-entropy, the periodic regularizer in its form, and a teacher's if any."""
+    c = settings
+    regularizer = opposite(fast.regularizer) if c.regularizer_form == "cos2" else fast.regularizer
+    teacher = None
+    if c.teacher:
+        network = load_teacher(Path(c.teacher), student).to(device).to(memory_format=torch.channels_last)
+        how = {"temperature": c.temperature, "weight": c.teacher_weight}
+        teacher = distillation(network, **how, bf16=c.amp == "bf16")
+    return functools.partial(
+        make_loss_terms, regularizer=regularizer, label_smoothing=c.label_smoothing, teacher=teacher
+    )
