@@ -9,7 +9,15 @@ from biper.commands.arguments import read_options
 from biper.commands.train import build_parser
 from biper.errors import UsageError
 from biper.models import list_models
-from biper.training.settings import SETTINGS, Settings, convert, differences, expand_tau, make_settings, read_yaml
+from biper.training.settings import (
+    SETTINGS,
+    Settings,
+    convert,
+    differences,
+    expand_shorthands,
+    make_settings,
+    read_yaml,
+)
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("*/configs/*.yaml"))
 
@@ -145,7 +153,7 @@ def test_wrong_flags(argv):
 
 def test_tau_and_its_ends_exclude_each_other():
     with pytest.raises(UsageError, match="sets both"):
-        expand_tau({"tau": 1.0, "tau_max": 2.0})
+        expand_shorthands({"tau": 1.0, "tau_max": 2.0})
 
 
 def test_convert_accepts_what_yaml_makes_of_numbers():

@@ -12,7 +12,7 @@ from biper.commands.importing import import_file
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE
 from biper.places import find_recipe
-from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, expand_tau, read_yaml
+from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, expand_shorthands, read_yaml
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ def read_options(parser: Parser, argv: Sequence[str] | None, stage: int) -> dict
 
 def read_flags(parser: Parser, argv: Sequence[str] | None) -> dict[str, Any]:
     """What the flags give, as settings have it."""
-    flags = expand_tau(parser.read(argv))
+    flags = expand_shorthands(parser.read(argv))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
 
 

@@ -21,6 +21,7 @@ DESCRIPTIONS = {
     None: "BiPer: train a stage, 1: real weights sin(freq*w) with binary activations, 2: from there, binary weights.",
 }
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
+FREQ_SCALE_HELP = "instead: each layer's own freq, X / std of its fresh weights"
 FAMILY_HELP = "whose networks and defaults; if absent that of stage 1, of the recipe's or the given data set"
 
 
@@ -35,6 +36,8 @@ def build_parser(family: str | None = None, stage: int | None = None, prog: str 
     groups["run"].add_argument("--config", metavar="FILE", help="YAML file with sections stage1 and stage2; flags win")
     for name in SETTINGS:
         add_setting(groups[SETTINGS[name].metadata["group"]], name, _default_text(family, name))
+        if name == "freq":
+            groups["network"].add_argument("--freq_scale", type=float, metavar="X", help=FREQ_SCALE_HELP)
         if name == "tau_min":
             groups["training"].add_argument("--tau", type=float, metavar="X", help=TAU_HELP)
     return parser

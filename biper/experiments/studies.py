@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from biper.errors import UsageError
 from biper.experiments.recipe import Given, Recipe, lasting
+from biper.nn import fitted
 from biper.training.settings import make_settings
 
 FROM_START = "binary_from_start"  # the folder of runs that several studies share
 FREQUENCIES = (5.0, 10.0, 20.0, 30.0, 40.0)
+FREQUENCY_SCALES = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ def frequency(recipe: Recipe) -> Study:
         variants.append(Variant(f"freq {freq:g}", _inherited(recipe, _frequency_key(freq), freq=freq)))
     question = "How does the frequency decide accuracy and quantization error?"
     return Study(question, f"freq {recipe.freq:g}", tuple(variants), over_freq=True)
+
+
+def freq_scale(recipe: Recipe) -> Study:
+    """One frequency for all layers, and each layer's own, by how many standard deviations of its fresh weights."""
+    base = _recipe_itself(recipe, f"freq {recipe.freq:g}")
+    variants = [base]
+    for scale in FREQUENCY_SCALES:
+        key = f"freq_scale_{scale:g}"
+        variants.append(Variant(f"freq {scale:g} / std(w)", _inherited(recipe, key, quantizer=fitted(scale))))
+    return Study("Does a frequency that fits each layer do better than one for all?", base.title, tuple(variants))
 
 
 def two_stages(recipe: Recipe) -> Study:
@@ -191,6 +203,7 @@ STUDIES: Mapping[str, Callable[[Recipe], Study]] = {  # by the name of the flag,
     "warm_start": warm_start,
     "regularizer": regularizer,
     "learning_rate": learning_rate,
+    "freq_scale": freq_scale,
     "quantizers": quantizers,
     "input_quantizers": input_quantizers,
     "activations": activations,

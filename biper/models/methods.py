@@ -10,12 +10,14 @@ import torch
 from biper.errors import UsageError, told
 from biper.models.metadata import Metadata
 from biper.models.registry import Network, create_model
-from biper.nn import DEFAULT_FREQ
+from biper.nn import DEFAULT_FREQ, fitted
+from biper.nn.fitted_quantizers import FittedSine, FittedSquareWave
 from biper.nn.quantizers import (
     INPUT_QUANTIZERS,
     WEIGHT_QUANTIZERS,
     Description,
     InputQuantizer,
+    Periodic,
     Q,
     Quantizer,
     Sine,
@@ -36,11 +38,13 @@ INPUTS: Mapping[str, Description] = {
 def weight_quantizer_named(text: str, freq: float) -> WeightQuantizer:
     """The quantizer of a method's first stage: biper, or one that is registered, which is given freq if it takes one.
 
+    biper:freq_scale=2 is BiPer with each layer's own frequency.
+
     Raises UsageError for an unknown name or unfit settings.
     """
     name, settings = _parsed("--quantizer", text)
-    if name == BIPER and not settings:
-        return Sine(freq)
+    if name == BIPER:
+        return build_quantizer({"name": FittedSine.name, **settings}, WEIGHT_QUANTIZERS) if settings else Sine(freq)
     choices = own_methods()
     if name not in choices:
         raise _unknown("--quantizer", name, (BIPER, *choices))
@@ -96,7 +100,7 @@ def _tried(flag: str, trial: Callable[[Q], None], quantizer: Q) -> None:
 
 def own_methods() -> list[str]:
     """The names of the registered weight quantizers beside BiPer's."""
-    return sorted(name for name, kind in WEIGHT_QUANTIZERS.items() if kind not in (Sine, SquareWave))
+    return sorted(name for name, kind in WEIGHT_QUANTIZERS.items() if not issubclass(kind, Periodic))
 
 
 def input_methods() -> list[str]:
@@ -134,7 +138,7 @@ def method_of(metadata: Metadata) -> dict[str, str]:
     known = next((name for name, description in INPUTS.items() if description == inputs), "")
     weights = metadata.weight_quantizer
     return {
-        "quantizer": BIPER if weights["name"] in (Sine.name, SquareWave.name) else _written(weights, WEIGHT_QUANTIZERS),
+        "quantizer": _written_weights(weights),
         "input_quantizer": known or ("" if inputs is None else _written(inputs, INPUT_QUANTIZERS)),
         "activation": metadata.activation,
     }
@@ -169,6 +173,15 @@ def _parsed(flag: str, text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             settings[key] = value
     return name, settings
+
+
+def _written_weights(description: Description) -> str:
+    """The text of a weight quantizer, of either stage."""
+    if description["name"] in (Sine.name, SquareWave.name):
+        return BIPER
+    if description["name"] in (FittedSine.name, FittedSquareWave.name):
+        return fitted(description["freq_scale"])
+    return _written(description, WEIGHT_QUANTIZERS)
 
 
 def _written(description: Description, registry: Mapping[str, type[Quantizer]]) -> str:

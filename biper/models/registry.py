@@ -187,6 +187,8 @@ def _built(
     real = (nn.Conv2d, nn.Linear) if precision == "32w32a" else (RealConv2d, RealLinear)
     conv = CONVOLUTIONS[precision](weights, inputs)
     network = _by(architecture.build, name, classes, Precision(conv, ACTIVATIONS[activation], *real))
+    for _, layer in binary_layers(network):
+        layer.weight_quantizer.start(layer.weight.detach())  # the network may have drawn other weights than the layer
     taken = describe(inputs) if precision == "1w1a" else None
     network.metadata = Metadata(name, family, classes, describe(weights), taken, activation)
     return network

@@ -168,6 +168,7 @@ def _binary(layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer |
     else:
         new = BinaryLinear(layer.in_features, layer.out_features, **options)
     new.weight, new.bias = layer.weight, layer.bias
+    new.weight_quantizer.start(new.weight)
     new.alpha.copy_(_best_scale(layer.weight, new.effective_weight()).view_as(new.alpha))
     new.alpha.requires_grad_(layer.weight.requires_grad)
     return new.train(layer.training)

@@ -13,7 +13,8 @@ from torch.autograd import Function
 from biper.errors import UsageError
 from biper.nn import (
     DEFAULT_FREQ,
-    comparison_quantizers,  # noqa: F401  imported so that its classes are registered wherever there are layers
+    comparison_quantizers,  # noqa: F401  imported so that their classes are registered wherever there are layers
+    fitted_quantizers,  # noqa: F401
 )
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sine, WeightQuantizer
 
@@ -47,6 +48,7 @@ class _Quantized(nn.Module):
         self.weight_quantizer = copy.deepcopy(weight_quantizer)
         self.weight_quantizer.fit((len(self.weight), *[1] * (self.weight.dim() - 1)))
         self.weight_quantizer.to(self.weight)
+        self.weight_quantizer.start(self.weight.detach())
         self.input_quantizer = copy.deepcopy(input_quantizer)
         if self.input_quantizer is not None:
             self.input_quantizer.fit(input_shape)

@@ -23,7 +23,7 @@ class LayerError:
     l1: mean(|s - e|), the published error, of the weights e that take their place: sign(s), times the quantizer's scale
     if it has one; scale: g = mean(|s|), the best one; squared: mean((s - g*sign(s))^2);
     mean_abs: mean(|w|); freq_std: freq*std(w); past_quarter: share of |w| > pi/(2*freq), past which the surrogate's
-    gradient has the other sign; these two are not numbers without a freq.
+    gradient has the other sign; freq: that of the layer. These three are not numbers without a freq.
     """
 
     name: str
@@ -34,6 +34,7 @@ class LayerError:
     mean_abs: float
     freq_std: float
     past_quarter: float
+    freq: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def layer_error(name: str, w: Tensor, quantizer: WeightQuantizer) -> LayerError:
             (w.abs() > math.pi / (2 * freq)).float().mean() if math.isfinite(freq) else w.new_tensor(freq),
         ]
     )
-    return LayerError(name, w.numel(), *values.tolist())
+    return LayerError(name, w.numel(), *[*values.tolist(), freq])
 
 
 @torch.no_grad()
@@ -92,12 +93,12 @@ def quantization_error(model: nn.Module) -> QuantizationError:
 
 def format_table(error: QuantizationError) -> str:
     """The table that people read: a line a layer, then the published sums."""
-    titles = ("layer", "weights", "L1", "squared", "scale g", "mean|w|", "freq*std", "past quarter")
-    lines = ["{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>14}".format(*titles)]
+    titles = ("layer", "weights", "L1", "squared", "scale g", "mean|w|", "freq*std", "past quarter", "freq")
+    lines = ["{:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>14}{:>10}".format(*titles)]
     for layer in error.layers:
-        name, weights, *values, past = astuple(layer)
+        name, weights, *values, past, freq = astuple(layer)
         numbers = "".join(f"{_number(value, '.4f'):>10}" for value in values)
-        lines.append(f"{name:<16}{weights:>10}{numbers}{_number(past, '.2%'):>14}")
+        lines.append(f"{name:<16}{weights:>10}{numbers}{_number(past, '.2%'):>14}{_number(freq, '.4g'):>10}")
     return "\n".join([*lines, f"QE = {error.qe:.6f}   b = {error.b:.6f}"])
 
 

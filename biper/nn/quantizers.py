@@ -61,6 +61,9 @@ class WeightQuantizer(Quantizer):
 
     binary: ClassVar[bool] = True
 
+    def start(self, w: Tensor) -> None:
+        """Told by who makes the network, before any training: the layer's fresh weights. Nothing changes here."""
+
     def scale(self, w: Tensor) -> Tensor | None:
         """(C_out, 1, ...), not negative: by what a channel's sums are multiplied, beside alpha; None stands for 1."""
         return None
@@ -143,18 +146,24 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def positive(name: str, value: float) -> float:
+    """The value. Raises UsageError unless it is a positive, finite number."""
+    try:
+        number = math.fsum([value])  # NumPy's numbers too, but no text
+        fits = number > 0 and math.isfinite(number)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise UsageError(f"{name} is a positive number, not {value!r}")
+    return number
+
+
 class Periodic(WeightQuantizer):
     """Base of BiPer's two stages. freq in radians per unit weight. Raises UsageError unless it is positive."""
 
     def __init__(self, freq: float) -> None:
         super().__init__()
-        try:
-            self.freq = math.fsum([freq])  # NumPy's numbers too, but no text
-            fits = self.freq > 0 and math.isfinite(self.freq)
-        except (TypeError, ValueError, OverflowError):
-            fits = False
-        if not fits:
-            raise UsageError(f"freq is a positive number of radians per unit weight, not {freq!r}")
+        self.freq = positive("freq, radians per unit weight,", freq)
 
     def real(self, w: Tensor) -> Tensor:
         """sin(freq*w)."""

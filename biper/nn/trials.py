@@ -20,6 +20,7 @@ def try_weight_quantizer(quantizer: WeightQuantizer) -> None:
     quantizer.fit((SHAPE[0], 1, 1, 1))
     quantizer.set_progress(0.5)
     w = torch.linspace(-0.1, 0.1, 108).view(SHAPE).requires_grad_()
+    quantizer.start(w.detach())
     found, scale = quantizer(w), quantizer.scale(w)
     _require_like(f"{kind}.forward(w)", found, w)
     if scale is not None and scale.shape != (SHAPE[0], 1, 1, 1):

@@ -11,12 +11,13 @@ import yaml
 
 from biper.data.datasets import DATASETS, FLIPS, PADDINGS
 from biper.errors import UsageError
-from biper.nn import DEFAULT_FREQ
+from biper.nn import DEFAULT_FREQ, fitted
 from biper.training.schedule import CYCLES, LR_TYPES
 
 REGULARIZERS = ("sin2", "cos2")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 METHOD = ("quantizer", "input_quantizer", "activation")  # what stage 2 has of stage 1's network, as the file says
+SHORTHANDS = ("tau", "freq_scale")  # numbers that stand for other settings
 GROUPS = ("run", "network", "data", "training", "hardware")
 
 
@@ -234,7 +235,7 @@ def convert(name: str, value: Any) -> Any:  # noqa: ANN401
     """A value read from YAML or a checkpoint, as the type of the setting. Raises UsageError if it is of another."""
     if value is False and name == "amp":
         value = "off"  # which YAML 1.1 reads as false
-    hint = float if name == "tau" else get_type_hints(Settings)[name]
+    hint = float if name in SHORTHANDS else get_type_hints(Settings)[name]
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_scalar(name, item, get_args(hint)[0]) for item in items)
@@ -259,14 +260,23 @@ def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
     raise UsageError(f"{name}: expected {kind.__name__}, not {value!r}")
 
 
-def expand_tau(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace `tau` by tau_min and tau_max, both of its value. Raises UsageError if one of them is there too."""
-    rest = {key: value for key, value in values.items() if key != "tau"}
-    if len(rest) == len(values):
-        return rest
-    if "tau_min" in rest or "tau_max" in rest:
-        raise UsageError("--tau sets both --tau_min and --tau_max: give it alone, or those two")
-    return rest | dict.fromkeys(("tau_min", "tau_max"), values["tau"])
+def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace `tau` by tau_min and tau_max, both of its value, and `freq_scale` by the quantizer that it means.
+
+    Raises UsageError if what they set is there too, or a freq beside freq_scale.
+    """
+    rest = {key: value for key, value in values.items() if key not in SHORTHANDS}
+    if "tau" in values:
+        if "tau_min" in rest or "tau_max" in rest:
+            raise UsageError("--tau sets both --tau_min and --tau_max: give it alone, or those two")
+        rest |= dict.fromkeys(("tau_min", "tau_max"), values["tau"])
+    if "freq_scale" in values:
+        if "freq" in rest or "quantizer" in rest:
+            raise UsageError("--freq_scale gives each layer of BiPer's its own freq: leave --freq and --quantizer out")
+        if not values["freq_scale"] > 0:
+            raise UsageError(f"--freq_scale {values['freq_scale']} is too small: above 0")
+        rest["quantizer"] = fitted(values["freq_scale"])
+    return rest
 
 
 def differences(config: Settings, settings: Mapping[str, Any]) -> list[str]:
@@ -292,9 +302,9 @@ def read_yaml(path: Path, stage: int) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UsageError(f"{path} has no settings for stage {stage}: add a section stage{stage}")
     for key in section:
-        if key not in SETTINGS and key != "tau":
+        if key not in SETTINGS and key not in SHORTHANDS:
             raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; main.py --help lists the names")
     try:
-        return expand_tau({key: convert(key, value) for key, value in section.items()})
+        return expand_shorthands({key: convert(key, value) for key, value in section.items()})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
