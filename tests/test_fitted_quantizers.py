@@ -12,6 +12,7 @@ import biper
 from biper.commands.export import main as export_main
 from biper.commands.quantization_error import main as quantization_error_main
 from biper.commands.summary import main as summary_main
+from biper.errors import UsageError
 from biper.experiments import studies
 from biper.experiments.recipe import read_recipe
 from biper.models.checkpoint import read_checkpoint
@@ -102,6 +103,9 @@ def test_from_scratch_and_in_a_recipe(command, tmp_path):
     assert command(*flags, stage=2)[0] == 0
     recipe = read_recipe(_recipe(tmp_path), {})
     assert recipe.stage1["quantizer"] == "biper:freq_scale=1.5"
+    for name in ("frequency", "freq_scale", "quantizers"):
+        with pytest.raises(UsageError, match="leave quantizer and freq_scale out of the recipe"):
+            studies.STUDIES[name](recipe)
     study = studies.freq_scale(read_recipe(write_recipe(tmp_path), {}))
     assert [variant.title for variant in study.variants][:2] == ["freq 20", "freq 0.5 / std(w)"]
     assert study.variants[1].stages[1][1]["quantizer"] == "biper:freq_scale=0.5"

@@ -58,8 +58,15 @@ def _frequency_key(freq: float) -> str:
     return f"freq_{freq:g}"
 
 
+def _require_biper(recipe: Recipe, what: str) -> None:
+    """Raise UsageError for a recipe whose quantizer is another than BiPer's with one frequency."""
+    if recipe.stage1.get("quantizer", "biper") != "biper":
+        raise UsageError(f"the study of {what} compares with biper: leave quantizer and freq_scale out of the recipe")
+
+
 def frequency(recipe: Recipe) -> Study:
-    """Stage 1, and with it stage 2, at several frequencies."""
+    """Stage 1, and with it stage 2, at several frequencies. Raises UsageError for another quantizer than BiPer's."""
+    _require_biper(recipe, "frequencies")
     variants = []
     for freq in sorted({*FREQUENCIES, recipe.freq}):
         variants.append(Variant(f"freq {freq:g}", _inherited(recipe, _frequency_key(freq), freq=freq)))
@@ -68,7 +75,11 @@ def frequency(recipe: Recipe) -> Study:
 
 
 def freq_scale(recipe: Recipe) -> Study:
-    """One frequency for all layers, and each layer's own, by how many standard deviations of its fresh weights."""
+    """One frequency for all layers, and each layer's own: a number over the standard deviation of its fresh weights.
+
+    Raises UsageError for another quantizer than BiPer's.
+    """
+    _require_biper(recipe, "frequencies")
     base = _recipe_itself(recipe, f"freq {recipe.freq:g}")
     variants = [base]
     for scale in FREQUENCY_SCALES:
@@ -141,8 +152,7 @@ def quantizers(recipe: Recipe) -> Study:
     """
     from biper.models.methods import BIPER, own_methods, require_second_stage, require_sound  # torch loads here
 
-    if recipe.stage1.get("quantizer", BIPER) != BIPER:
-        raise UsageError(f"the study of quantizers compares with {BIPER}: leave quantizer out of the recipe")
+    _require_biper(recipe, "quantizers")
     whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **_fresh(recipe)}
     base = _recipe_itself(recipe, BIPER)
     variants = [base, Variant(f"{BIPER}, one stage", {2: (FROM_START, whole)})]
