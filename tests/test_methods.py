@@ -275,10 +275,26 @@ def test_the_input_quantizers_that_are_there_are_sound(name):
     require_sound_inputs(name)
 
 
+class Narrow(biper.Network):
+    def __init__(self, classes, precision):
+        super().__init__()
+        self.conv, self.fc = precision.conv(3, 8, 3), torch.nn.Linear(9, classes)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class Pixels(Narrow):
+    def forward(self, x):
+        return self.conv(x)
+
+
 @pytest.mark.parametrize(
     ("build", "text"),
     [
         (lambda classes, precision: None, "returns NoneType, which has to be derived from biper"),
+        (Narrow, "own_1w1a fails on an image of 8x8: RuntimeError: mat1 and mat2"),
+        (Pixels, r"own_1w1a gives \(1, 8, 6, 6\) for an image, not logits \(1, 10\)"),
         (lambda classes, precision: precision.none, "own_1w1a cannot be built: AttributeError: .*test_methods.py"),
     ],
 )

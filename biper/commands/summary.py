@@ -39,12 +39,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "summary.py") -> None:
 
 
 def _summarize(given: dict[str, Any]) -> None:
+    from biper.models.registry import require_runs
     from biper.packed.costs import costs
 
     network, size = _of_file(given) if Path(given["network"]).exists() else _of_name(given)
     size = given.get("image_size", size)
     if size < 8:
         raise UsageError(f"--image_size {size} is too small: at least 8")
+    require_runs(network, size)
     m = network.metadata
     print(f"{m.model} ({m.family}), {m.num_classes} classes, images of {size}x{size}\n")
     print(format_table(costs(network, size)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import nn
 
 from biper.errors import UsageError, told
@@ -206,6 +207,24 @@ def _by(build: Build, name: str, classes: int, precision: Precision) -> Network:
         kind = type(network).__name__
         raise UsageError(f"{name}: {_path(build)} returns {kind}, which has to be derived from biper.models.Network")
     return network
+
+
+@torch.no_grad()
+def require_runs(network: Network, size: int) -> None:
+    """Put an image of size x size through a network in evaluation mode, which it stays in.
+
+    Raises UsageError for one of somebody's own that fails or gives no logits.
+    """
+    m = network.metadata
+    try:
+        logits: object = network.eval()(torch.zeros(1, 3, size, size))
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # whatever it may do
+        raise UsageError(f"{m.model} fails on an image of {size}x{size}: {told(error)}") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, m.num_classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UsageError(f"{m.model} gives {got} for an image, not logits (1, {m.num_classes})")
 
 
 def _require_sense(

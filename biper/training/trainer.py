@@ -17,6 +17,7 @@ from biper.models import Network
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
 from biper.models.metadata import Metadata
 from biper.models.methods import BIPER, network_of_method
+from biper.models.registry import require_runs
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite, periodic_layers
 from biper.nn.quantization_error import quantization_error
@@ -87,8 +88,7 @@ def attach_data(network: Network, loaders: Loaders, dataset: str) -> None:
         std=loaders.std,
         image_size=loaders.image_size,
     )
-    with torch.no_grad():  # one image through it, before anything is written
-        network.eval()(torch.zeros(1, 3, loaders.image_size, loaders.image_size))
+    require_runs(network, loaders.image_size)  # before anything is written
 
 
 def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
