@@ -23,13 +23,13 @@ from biper.errors import UsageError
 from biper.experiments.plan import planned
 from biper.training.checkpoint import BEST
 
+pytestmark = pytest.mark.xdist_group("biper_command")  # its fixtures are made once
+
 BIPER = (sys.executable, "-m", "biper")
 OWN = '''
 import biper
 from biper.nn.functional import straight_through_sign
 from beside import NAME
-
-pytestmark = pytest.mark.xdist_group("biper_command")  # its fixtures are made once
 
 @biper.register_quantizer(NAME)
 class Clipped(biper.WeightQuantizer):

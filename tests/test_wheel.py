@@ -13,13 +13,13 @@ from PIL import Image
 
 from biper.places import list_recipes
 
+pytestmark = pytest.mark.xdist_group("wheel")  # its fixtures are made once
+
 AWAY = {"PYTHONPATH": "", "BIPER_DATA": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
 LOOK = """
 import biper
 from biper.data.datasets import default_data_path
 from biper.packed import runtime
-
-pytestmark = pytest.mark.xdist_group("wheel")  # its fixtures are made once
 assert biper.create_model("resnet20_1w1a", pretrained=True).metadata.stage == 2
 print(biper.__file__, default_data_path("cifar10"), runtime.compiled() is not None)
 """

@@ -146,7 +146,7 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: float, unit: str = "") -> float:
     """The value. Raises UsageError unless it is a positive, finite number."""
     try:
         number = math.fsum([value])  # NumPy's numbers too, but no text
@@ -154,7 +154,7 @@ def positive(name: str, value: float) -> float:
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise UsageError(f"{name} is a positive number, not {value!r}")
+        raise UsageError(f"{name} is a positive number{unit}, not {value!r}")
     return number
 
 
@@ -163,7 +163,7 @@ class Periodic(WeightQuantizer):
 
     def __init__(self, freq: float) -> None:
         super().__init__()
-        self.freq = positive("freq, radians per unit weight,", freq)
+        self.freq = positive("freq", freq, " of radians per unit weight")
 
     def real(self, w: Tensor) -> Tensor:
         """sin(freq*w)."""
