@@ -265,6 +265,15 @@ def test_a_faulty_input_quantizer_of_ones_own_is_told_before_anything_is_written
     assert not (tmp_path / "run").exists()
 
 
+@patch.dict(WEIGHT_QUANTIZERS)
+def test_what_is_derived_from_bipers_is_a_method_of_its_own():
+    kind = type("Own", (biper.SquareWave,), {"__doc__": "A square wave."})
+    biper.register_quantizer("own_wave")(kind)
+    assert "own_wave" in own_methods()
+    assert require_sound("own_wave", 7.0).freq == 7.0
+    assert require_sound("own_wave:freq=3", 7.0).freq == 3.0
+
+
 @pytest.mark.parametrize("name", own_methods())
 def test_the_quantizers_that_are_there_are_sound(name):
     require_sound(name, 20.0)

@@ -17,7 +17,6 @@ from biper.nn.quantizers import (
     WEIGHT_QUANTIZERS,
     Description,
     InputQuantizer,
-    Periodic,
     Q,
     Quantizer,
     Sine,
@@ -100,7 +99,8 @@ def _tried(flag: str, trial: Callable[[Q], None], quantizer: Q) -> None:
 
 def own_methods() -> list[str]:
     """The names of the registered weight quantizers beside BiPer's."""
-    return sorted(name for name, kind in WEIGHT_QUANTIZERS.items() if not issubclass(kind, Periodic))
+    ours = (Sine, SquareWave, FittedSine, FittedSquareWave)  # but not what somebody derives from them
+    return sorted(name for name, kind in WEIGHT_QUANTIZERS.items() if kind not in ours)
 
 
 def input_methods() -> list[str]:
