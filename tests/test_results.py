@@ -19,6 +19,8 @@ ABLATIONS = sorted(path.parent for path in ROOT.glob("docs/results/ablation_*/me
 MODELS = sorted(path.parent for path in ROOT.glob("pretrained_models/*/result.json"))
 REAL = os.environ.get("BIPER_TEST_CIFAR10")
 RUNS = {  # of the variants of a study, where the folder of their runs is not named like them
+    "biper": "freq_20",
+    "biper, one stage": "binary_from_start",
     "two stages": "freq_20",
     "warm start": "freq_20",
     "sin², published": "freq_20",
@@ -44,6 +46,8 @@ def best(metrics, **labels):
 
 def run_of(row, base):
     """The folder of the runs of a variant; `base` is the first variant of its table."""
+    if row["variant"] in ("irnet", "recu", "sign", "xnor"):
+        return f"quantizer_{row['variant']}"
     if not re.fullmatch(r"[\d.]+, [\d.]+", row["variant"]):
         return RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
     (one, two), (own_one, own_two) = (name.split(", ") for name in (row["variant"], base))  # learning rates
@@ -91,6 +95,11 @@ def _top1(row):
     return float(row["test_top1"])
 
 
+def _relative(layer):
+    squared = float(layer["squared"])
+    return squared / (squared + float(layer["scale"]) ** 2)
+
+
 @pytest.mark.parametrize("folder", ABLATIONS, ids=lambda p: p.name)
 def test_tables_of_ablations(folder):
     metrics, layers = rows(folder / "metrics.csv"), rows(folder / "layers.csv")
@@ -101,6 +110,9 @@ def test_tables_of_ablations(folder):
         text = path.with_suffix(".md").read_text()
         table = rows(path)
         for row in table:
+            if not row["mean"]:  # of weights without a frequency
+                assert row["quantity"] == "freq·std(w)"
+                continue
             run = run_of(row, table[0]["variant"])
             own = [[r for r in metrics if (r["run"], r["seed"], r["stage"]) == (run, s, row["stage"])] for s in seeds]
             if row["quantity"] == "last top-1 (%)":
@@ -114,6 +126,10 @@ def test_tables_of_ablations(folder):
                 of_run = [r for r in layers if (r["run"], r["stage"]) == (run, row["stage"])]
                 by_seed = [[float(r[column]) for r in of_run if r["seed"] == seed] for seed in seeds]
                 values = [sum(layer) if column != "freq_std" else statistics.fmean(layer) for layer in by_seed]
+                shown = require_equal(row, values, 3)
+            elif row["quantity"] == "relative error":
+                of_run = [r for r in layers if (r["run"], r["stage"]) == (run, row["stage"])]
+                values = [statistics.fmean(map(_relative, (r for r in of_run if r["seed"] == seed))) for seed in seeds]
                 shown = require_equal(row, values, 3)
             assert re.search(rf"^\| {re.escape(row['variant'])} \|.* {re.escape(shown)}", text, re.MULTILINE)
 
