@@ -7,7 +7,7 @@ make_environment dev
 cd "$root"
 if [ $# = 0 ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # of two processes' threads
-    set -- --numprocesses=2 --dist=loadgroup --durations=15
+    set -- --numprocesses=2 --dist=worksteal --durations=15
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
         export COVERAGE_CORE=sysmon # before Python 3.12 counting lines would cost a third of the time
         set -- "$@" --cov=biper --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -22,8 +22,6 @@ from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.settings import make_settings
 
-pytestmark = pytest.mark.xdist_group("ablation")  # its fixtures are made once
-
 
 def test_a_variant_that_diverges_is_left_out_and_named(ablated, command, tmp_path, monkeypatch):
     shutil.copytree(ablated / "two", tmp_path / "two")

@@ -23,8 +23,6 @@ from biper.errors import UsageError
 from biper.experiments.plan import planned
 from biper.training.checkpoint import BEST
 
-pytestmark = pytest.mark.xdist_group("biper_command")  # its fixtures are made once
-
 BIPER = (sys.executable, "-m", "biper")
 OWN = '''
 import biper

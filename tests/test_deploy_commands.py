@@ -27,8 +27,6 @@ from biper.packed.file import load_packed
 from biper.packed.pack import pack
 from biper.training.export import top1_of
 
-pytestmark = pytest.mark.xdist_group("deploy_commands")  # its fixtures are made once
-
 
 @pytest.fixture(scope="module")
 def exported(trained):

@@ -21,8 +21,6 @@ from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import read
 from biper.training.checkpoint import BEST, LATEST
 
-pytestmark = pytest.mark.xdist_group("reproduce")  # its fixtures are made once
-
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):

@@ -18,8 +18,6 @@ from biper.training.distillation import soft_divergence
 from biper.training.loop import LossTerm, make_loss_terms
 from biper.training.mixup import MixUp
 
-pytestmark = pytest.mark.xdist_group("training_options")  # its fixtures are made once
-
 FULL = ["--dataset", "digits", "--image_size", 8, "-a", "resnet20_32w32a", "-b", 256, "--lr", 0.1]
 
 

@@ -13,8 +13,6 @@ from PIL import Image
 
 from biper.places import list_recipes
 
-pytestmark = pytest.mark.xdist_group("wheel")  # its fixtures are made once
-
 AWAY = {"PYTHONPATH": "", "BIPER_DATA": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
 LOOK = """
 import biper
