@@ -29,6 +29,7 @@ RUNS = {  # of the variants of a study, where the folder of their runs is not na
     "binary from the start": "binary_from_start",
     "fresh start": "fresh_start",
 }
+METHODS = {"quantizers": "quantizer", "input_quantizers": "input_quantizer", "activations": "activation"}
 
 
 def rows(path):
@@ -44,10 +45,12 @@ def best(metrics, **labels):
     return max(float(row["test_top1"]) for row in metrics if all(row[k] == v for k, v in labels.items()))
 
 
-def run_of(row, base):
+def run_of(row, base, study):
     """The folder of the runs of a variant; `base` is the first variant of its table."""
-    if row["variant"] in ("irnet", "recu", "sign", "xnor"):
-        return f"quantizer_{row['variant']}"
+    if row["variant"] == base and study in METHODS:
+        return "freq_20"
+    if study in METHODS and row["variant"] not in RUNS:
+        return f"{METHODS[study]}_{row['variant']}"
     if not re.fullmatch(r"[\d.]+, [\d.]+", row["variant"]):
         return RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
     (one, two), (own_one, own_two) = (name.split(", ") for name in (row["variant"], base))  # learning rates
@@ -113,7 +116,7 @@ def test_tables_of_ablations(folder):
             if not row["mean"]:  # of weights without a frequency
                 assert row["quantity"] == "freq·std(w)"
                 continue
-            run = run_of(row, table[0]["variant"])
+            run = run_of(row, table[0]["variant"], path.stem)
             own = [[r for r in metrics if (r["run"], r["seed"], r["stage"]) == (run, s, row["stage"])] for s in seeds]
             if row["quantity"] == "last top-1 (%)":
                 values = [_top1(history[-1]) for history in own]
@@ -142,6 +145,18 @@ def test_documents_show_what_the_results_say():
     assert len(tables(shown)) > 20
     for line in tables(shown):
         assert line in written, line
+
+
+def test_the_guide_shows_what_the_studies_say():
+    shown = re.findall(
+        r"^\| (\w+) \| ([\w, ]+) \| ([\d.]+ ± [\d.]+) \|$", (ROOT / "docs" / "compare.md").read_text(), re.M
+    )
+    found = []
+    for study, part in (("quantizers", "weights"), ("input_quantizers", "inputs"), ("activations", "activation")):
+        for row in rows(ROOT / "docs" / "results" / "ablation_methods_cifar10" / f"{study}.csv"):
+            if (row["stage"], row["quantity"]) == ("2", "top-1 (%)"):
+                found.append((part, row["variant"], f"{float(row['mean']):.2f} ± {float(row['std']):.2f}"))
+    assert shown == found
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda p: p.name)
