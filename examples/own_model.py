@@ -16,7 +16,7 @@ import biper
 def main(folder: Path = Path(), steps: int = 8) -> None:
     """Every step is checked against the one before: all of them compute the same."""
     torch.manual_seed(0)
-    images, labels = torch.randn(32, 3, 64, 64), torch.randint(10, (32,))
+    images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
 
     model = biper.convert(torchvision.models.resnet18(num_classes=10), weight_quantizer=biper.Sine(freq=20.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -38,7 +38,7 @@ def main(folder: Path = Path(), steps: int = 8) -> None:
         assert torch.equal(loaded(images), packed(images))
     size, floats = (folder / "resnet18.safetensors").stat().st_size, sum(t.nbytes for t in model.state_dict().values())
     print(f"packed: {size:,} bytes instead of {floats:,}, {loaded.describe()}")
-    biper.export_onnx(loaded, folder / "resnet18.onnx", image_size=64)
+    biper.export_onnx(loaded, folder / "resnet18.onnx", image_size=32)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ rests on the rounding of a sum, and on images that are the same to the last bit:
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -25,27 +24,31 @@ def first_step(_step, _totals):
     raise Enough
 
 
-def main(data, size, dali, out):
+def main(data, size, out, loaders):
     processes = launched_processes()
-    given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
-    given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": out, "workers": 1, "use_dali": dali}
-    given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
     trainers.initial_network = in_float64(trainers.initial_network)
     with joined(processes):
-        trainer = trainers.build_trainer(make_settings("imagenet", 1, given), processes)
-        trainer.loaders.train.augmentation = replace(trainer.loaders.train.augmentation, lighting=0.0)
-        freeze(trainer.network, size)
-        progress = Progress("step", 1, 100)
-        metrics = evaluate(trainer.network, trainer.loaders.test, progress)
-        try:
-            options = {"epoch": 0, "terms": make_loss_terms(0.1), "watcher": progress, "after_step": first_step}
-            train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
-        except Enough:
-            gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
-        means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
+        found = {loader: run(processes, data, size, out, loader == "dali") for loader in loaders}
         if processes.main:
-            Path(out).mkdir()
-            torch.save({"gradients": gradients, "metrics": means}, Path(out) / "first.pt")
+            torch.save(found, out)
+
+
+def run(processes, data, size, out, dali):
+    given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
+    given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": f"{out}.run", "workers": 1, "use_dali": dali}
+    given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
+    trainer = trainers.build_trainer(make_settings("imagenet", 1, given), processes)
+    trainer.loaders.train.augmentation = replace(trainer.loaders.train.augmentation, lighting=0.0)
+    freeze(trainer.network, size)
+    progress = Progress("step", 1, 100)
+    metrics = evaluate(trainer.network, trainer.loaders.test, progress)
+    try:
+        options = {"epoch": 0, "terms": make_loss_terms(0.1), "watcher": progress, "after_step": first_step}
+        train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
+    except Enough:
+        gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
+    means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}
+    return {"gradients": gradients, "metrics": means}
 
 
 def in_float64(initial_network):
@@ -70,4 +73,4 @@ def freeze(network, size):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "dali", sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -16,7 +16,7 @@ def test_the_example_runs_and_its_files_agree(shell, tmp_path):
     model = biper.convert(torchvision.models.resnet18(num_classes=10), weight_quantizer=biper.Sine(20.0), verbose=False)
     packed = biper.load_packed(tmp_path / "resnet18.safetensors", model=model)
     session = onnxruntime.InferenceSession(str(tmp_path / "resnet18.onnx"))
-    x = torch.randn(3, 3, 64, 64)
+    x = torch.randn(3, 3, 32, 32)
     theirs = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
     with torch.no_grad():
         ours = packed(x)

@@ -11,7 +11,7 @@ from biper.packed import runtime as kernels
 
 SOURCE = Path(__file__).with_name("packed_properties.c")
 FLAGS = "-fopenmp", "-ffp-contract=off", "-Wno-psabi"  # as in setup.py
-SANITIZED = "-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+SANITIZED = "-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
 NO_LEAKS = "LeakSanitizer has encountered a fatal error"  # what it says where processes may not be traced
 
 
