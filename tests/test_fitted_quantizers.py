@@ -93,6 +93,13 @@ def test_both_stages_and_the_files_keep_the_frequencies(command, monkeypatch, tm
     assert command(two / BEST, "--csv", tmp_path / "qe.csv", entry=quantization_error_main)[0] == 0
     rows = list(csv.DictReader((tmp_path / "qe.csv").read_text().splitlines()))
     assert [float(row["freq"]) for row in rows] == frequencies(second)
+    shown = {
+        line.split()[0]: line.split()[-1] for line in command(two / BEST, entry=summary_main)[1].splitlines() if line
+    }
+    found = [shown[name] for name, _ in binary_layers(second)]
+    assert found == [f"{freq:.4g}" for freq in frequencies(second)]
+    assert "freq" not in command(tmp_path / "packed.safetensors", entry=summary_main)[1]
+    assert "freq" not in command("resnet20_1w1a", entry=summary_main)[1]
     code, out, _ = command("-e", tmp_path / "packed.safetensors", family=None)
     assert code == 0
     assert "fitted_square_wave (freq_scale 2.0)" in out

@@ -1,6 +1,6 @@
 """What a network consists of and costs: summary.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,34 +42,40 @@ def _summarize(given: dict[str, Any]) -> None:
     from biper.models.registry import require_runs
     from biper.packed.costs import costs
 
-    network, size = _of_file(given) if Path(given["network"]).exists() else _of_name(given)
+    network, freqs, size = _of_file(given) if Path(given["network"]).exists() else _of_name(given)
     size = given.get("image_size", size)
     if size < 8:
         raise UsageError(f"--image_size {size} is too small: at least 8")
     require_runs(network, size)
     m = network.metadata
     print(f"{m.model} ({m.family}), {m.num_classes} classes, images of {size}x{size}\n")
-    print(format_table(costs(network, size)))
+    print(format_table(costs(network, size), freqs))
 
 
-def _of_file(given: dict[str, Any]) -> tuple["Network", int]:
-    """A fresh network like that of a checkpoint or packed file, and the side of the images that it was trained on."""
+def _of_file(given: dict[str, Any]) -> tuple["Network", dict[str, float], int]:
+    """A checkpoint's network or a fresh one like a packed file's, its frequencies, the side of its training images."""
+    from biper.models import Network
     from biper.models.registry import network_like
+    from biper.nn.quantization_error import own_frequencies
     from biper.training.inheritance import load_network
 
     for name in ("family", "num_classes", *METHOD):
         if name in given:
             raise UsageError(f"--{name} is for a model's name: {given['network']} is a file, which says it")
-    m = load_network(Path(given["network"]), given).metadata
+    network = load_network(Path(given["network"]), given)
+    m = network.metadata
     assert m is not None
-    return network_like(m), m.shown_size
+    if isinstance(network, Network):
+        return network, own_frequencies(network), m.shown_size
+    return network_like(m), {}, m.shown_size  # packed weights have lost their frequencies
 
 
-def _of_name(given: dict[str, Any]) -> tuple["Network", int]:
-    """A fresh network by its model's name, and the side of its family's images."""
+def _of_name(given: dict[str, Any]) -> tuple["Network", dict[str, float], int]:
+    """A fresh network by its model's name, its frequencies, and the side of its family's images."""
     from biper.models import list_models
     from biper.models.methods import network_of_method
     from biper.models.registry import unknown_model
+    from biper.nn.quantization_error import own_frequencies
 
     name, family, classes = given["network"], given.get("family"), given.get("num_classes")
     if name not in list_models(family):
@@ -77,17 +83,19 @@ def _of_name(given: dict[str, Any]) -> tuple["Network", int]:
     if classes is not None and classes < 1:
         raise UsageError(f"--num_classes {classes} is too small: at least 1")
     network = network_of_method(name, family, classes, **{name: given[name] for name in METHOD if name in given})
-    return network, network.metadata.shown_size
+    return network, own_frequencies(network), network.metadata.shown_size
 
 
-def format_table(layers: Sequence["LayerCost"]) -> str:
-    """The table that people read: a line a layer, the sums, and what is counted."""
+def format_table(layers: Sequence["LayerCost"], freqs: Mapping[str, float]) -> str:
+    """The table that people read: a line a layer, the sums, and what is counted. freqs: of layers with their own."""
     from biper.packed.costs import total
 
     titles = ("layer", "kind", "output", "binary", "real", "float32 B", "packed B", "FLOPs", "BOPs", "OPs")
     whole = total(layers)
     rows = [titles, *(_row(layer) for layer in [*layers, whole])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+    if freqs:
+        rows = [(*row, text) for row, text in zip(rows, _freq_column(layers, freqs), strict=True)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
             cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
@@ -105,6 +113,11 @@ def format_table(layers: Sequence["LayerCost"]) -> str:
             COUNTED,
         ]
     )
+
+
+def _freq_column(layers: Sequence["LayerCost"], freqs: Mapping[str, float]) -> list[str]:
+    """Title, layers and sum of the frequencies, which no sum has."""
+    return ["freq", *(f"{freqs[layer.name]:.4g}" if layer.name in freqs else "" for layer in layers), ""]
 
 
 def _row(layer: "LayerCost") -> tuple[str, ...]:

@@ -91,6 +91,13 @@ def quantization_error(model: nn.Module) -> QuantizationError:
     )
 
 
+def own_frequencies(model: nn.Module) -> dict[str, float]:
+    """The frequency of each layer by its name, in radians per unit weight; empty where all have one or none."""
+    quantizers = {name: layer.weight_quantizer for name, layer in binary_layers(model)}
+    freqs = {name: q.freq for name, q in quantizers.items() if isinstance(q, Periodic)}
+    return freqs if len(set(freqs.values())) > 1 else {}
+
+
 def format_table(error: QuantizationError) -> str:
     """The table that people read: a line a layer, then the published sums."""
     titles = ("layer", "weights", "L1", "squared", "scale g", "mean|w|", "freq*std", "past quarter", "freq")
