@@ -2,9 +2,11 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from biper.errors import UsageError
 
 
 class atomically:
@@ -42,3 +44,16 @@ def write_text(text: str, path: Path) -> None:
     """A text file, whole or not at all."""
     with atomically(path) as temporary:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def require_free(path: Path, ours: Callable[[Path], bool]) -> None:
+    """Raise UsageError before work is done for a file that cannot be written, or would take the place of another kind.
+
+    ours: whether a file that is there may be replaced.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
+    if path.exists() and not (path.is_file() and ours(path)):
+        raise UsageError(f"{path} exists and is another kind of file: give another name")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: its folder is read-only")

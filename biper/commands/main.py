@@ -13,6 +13,7 @@ COMMANDS = {  # by name: its file in this folder, and what the list of commands 
     "predict": ("predict", "the likeliest classes of images"),
     "summary": ("summary", "parameters, bytes and operations of a network, layer by layer"),
     "quantization-error": ("quantization_error", "how far a network's real weights are from binary ones"),
+    "recalibrate": ("recalibrate", "measure batch norm's statistics anew, with the final weights"),
     "reproduce": ("reproduce", "a recipe over seeds, with tables, pictures and model cards"),
     "ablate": ("ablation", "variants of a recipe over seeds: what each idea contributes"),
     "download": ("download", "fetch CIFAR-10 or CIFAR-100, or unpack an archive of it"),

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import Different, UsageError
-from biper.files import write_text
+from biper.files import require_free, write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
@@ -123,7 +122,7 @@ def _require_outputs(paths: dict[str, Path | None]) -> None:
     kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts}
     given = {flag: path for flag, path in paths.items() if path}
     for flag, path in given.items():
-        _require_free(path, kinds[flag])
+        require_free(path, kinds[flag])
     if "--onnx" in given:
         require_exporter()
     for (flag, path), (other, same) in combinations(given.items(), 2):
@@ -140,16 +139,6 @@ def _is_facts(path: Path) -> bool:
         return set(json.loads(path.read_text())) == {f.name for f in fields(Facts)}
     except (ValueError, TypeError):
         return False
-
-
-def _require_free(path: Path, ours: Callable[[Path], bool]) -> None:
-    """Raise UsageError before work is done for a file that cannot be written, or would take the place of another."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} cannot be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
-    if path.exists() and not (path.is_file() and ours(path)):
-        raise UsageError(f"{path} exists and is another kind of file: give another name")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path} cannot be written: its folder is read-only")
 
 
 def _images(network: Network, config: Settings, required: bool) -> tuple[Iterator[Tensor], str]:

@@ -1,0 +1,101 @@
+"""Batch norm's statistics measured anew: over the training images, by the weights that a checkpoint ends with.
+
+In training they are a moving average over weights that have changed since. A binary layer's next signs rest on them, so
+that they count for more than in a network of real activations.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from biper.data.loaders import Loader, build_loaders, require_same_classes
+from biper.errors import UsageError
+from biper.files import require_free
+from biper.models.checkpoint import FORMAT, read_checkpoint
+from biper.packed.file import is_packed
+from biper.packed.network import PackedNetwork
+from biper.training.acceleration import accelerate
+from biper.training.checkpoint import save_checkpoint, versions
+from biper.training.inheritance import evaluation
+from biper.training.log import Progress
+from biper.training.loop import Metrics, check_finite, evaluate
+from biper.training.process import describe_devices, name_out_of_memory, seed_everything, select_devices
+from biper.training.run_folder import settings_of
+
+log = logging.getLogger("biper")
+SEEN = ("batch_size", "validation", "seed", "flip", "padding", "cutout")  # the settings that training images depend on
+KEPT = (
+    "epoch",
+    "model",
+    "progress",
+    "settings",
+)  # of the checkpoint; its history and optimizer are of other statistics
+
+
+@name_out_of_memory()
+def recalibrate(checkpoint: Path, target: Path, given: dict[str, Any]) -> tuple[Metrics, Metrics]:
+    """Write a checkpoint with the statistics of one pass over the training images; return the metrics before and after.
+
+    The images come as in training: augmented, in batches, each of which counts alike. The metrics are those of the test
+    images, or of the training images that the checkpoint's run held out. given: settings of data and hardware, as in an
+    evaluation. Raises UsageError for bad input, a network without batch norm, or data other than the checkpoint's.
+    """
+    if is_packed(checkpoint):
+        raise UsageError(f"{checkpoint} is packed: recalibrate the checkpoint that it was made of")
+    require_free(target, _is_checkpoint)
+    contents = read_checkpoint(checkpoint)
+    saved = settings_of(contents)
+    seen = {name: saved[name] for name in SEEN if name in saved}
+    network, config = evaluation(None, 2, seen | given | {"evaluate": str(checkpoint)})
+    assert not isinstance(network, PackedNetwork)
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        raise UsageError(f"{checkpoint} has no batch norm to recalibrate")
+    device = select_devices(config.device, config.gpus, config.type)[0]
+    seed_everything(config.seed, config.deterministic)
+    m = network.metadata
+    loaders = build_loaders(config, device, mean=m.mean, std=m.std)
+    require_same_classes(m, loaders)
+    assert loaders.train is not None
+    kind = "held-out training" if config.validation else "test"
+    text = "%s, stage %d, on %s: %s training and %s %s images"
+    counts = f"{loaders.train.count:,}", f"{loaders.test.count:,}"
+    log.info(text, m.model, m.stage, describe_devices([device]), *counts, kind)
+
+    def measured(when: str) -> Metrics:
+        fast = accelerate(network, device, amp=False, compiled=config.compile, steps=len(loaders.test))
+        with Progress(when, len(loaders.test), config.print_freq) as progress:
+            metrics = evaluate(fast, loaders.test, progress)
+        log.info("%s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f", when, metrics.top1, metrics.top5, metrics.loss)
+        return metrics
+
+    before = measured("before")
+    update_bn(_images(loaders.train, config.print_freq), network)
+    check_finite(network, "after recalibration")
+    after = measured("after")
+    kept = {name: contents[name] for name in KEPT if name in contents}
+    scores = {"best_prec1": after.top1, "best_prec5": after.top5}
+    own = {"format": FORMAT, "state_dict": network.state_dict(), "metadata": m.to_plain(), "versions": versions()}
+    save_checkpoint({**kept, **scores, **own}, target)
+    log.info("wrote %s", target)
+    return before, after
+
+
+def _images(loader: Loader, print_freq: int) -> Iterator[Tensor]:
+    """The batches of an epoch without their labels."""
+    with Progress("recalibrating", len(loader), print_freq) as progress:
+        for step, (images, _) in enumerate(loader.epoch(0), 1):
+            yield images
+            progress.advance(step, None)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file may be replaced: it is a checkpoint."""
+    try:
+        read_checkpoint(path)
+    except UsageError:
+        return False
+    return True
