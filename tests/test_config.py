@@ -110,7 +110,7 @@ def test_wrong_yaml(tmp_path, text, message):
 
 
 def test_missing_yaml(tmp_path):
-    with pytest.raises(UsageError, match="cannot read --config"):
+    with pytest.raises(UsageError, match="cannot read"):
         read_yaml(tmp_path / "none.yaml", 1)
 
 

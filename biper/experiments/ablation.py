@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from biper.errors import TrainingDiverged, UsageError
+from biper.experiments.choices import recipe_choices
 from biper.experiments.plan import Experiment
+from biper.experiments.recipe import Recipe
 from biper.experiments.report import Outcome, report_study
 from biper.experiments.run import conduct, is_there, logged
-from biper.experiments.studies import STUDIES, Study, Variant
+from biper.experiments.studies import CHOICES, STUDIES, Study, Variant
 from biper.files import write_rows
 from biper.models.checkpoint import load_checkpoint
 from biper.nn.quantization_error import quantization_error
@@ -22,8 +24,10 @@ PACKED = "packed.safetensors"  # beside a variant's checkpoint of stage 2
 log = logging.getLogger("biper")
 
 
-def ablate(experiment: Experiment, names: Sequence[str]) -> None:
+def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None) -> None:
     """Train what is missing, seed by seed, and write the tables and pictures of the named studies into its folder.
+
+    choices: the file of the study `recipe`.
 
     They are written as soon as there is something new to tell, the logs after each seed. What is in the folder already
     stays in the tables and is not trained again, and an interrupted run goes on. Runs that diverge are left out, and
@@ -32,7 +36,7 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
     recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")
     experiment.announce()
-    chosen = {name: STUDIES[name](recipe) for name in names}
+    chosen = {name: _study(name, recipe, choices) for name in names}
     for name, study in chosen.items():
         _require_variants(study, folder / f"{name}.csv")
     found: dict[str, dict[str, dict[int, Outcome]]] = {
@@ -60,12 +64,20 @@ def ablate(experiment: Experiment, names: Sequence[str]) -> None:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
 
 
+def _study(name: str, recipe: Recipe, choices: Path | None) -> Study:
+    if name != CHOICES:
+        return STUDIES[name](recipe)
+    if choices is None:
+        raise UsageError(f"the study {CHOICES} compares what a file names: give --choices FILE.yaml")
+    return recipe_choices(recipe, choices)
+
+
 def _require_variants(study: Study, table: Path) -> None:
     """Raise UsageError if a table that is there has a variant which the study lacks: it would be lost."""
     there = {row["variant"] for row in csv.DictReader(table.read_text().splitlines())} if table.exists() else set()
     if lost := there - {variant.title for variant in study.variants}:
-        text = f"{table} has {', '.join(sorted(lost))}, which nothing registers now"
-        raise UsageError(f"{text}: --import the file that does, or give another --results_dir")
+        text = f"{table} has {', '.join(sorted(lost))}, which nothing registers or names now"
+        raise UsageError(f"{text}: --import the file that does, or add it to --choices, or give another --results_dir")
 
 
 def _seeds_there(study: Study, folder: Path) -> list[int]:

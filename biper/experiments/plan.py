@@ -147,6 +147,8 @@ def _command(prog: str, given: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
             continue
+        if name == "choices":
+            value = value.name
         values = value if isinstance(value, list) else ["FOLDER" if name == "data_path" else value]
         words += [f"--{name}", *map(str, values)]
     return shlex.join(words)

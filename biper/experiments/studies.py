@@ -39,7 +39,7 @@ class Study:
     histograms: bool = False
 
 
-def _recipe_itself(recipe: Recipe, title: str) -> Variant:
+def recipe_itself(recipe: Recipe, title: str) -> Variant:
     """The recipe as it is, with which most studies compare: they share its runs."""
     return Variant(title, _both(recipe, _frequency_key(recipe.freq)))
 
@@ -80,7 +80,7 @@ def freq_scale(recipe: Recipe) -> Study:
     Raises UsageError for another quantizer than BiPer's.
     """
     _require_biper(recipe, "frequencies")
-    base = _recipe_itself(recipe, f"freq {recipe.freq:g}")
+    base = recipe_itself(recipe, f"freq {recipe.freq:g}")
     variants = [base]
     for scale in FREQUENCY_SCALES:
         key = f"freq_scale_{scale:g}"
@@ -90,7 +90,7 @@ def freq_scale(recipe: Recipe) -> Study:
 
 def two_stages(recipe: Recipe) -> Study:
     """Binary weights from the start, with stage 1's settings for as many epochs as both stages have."""
-    base = _recipe_itself(recipe, "two stages")
+    base = recipe_itself(recipe, "two stages")
     whole = lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs))
     start = Variant("binary from the start", {2: (FROM_START, {**whole, **_fresh(recipe)})})
     question = "Are two stages better than binary weights from the start, in as many epochs?"
@@ -99,7 +99,7 @@ def two_stages(recipe: Recipe) -> Study:
 
 def warm_start(recipe: Recipe) -> Study:
     """A stage 2 that starts from fresh weights."""
-    base = _recipe_itself(recipe, "warm start")
+    base = recipe_itself(recipe, "warm start")
     cold = Variant("fresh start", {2: ("fresh_start", {**recipe.stage2, **_fresh(recipe)})})
     question = "Does stage 2 need the weights of stage 1, or would fresh ones do in its epochs?"
     return Study(question, base.title, (base, cold))
@@ -121,7 +121,7 @@ def regularizer(recipe: Recipe) -> Study:
     kinds = {c.regularizer_form if c.regularizer else "off" for c in both}
     own = {"sin2": "sin², published", "off": "off", "cos2": "cos², opposite"}[kinds.pop()] if len(kinds) == 1 else ""
     variants = tuple(
-        _recipe_itself(recipe, title) if title == own else Variant(title, stages) for title, stages in forms.items()
+        recipe_itself(recipe, title) if title == own else Variant(title, stages) for title, stages in forms.items()
     )
     question = "What does the periodic regularizer do, and would its opposite, which pulls to -1 and +1, do better?"
     return Study(question, "sin², published", variants)
@@ -132,7 +132,7 @@ def learning_rate(recipe: Recipe) -> Study:
     one, two = (
         make_settings(recipe.family, s, settings).lr for s, settings in ((1, recipe.stage1), (2, recipe.stage2))
     )
-    base = _recipe_itself(recipe, f"{one:g}, {two:g}")
+    base = recipe_itself(recipe, f"{one:g}, {two:g}")
     variants = [base]
     for factor in (0.5, 2.0):
         stages = _inherited(recipe, f"stage1_lr_{factor * one:g}", lr=factor * one)
@@ -154,7 +154,7 @@ def quantizers(recipe: Recipe) -> Study:
 
     _require_biper(recipe, "quantizers")
     whole = {**lasting(recipe.family, 1, recipe.stage1, sum(recipe.epochs)), **_fresh(recipe)}
-    base = _recipe_itself(recipe, BIPER)
+    base = recipe_itself(recipe, BIPER)
     variants = [base, Variant(f"{BIPER}, one stage", {2: (FROM_START, whole)})]
     tried = {name: require_sound(name, recipe.freq) for name in own_methods()}
     for name, quantizer in tried.items():
@@ -192,7 +192,7 @@ def _over(recipe: Recipe, setting: str, values: Sequence[str], question: str) ->
     if not own:
         raise UsageError(f"{recipe.model} has real activations: there is no {setting} to vary")
     variants = [
-        _recipe_itself(recipe, value)
+        recipe_itself(recipe, value)
         if value == own
         else Variant(value, _inherited(recipe, f"{setting}_{value}", **{setting: value}))
         for value in dict.fromkeys((*values, own))
@@ -200,6 +200,7 @@ def _over(recipe: Recipe, setting: str, values: Sequence[str], question: str) ->
     return Study(question, own, tuple(variants))
 
 
+CHOICES = "recipe"  # the study of a user's own choices, which needs their file: choices.recipe_choices
 BIPER_STUDIES = (
     "frequency",
     "two_stages",

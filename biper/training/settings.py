@@ -290,21 +290,33 @@ def differences(config: Settings, settings: Mapping[str, Any]) -> list[str]:
 
 def read_yaml(path: Path, stage: int) -> dict[str, Any]:
     """The settings of one stage's section. Raises UsageError naming what is wrong with the file."""
-    try:
-        sections = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read --config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    sections = load_yaml(path)
     if not isinstance(sections, dict) or not set(sections) <= {"stage1", "stage2"}:
         raise UsageError(f"{path}: expected the sections stage1 and stage2, and nothing beside them")
-    section = sections.get(f"stage{stage}")
+    name = f"stage{stage}"
+    if not isinstance(sections.get(name), dict):
+        raise UsageError(f"{path} has no settings for stage {stage}: add a section {name}")
+    return typed(sections[name], str(path), name)
+
+
+def load_yaml(path: Path) -> Any:  # noqa: ANN401
+    """What a YAML file holds. Raises UsageError if it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def typed(section: Any, where: str, name: str) -> dict[str, Any]:  # noqa: ANN401
+    """The settings of a section of a YAML file, as settings have them. Raises UsageError, which begins with `where`."""
     if not isinstance(section, dict):
-        raise UsageError(f"{path} has no settings for stage {stage}: add a section stage{stage}")
+        raise UsageError(f"{where}: section {name} has no settings: give some, or leave it out")
     for key in section:
         if key not in SETTINGS and key not in SHORTHANDS:
-            raise UsageError(f"{path}: unknown key {key!r} in stage{stage}; main.py --help lists the names")
+            raise UsageError(f"{where}: unknown key {key!r} in {name}; main.py --help lists the names")
     try:
         return expand_shorthands({key: convert(key, value) for key, value in section.items()})
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{where}: {error}") from error
