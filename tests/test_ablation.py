@@ -88,7 +88,7 @@ def test_a_table_keeps_the_variants_that_nothing_registers_now(refused, tmp_path
     (out / "runs").mkdir(parents=True)
     (out / "warm_start.csv").write_text("variant,stage\nmine,2\nwarm start,2\n")
     text = refused(path, "--studies", "warm_start", "--results_dir", out, entry=ablation_main)
-    assert "warm_start.csv has mine, which nothing registers now: --import the file" in text
+    assert "warm_start.csv has mine, which nothing registers or names now: --import the file" in text
 
 
 def test_bad_input_of_ablation(refused, tmp_path):
