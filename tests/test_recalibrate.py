@@ -55,6 +55,7 @@ def test_the_file_reaches_what_was_said_and_can_be_packed(recalibrated, command,
     with torch.inference_mode():
         assert torch.equal(biper.load_packed(packed)(x), biper.load_checkpoint(new)(x))
     again = tmp_path / "again.pth.tar"
+    again.write_bytes(new.read_bytes())  # one of its own files may be replaced
     assert command("recalibrate", new, "-o", again, entry=biper_main)[0] == 0
     twice, once = (read_checkpoint(path)["state_dict"] for path in (again, new))
     assert all(torch.equal(twice[name], tensor) for name, tensor in once.items())
@@ -76,11 +77,12 @@ def test_bad_input(trained, refused, tmp_path):
     best, packed, other = trained / "stage2" / BEST, tmp_path / "packed.safetensors", tmp_path / "mine.txt"
     biper.save_packed(biper.pack(biper.load_checkpoint(best)), packed)
     other.write_text("mine")
-    target = tmp_path / "new.pth.tar"
+    target, before = tmp_path / "new.pth.tar", best.read_bytes()
     cases = {
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "is packed: recalibrate the checkpoint": [packed, "-o", target],
-        "exists and is another kind of file": [best, "-o", other],
+        "mine.txt exists and is another kind of file": [best, "-o", other],
+        "model_best.pth.tar exists and is another kind of file": [best, "-o", best],
         "no such folder": [best, "-o", tmp_path / "none" / "new.pth.tar"],
         "--batch_size 1": [best, "-o", target, "-b", 1],
         "required: -o/--output": [best],
@@ -89,4 +91,4 @@ def test_bad_input(trained, refused, tmp_path):
     for message, argv in cases.items():
         assert message in refused("recalibrate", *argv, entry=biper_main)
     assert not target.exists()
-    assert other.read_text() == "mine"
+    assert (other.read_text(), best.read_bytes()) == ("mine", before)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import update_bn
 from biper.data.loaders import Loader, build_loaders, require_same_classes
 from biper.errors import UsageError
 from biper.files import require_free
+from biper.models import Network
 from biper.models.checkpoint import FORMAT, read_checkpoint
 from biper.packed.file import is_packed
 from biper.packed.network import PackedNetwork
@@ -25,15 +26,11 @@ from biper.training.log import Progress
 from biper.training.loop import Metrics, check_finite, evaluate
 from biper.training.process import describe_devices, name_out_of_memory, seed_everything, select_devices
 from biper.training.run_folder import settings_of
+from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
 SEEN = ("batch_size", "validation", "seed", "flip", "padding", "cutout")  # the settings that training images depend on
-KEPT = (
-    "epoch",
-    "model",
-    "progress",
-    "settings",
-)  # of the checkpoint; its history and optimizer are of other statistics
+KEPT = ("epoch", "model", "progress", "settings")  # of the checkpoint, whose history belongs to other statistics
 
 
 @name_out_of_memory()
@@ -46,7 +43,7 @@ def recalibrate(checkpoint: Path, target: Path, given: dict[str, Any]) -> tuple[
     """
     if is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed: recalibrate the checkpoint that it was made of")
-    require_free(target, _is_checkpoint)
+    require_free(target, _is_recalibrated)
     contents = read_checkpoint(checkpoint)
     saved = settings_of(contents)
     seen = {name: saved[name] for name in SEEN if name in saved}
@@ -65,23 +62,24 @@ def recalibrate(checkpoint: Path, target: Path, given: dict[str, Any]) -> tuple[
     counts = f"{loaders.train.count:,}", f"{loaders.test.count:,}"
     log.info(text, m.model, m.stage, describe_devices([device]), *counts, kind)
 
-    def measured(when: str) -> Metrics:
-        fast = accelerate(network, device, amp=False, compiled=config.compile, steps=len(loaders.test))
-        with Progress(when, len(loaders.test), config.print_freq) as progress:
-            metrics = evaluate(fast, loaders.test, progress)
-        log.info("%s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f", when, metrics.top1, metrics.top5, metrics.loss)
-        return metrics
-
-    before = measured("before")
+    before = _measured("before", network, loaders.test, config)
     update_bn(_images(loaders.train, config.print_freq), network)
     check_finite(network, "after recalibration")
-    after = measured("after")
+    after = _measured("after", network, loaders.test, config)
     kept = {name: contents[name] for name in KEPT if name in contents}
     scores = {"best_prec1": after.top1, "best_prec5": after.top5}
     own = {"format": FORMAT, "state_dict": network.state_dict(), "metadata": m.to_plain(), "versions": versions()}
-    save_checkpoint({**kept, **scores, **own}, target)
+    save_checkpoint({**kept, **scores, **own, "recalibrated": True}, target)
     log.info("wrote %s", target)
     return before, after
+
+
+def _measured(when: str, network: Network, loader: Loader, settings: Settings) -> Metrics:
+    fast = accelerate(network, loader.device, amp=False, compiled=settings.compile, steps=len(loader))
+    with Progress(when, len(loader), settings.print_freq) as progress:
+        metrics = evaluate(fast, loader, progress, f"the evaluation {when}")
+    log.info("%s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f", when, metrics.top1, metrics.top5, metrics.loss)
+    return metrics
 
 
 def _images(loader: Loader, print_freq: int) -> Iterator[Tensor]:
@@ -92,10 +90,9 @@ def _images(loader: Loader, print_freq: int) -> Iterator[Tensor]:
             progress.advance(step, None)
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Whether a file may be replaced: it is a checkpoint."""
+def _is_recalibrated(path: Path) -> bool:
+    """Whether a file may be replaced: it was written here, and is no checkpoint that a run goes on from."""
     try:
-        read_checkpoint(path)
+        return bool(read_checkpoint(path).get("recalibrated"))
     except UsageError:
         return False
-    return True
