@@ -38,10 +38,11 @@ def test_choices_change_the_stages_that_they_name(tmp_path):
     assert seen == {
         "recipe": (["freq_20", "freq_20"], (0.0, 0.05, 4), (0.0, 0.01, 2), 20.0),
         "smoothed, 0.1": (["choice_smoothed_0.1"] * 2, (0.1, 0.05, 4), (0.1, 0.01, 2), 20.0),
-        "slow end": (["freq_20", "choice_slow_end"], (0.0, 0.05, 4), (0.0, 0.001, 2), 20.0),
+        "slow end": (["freq_20", "stage2_choice_slow_end"], (0.0, 0.05, 4), (0.0, 0.001, 2), 20.0),
         "freq 10": (["choice_freq_10"] * 2, (0.0, 0.05, 4), (0.0, 0.01, 2), 10.0),
         "2 : 4": (["choice_2_4"] * 2, (0.0, 0.05, 2), (0.0, 0.01, 4), 20.0),
     }
+    assert study.variants[4].stages[1][1]["warm_up_epochs"] == 2  # of 4, in half the epochs
 
 
 def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refused, monkeypatch, tmp_path):
@@ -67,12 +68,19 @@ def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refu
     metrics, table = rows(out / "metrics.csv"), rows(out / "recipe.csv")
     for variant, run in (
         ("recipe", "freq_20"),
-        ("slow end", "choice_slow_end"),
+        ("slow end", "stage2_choice_slow_end"),
         ("smoothed, 0.1", "choice_smoothed_0.1"),
     ):
         (row,) = (r for r in table if (r["variant"], r["stage"], r["quantity"]) == (variant, "2", "top-1 (%)"))
         assert float(row["mean"]) == best(metrics, run=run, seed=0, stage=2)
+    assert command(*flags, "--seeds", 1, "--epochs", 1, 1, entry=ablation_main)[0] == 2  # other epochs, another folder
+    code, _, err = command(*flags, "--seeds", 1, entry=ablation_main)
+    assert code == 0, err
+    assert {(r["variant"], r["n"]) for r in rows(out / "recipe.csv")} == {
+        (name, "2") for name in ("recipe", *first, "smoothed, 0.1")
+    }
     text = (out / "recipe.md").read_text()
+    assert "    label_smoothing: 0.1" in text  # what was chosen from
     assert "**Measured on 200 training images that were held out**" in text
     assert "--choices choices.yaml --validation 200" in text
     write_choices(tmp_path, {"other": CHOICES["slow end"]})
@@ -87,6 +95,14 @@ def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refu
     ("choices", "message"),
     [
         ("{a: [", "is no valid YAML"),
+        ("a: 2024-13-45", "is no valid YAML"),
+        ("a: {both: {lr: 1}}\na: {both: {lr: 2}}", "'a' is there twice"),
+        ("off: {both: {lr: 1}}", "the name False is no text of one line: put it in quotes"),
+        ({"a": {"both": {"model": "resnet99_1w1a"}}}, "a: unknown model"),
+        ({"a": {"both": {"model": "resnet20_32w32a"}}}, "a: resnet20_32w32a has no weights to binarize"),
+        ({"a": {"both": {"quantizer": "colour"}}}, "a: "),
+        ({"a": {"both": {"quantizer": "sign"}}}, "a: "),
+        ({"a": {"both": {"teacher": "none.pth.tar"}}}, "a: no checkpoint at none.pth.tar"),
         ("", "expected the choices by name"),
         ({"a": 3}, "a: expected the sections both, stage1, stage2"),
         ({"a": {"stage3": {"lr": 1}}}, "a: expected the sections both, stage1, stage2"),

@@ -67,6 +67,8 @@ def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, tmp_pat
         assert second["metrics"].pop("loss") == pytest.approx(first["metrics"].pop("loss"), rel=1e-10)
         assert first["metrics"] == second["metrics"]
         assert first["metrics"]["count"] == 10
+    if "dali" not in loaders:
+        pytest.skip("without DALI the first step was compared with Pillow alone")
 
 
 def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):

@@ -77,12 +77,17 @@ def test_bad_input(trained, refused, tmp_path):
     best, packed, other = trained / "stage2" / BEST, tmp_path / "packed.safetensors", tmp_path / "mine.txt"
     biper.save_packed(biper.pack(biper.load_checkpoint(best)), packed)
     other.write_text("mine")
+    published = tmp_path / "published.pth.tar"
+    torch.save({"state_dict": {}, "best_prec1": 1.0}, published)
     target, before = tmp_path / "new.pth.tar", best.read_bytes()
     cases = {
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "is packed: recalibrate the checkpoint": [packed, "-o", target],
-        "mine.txt exists and is another kind of file": [best, "-o", other],
-        "model_best.pth.tar exists and is another kind of file": [best, "-o", best],
+        "mine.txt exists and was not written by recalibrate": [best, "-o", other],
+        "model_best.pth.tar exists and was not written by recalibrate": [best, "-o", best],
+        "new.safetensors has the name of a packed file": [best, "-o", tmp_path / "new.safetensors"],
+        "does not say its stage": [published, "-o", target],
+        "unrecognized arguments: --validation": [best, "-o", target, "--validation", 0],
         "no such folder": [best, "-o", tmp_path / "none" / "new.pth.tar"],
         "--batch_size 1": [best, "-o", target, "-b", 1],
         "required: -o/--output": [best],

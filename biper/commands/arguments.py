@@ -79,11 +79,6 @@ def add_experiment(parser: Parser, folder: str) -> None:
     length.add_argument("--epochs", type=int, nargs=2, metavar=("N1", "N2"), help="of stage 1 and of stage 2")
     parser.add_argument("--family", choices=tuple(FAMILY_DEFAULTS), help="of the model; by default after the data")
     parser.add_argument("--data_name", metavar="TEXT", help="what tables and cards call the data")
-    add_data_and_hardware(parser)
-
-
-def add_data_and_hardware(parser: Parser) -> None:
-    """Every setting that leaves a recipe what it is."""
     for group in FREE:
         arguments = parser.add_argument_group(group)
         for name, f in SETTINGS.items():

@@ -5,24 +5,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from biper.commands.arguments import Parser, add_data_and_hardware, add_published, read_flags
+from biper.commands.arguments import Parser, add_setting, read_flags
 from biper.errors import run_command
+
+FLAGS = (
+    "dataset",
+    "data_path",
+    "image_size",
+    "workers",
+    "use_dali",
+    "batch_size",
+    "batch_size_test",
+    "device",
+    "compile",
+)
 
 
 def build_parser(prog: str) -> Parser:
-    """The checkpoint, the file to write, and every setting of data and hardware."""
+    """The checkpoint, the file to write, and where data and hardware are others than the training's."""
     text = "Measure batch norm's statistics anew over the training images, with the checkpoint's final weights."
     parser = Parser(prog=prog, description=text)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of either stage")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of either stage; it stays as it is")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
-    parser.add_argument("-b", "--batch_size", type=int, metavar="N", help="by default that of the training")
-    add_published(parser)
-    add_data_and_hardware(parser)
+    group = parser.add_argument_group("data and hardware, by default those of the training")
+    for name in FLAGS:
+        add_setting(group, name)
     return parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "biper recalibrate") -> None:
-    """Write the checkpoint, and print accuracies before and after. Exits with 0 or 2 (bad input)."""
+    """Write the checkpoint, and print accuracies before and after. Exits with 0, 1 (not finite) or 2 (bad input)."""
     run_command(lambda: _recalibrate(read_flags(build_parser(prog), argv)))
 
 

@@ -43,9 +43,10 @@ def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = 
         name: {variant.title: {} for variant in study.variants} for name, study in chosen.items()
     }
     for name, study in chosen.items():  # first what is there, so that no table loses a seed
-        for seed in _seeds_there(study, folder):
-            for variant in study.variants:
+        for variant in study.variants:
+            for seed in _seeds_there(variant, folder):
                 found[name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
+    preface, listed = experiment.preface(), f"\n\n```yaml\n{choices.read_text().strip()}\n```" if choices else ""
     diverged = []
     for seed in experiment.seeds:
         for name, study in chosen.items():
@@ -58,7 +59,7 @@ def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = 
                 except TrainingDiverged as error:
                     log.warning("%s, seed %d, is left out: %s", variant.title, seed, error)
                     diverged.append(f"{name}: {variant.title}, seed {seed}")
-            report_study(name, study, found[name], folder, experiment.preface())
+            report_study(name, study, found[name], folder, preface + (listed if name == CHOICES else ""))
         write_logs(folder)  # once a seed: it reads every checkpoint
     if diverged:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
@@ -80,14 +81,11 @@ def _require_variants(study: Study, table: Path) -> None:
         raise UsageError(f"{text}: --import the file that does, or add it to --choices, or give another --results_dir")
 
 
-def _seeds_there(study: Study, folder: Path) -> list[int]:
-    """The seeds of which every run of a study is finished."""
+def _seeds_there(variant: Variant, folder: Path) -> list[int]:
+    """The seeds of which both stages of a variant are finished."""
     names = {home.name.removeprefix("seed") for home in folder.glob("runs/*/seed*")}
-    return [
-        seed
-        for seed in sorted(int(name) for name in names if name.isdecimal())
-        if all(is_there(home, s) for variant in study.variants for s, home in homes(variant, seed, folder).items())
-    ]
+    seeds = sorted(int(name) for name in names if name.isdecimal())
+    return [seed for seed in seeds if all(is_there(home, s) for s, home in homes(variant, seed, folder).items())]
 
 
 def homes(variant: Variant, seed: int, folder: Path) -> dict[int, Path]:

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from biper.errors import UsageError
-from biper.experiments.recipe import OF_BOTH, OF_ONE_RUN, Given, Recipe
+from biper.experiments.plan import require_two_stages
+from biper.experiments.recipe import OF_BOTH, OF_ONE_RUN, Given, Recipe, lasting
 from biper.experiments.studies import Study, Variant, recipe_itself
+from biper.models.checkpoint import read_checkpoint
+from biper.training.inheritance import training_config
 from biper.training.settings import SETTINGS, load_yaml, make_settings, typed
 
 SECTIONS = ("both", "stage1", "stage2")
@@ -18,8 +22,8 @@ FIXED = (*OF_ONE_RUN, "validation", "dataset")  # with which a choice would be n
 def recipe_choices(recipe: Recipe, path: Path) -> Study:
     """The recipe itself, and beside it every choice of a YAML file: its name, with sections both, stage1 or stage2.
 
-    Raises UsageError if the file or a setting is unfit, or if there is no validation split: what is chosen on the test
-    images is not measured by them.
+    Epochs of a choice are what it is trained for, with the schedule in proportion. Raises UsageError if the file or a
+    setting is unfit, or if there is no validation split: what was chosen on the test images is not measured by them.
     """
     if not recipe.stage1.get("validation"):
         raise UsageError("choices are made on held-out training images: give --validation N, such as 5000 of CIFAR-10")
@@ -28,21 +32,45 @@ def recipe_choices(recipe: Recipe, path: Path) -> Study:
         raise UsageError(
             f"{path}: expected the choices by name, such as 'smoothed: {{both: {{label_smoothing: 0.1}}}}'"
         )
-    variants, taken = [recipe_itself(recipe, ITSELF)], dict[str, str]()
+    base = recipe_itself(recipe, ITSELF)
+    variants, names = [base], {base.stages[1][0]: ITSELF}
     for title, sections in choices.items():
-        key = "choice_" + re.sub(r"[^\w.]+", "_", str(title)).strip("_")
-        if title == ITSELF or key in taken:
-            raise UsageError(f"{path}: the name {title!r} is that of {taken.get(key, 'the recipe')!r}: give another")
-        taken[key] = str(title)
-        one, two = _changes(sections, f"{path}, {title}")
-        stage1, stage2 = {**recipe.stage1, **one}, {**recipe.stage2, **two}
-        try:
-            for stage, settings in ((1, stage1), (2, stage2)):
-                make_settings(recipe.family, stage, settings)
-        except UsageError as error:
-            raise UsageError(f"{path}, {title}: {error}") from error
-        variants.append(Variant(str(title), {1: (key if one else variants[0].stages[1][0], stage1), 2: (key, stage2)}))
+        if not isinstance(title, str) or not title.isprintable():
+            raise UsageError(f"{path}: the name {title!r} is no text of one line: put it in quotes")
+        key = "choice_" + re.sub(r"[^\w.]+", "_", title).strip("_")
+        if title == ITSELF or key in names:
+            raise UsageError(f"{path}: the name {title!r} is that of {names.get(key, 'the recipe')!r}: give another")
+        names[key] = title
+        variants.append(_variant(recipe, base, title, key, *_changes(sections, f"{path}, {title}")))
+        _require_sound(recipe, variants[-1], f"{path}, {title}")
     return Study("Which changes of the recipe are worth making?", ITSELF, tuple(variants))
+
+
+def _variant(recipe: Recipe, base: Variant, title: str, key: str, one: Given, two: Given) -> Variant:
+    """The recipe with these changes. A stage 2 that starts from the recipe's stage 1 has a folder of another name."""
+    stage2 = (key if one else f"stage2_{key}", _changed(recipe.family, 2, recipe.stage2, two))
+    return Variant(
+        title, {1: (key, _changed(recipe.family, 1, recipe.stage1, one)) if one else base.stages[1], 2: stage2}
+    )
+
+
+def _changed(family: str, stage: int, settings: Given, changes: Given) -> Given:
+    return {**(lasting(family, stage, settings, changes["epochs"]) if "epochs" in changes else settings), **changes}
+
+
+def _require_sound(recipe: Recipe, variant: Variant, where: str) -> None:
+    """Raise UsageError for a choice that would fail when it is its turn to be trained."""
+    (_, one), (_, two) = variant.stages[1], variant.stages[2]
+    try:
+        config = training_config(recipe.family, 1, dict(one))
+        make_settings(recipe.family, 2, two)
+        if config.model.endswith("_32w32a"):
+            raise UsageError(f"{config.model} has no weights to binarize, so it has no stage 2")
+        for teacher in (settings["teacher"] for settings in (one, two) if settings.get("teacher")):
+            read_checkpoint(Path(teacher))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    require_two_stages(replace(recipe, stage1=one, stage2=two), where)
 
 
 def _changes(sections: Any, where: str) -> tuple[Given, Given]:  # noqa: ANN401

@@ -96,7 +96,7 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
     full = read_recipe(given["recipe"], settings, given.get("family"))
     if full.model not in list_models(full.family):
         raise UsageError(f"{given['recipe']}: {unknown_model(full.model, full.family)}")
-    _require_two_stages(full, given["recipe"])
+    require_two_stages(full, str(given["recipe"]))
     if kind == "reproduce" and full.stage1.get("validation"):
         raise UsageError("--validation is for choices, in training and ablation: what is released saw all images")
     seeds = tuple(given["seeds"])
@@ -117,13 +117,13 @@ def planned(kind: str, given: Mapping[str, Any], prog: str = "") -> Experiment:
     )
 
 
-def _require_two_stages(recipe: Recipe, path: Path) -> None:
+def require_two_stages(recipe: Recipe, where: str) -> None:
     """Raise UsageError for a recipe whose quantizer has one stage."""
     name = recipe.stage1.get("quantizer", BIPER)
     quantizer = require_sound(name, recipe.freq)
     require_second_stage(name, quantizer)
     if quantizer.binary:
-        text = f"{path}: quantizer {name} is binary from the start, and a recipe has two stages"
+        text = f"{where}: quantizer {name} is binary from the start, and a recipe has two stages"
         raise UsageError(f"{text}: ablation.py --studies quantizers trains it over seeds")
 
 

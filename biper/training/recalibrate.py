@@ -37,14 +37,13 @@ KEPT = ("epoch", "model", "progress", "settings")  # of the checkpoint, whose hi
 def recalibrate(checkpoint: Path, target: Path, given: dict[str, Any]) -> tuple[Metrics, Metrics]:
     """Write a checkpoint with the statistics of one pass over the training images; return the metrics before and after.
 
-    The images come as in training: augmented, in batches, each of which counts alike. The metrics are those of the test
-    images, or of the training images that the checkpoint's run held out. given: settings of data and hardware, as in an
-    evaluation. Raises UsageError for bad input, a network without batch norm, or data other than the checkpoint's.
+    The images come augmented as in training, in batches, each of which counts alike; MixUp's mixing is left out. The
+    metrics are those of the test images, or of the training images that the checkpoint's run held out. given: settings
+    of data and hardware, as in an evaluation. Raises UsageError for bad input, a network without batch norm, or data
+    other than the checkpoint's, and TrainingDiverged where a statistic is not finite.
     """
-    if is_packed(checkpoint):
-        raise UsageError(f"{checkpoint} is packed: recalibrate the checkpoint that it was made of")
-    require_free(target, _is_recalibrated)
-    contents = read_checkpoint(checkpoint)
+    contents = _contents(checkpoint)
+    _require_target(target)
     saved = settings_of(contents)
     seen = {name: saved[name] for name in SEEN if name in saved}
     network, config = evaluation(None, 2, seen | given | {"evaluate": str(checkpoint)})
@@ -90,8 +89,26 @@ def _images(loader: Loader, print_freq: int) -> Iterator[Tensor]:
             progress.advance(step, None)
 
 
+def _contents(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises UsageError for a packed file, and for a published one, which hides its stage."""
+    if is_packed(checkpoint):
+        raise UsageError(f"{checkpoint} is packed: recalibrate the checkpoint that it was made of")
+    contents = read_checkpoint(checkpoint)
+    if "format" not in contents:
+        raise UsageError(f"{checkpoint} is of the published code and does not say its stage: give one of ours")
+    return contents
+
+
+def _require_target(target: Path) -> None:
+    """Raise UsageError for a file that cannot be written, or that is not one of this command's own."""
+    require_free(target, lambda path: True)
+    if target.suffix == ".safetensors":
+        raise UsageError(f"{target} has the name of a packed file: give another, such as {target.stem}.pth.tar")
+    if target.exists() and not _is_recalibrated(target):
+        raise UsageError(f"{target} exists and was not written by recalibrate: give another name")
+
+
 def _is_recalibrated(path: Path) -> bool:
-    """Whether a file may be replaced: it was written here, and is no checkpoint that a run goes on from."""
     try:
         return bool(read_checkpoint(path).get("recalibrated"))
     except UsageError:

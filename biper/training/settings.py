@@ -299,13 +299,24 @@ def read_yaml(path: Path, stage: int) -> dict[str, Any]:
     return typed(sections[name], str(path), name)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types; a key that is there twice, of which the last would win, is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class does."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: Path) -> Any:  # noqa: ANN401
     """What a YAML file holds. Raises UsageError if it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that there is not
         raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
