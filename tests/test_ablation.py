@@ -106,6 +106,8 @@ def ablated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablated")
     argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "out"]
     ablation_main([str(a) for a in argv])
+    for run in ("freq_20", "fresh_start"):  # of the first seed, which is there already
+        shutil.copytree(folder / "out" / "runs" / run, folder / "two" / "runs" / run)
     argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "two", *SEEDS, "--studies", "warm_start"]
     ablation_main([str(a) for a in argv])
     yield folder

@@ -52,43 +52,32 @@ def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refu
 
     original = digits.read_digits
     monkeypatch.setattr(digits, "read_digits", read)
-    out, path = tmp_path / "out", write_recipe(tmp_path, epochs=1, warm_up=False)
-    first = {"slow end": CHOICES["slow end"]}
-    flags = [path, "--choices", write_choices(tmp_path, first), "--validation", 200, "--results_dir", out]
+    out, path = tmp_path / "out", write_recipe(tmp_path, {"epochs": 1}, epochs=1, warm_up=False)
+    slow, fast = {"slow end": CHOICES["slow end"]}, {"fast end": {"stage2": {"lr": 0.1}}}
+    flags = [path, "--choices", write_choices(tmp_path, slow), "--validation", 200, "--results_dir", out]
     with interrupted_at("recipe: slow end, seed 0"):
         assert command(*flags, entry=ablation_main)[0] == 130
     there = checkpoints(out)
     assert command(*flags, entry=ablation_main)[0] == 0
-    assert there.items() <= checkpoints(out).items()  # what was finished is not trained again
-    there = checkpoints(out)
-    write_choices(tmp_path, first | {"smoothed, 0.1": CHOICES["smoothed, 0.1"]})
-    code, _, err = command(*flags, entry=ablation_main)
-    assert code == 0, err
-    assert there.items() <= checkpoints(out).items()
-    metrics, table = rows(out / "metrics.csv"), rows(out / "recipe.csv")
-    for variant, run in (
-        ("recipe", "freq_20"),
-        ("slow end", "stage2_choice_slow_end"),
-        ("smoothed, 0.1", "choice_smoothed_0.1"),
-    ):
-        (row,) = (r for r in table if (r["variant"], r["stage"], r["quantity"]) == (variant, "2", "top-1 (%)"))
-        assert float(row["mean"]) == best(metrics, run=run, seed=0, stage=2)
-    assert command(*flags, "--seeds", 1, "--epochs", 1, 1, entry=ablation_main)[0] == 2  # other epochs, another folder
+    write_choices(tmp_path, slow | fast)
     code, _, err = command(*flags, "--seeds", 1, entry=ablation_main)
     assert code == 0, err
-    assert {(r["variant"], r["n"]) for r in rows(out / "recipe.csv")} == {
-        (name, "2") for name in ("recipe", *first, "smoothed, 0.1")
-    }
+    assert there.items() <= checkpoints(out).items()  # what was finished is not trained again
+    metrics, table = rows(out / "metrics.csv"), rows(out / "recipe.csv")
+    seeds = {"recipe": [0, 1], "slow end": [0, 1], "fast end": [1]}  # none is lost
+    for variant, run in {"recipe": "freq_20", "slow end": "stage2_choice_slow_end"}.items():
+        (row,) = (r for r in table if (r["variant"], r["stage"], r["quantity"]) == (variant, "2", "top-1 (%)"))
+        assert float(row["seed_0"]) == best(metrics, run=run, seed=0, stage=2)
+        assert float(row["seed_1"]) == best(metrics, run=run, seed=1, stage=2)
+    assert {(r["variant"], int(r["n"])) for r in table} == {(name, len(of)) for name, of in seeds.items()}
     text = (out / "recipe.md").read_text()
-    assert "    label_smoothing: 0.1" in text  # what was chosen from
+    assert "    lr: 0.001" in text  # what was chosen from
     assert "**Measured on 200 training images that were held out**" in text
     assert "--choices choices.yaml --validation 200" in text
     write_choices(tmp_path, {"other": CHOICES["slow end"]})
-    assert "recipe.csv has slow end, smoothed, 0.1, which nothing registers or names" in refused(
-        *flags, entry=ablation_main
-    )
-    write_choices(tmp_path, first | {"smoothed, 0.1": {"both": {"label_smoothing": 0.2}}})
-    assert "label_smoothing" in refused(*flags, "--seeds", 0, entry=ablation_main)
+    assert "recipe.csv has fast end, slow end, which nothing registers or names" in refused(*flags, entry=ablation_main)
+    write_choices(tmp_path, {"slow end": {"stage2": {"lr": 0.002}}} | fast)
+    assert "lr: 0.002 (there 0.001)" in refused(*flags, entry=ablation_main)
 
 
 @pytest.mark.parametrize(

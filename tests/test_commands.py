@@ -15,7 +15,7 @@ from conftest import ROOT, TINY
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 
-KILLS = 4
+KILLS = 3
 SCRIPTS = (
     "ablation.py",
     "cifar10/dataset/download.py",
