@@ -27,11 +27,10 @@ log = logging.getLogger("biper")
 def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None) -> None:
     """Train what is missing, seed by seed, and write the tables and pictures of the named studies into its folder.
 
-    choices: the file of the study `recipe`.
-
     They are written as soon as there is something new to tell, the logs after each seed. What is in the folder already
     stays in the tables and is not trained again, and an interrupted run goes on. Runs that diverge are left out, and
     named at the end by TrainingDiverged. Raises UsageError if a table there has a variant that is not known now.
+    choices: the file of the study `recipe`.
     """
     recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")

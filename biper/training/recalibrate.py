@@ -1,7 +1,7 @@
 """Batch norm's statistics measured anew: over the training images, by the weights that a checkpoint ends with.
 
-In training they are a moving average over weights that have changed since. A binary layer's next signs rest on them, so
-that they count for more than in a network of real activations.
+In training they are a moving average over weights that have changed since, and the next binary layer's signs rest on
+them. Whether it is worth it the metrics before and after say, network by network.
 """
 
 import logging
