@@ -1,11 +1,12 @@
 """Variants of a recipe over seeds: ablation.py."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from biper.commands.arguments import Parser, add_experiment, read_experiment
-from biper.commands.process import run_experiment
+from biper.commands.process import prepare_job, run_experiment
 from biper.errors import UsageError, run_command
 from biper.experiments.studies import BIPER_STUDIES, CHOICES, STUDIES
 
@@ -17,6 +18,9 @@ def build_parser(prog: str) -> Parser:
     add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
     parser.add_argument("--studies", nargs="+", choices=(*STUDIES, CHOICES), help=f"default: {' '.join(BIPER_STUDIES)}")
     parser.add_argument("--choices", type=Path, metavar="FILE.yaml", help="changes of the recipe for the study recipe")
+    text = "train the choices for 1/2**N of the epochs, then N times the better half of them for twice as long"
+    parser.add_argument("--halvings", type=int, metavar="N", help=text)
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, a thread each; default 1")
     return parser
 
 
@@ -27,11 +31,22 @@ def main(argv: Sequence[str] | None = None, prog: str = "ablation.py") -> None:
 
 def _ablate(given: dict[str, Any], prog: str) -> None:
     from biper.experiments.ablation import ablate
+    from biper.experiments.halving import halve
+    from biper.experiments.parallel import Jobs
     from biper.experiments.plan import planned
 
-    choices = given.get("choices")
+    for name in ("jobs", "halvings"):
+        if given.get(name, 1) < 1:
+            raise UsageError(f"--{name} {given[name]}: at least 1")
+    choices, halvings = given.get("choices"), given.get("halvings")
     studies = given.get("studies", BIPER_STUDIES if choices is None else (CHOICES,))
     if choices is not None and CHOICES not in studies:
         raise UsageError(f"--choices is the file of the study {CHOICES}: add it to --studies, or leave --studies out")
+    if halvings is not None and (choices is None or tuple(studies) != (CHOICES,)):
+        raise UsageError("--halvings is of the choices in a file: give --choices FILE.yaml, and no other --studies")
+    jobs = Jobs(given.pop("jobs", 1), functools.partial(prepare_job, given.get("import", [])))
     experiment = planned("ablation", given, prog)
-    run_experiment(lambda: ablate(experiment, studies, choices))
+    if halvings and choices:
+        run_experiment(lambda: halve(experiment, choices, halvings, jobs))
+    else:
+        run_experiment(lambda: ablate(experiment, studies, choices, jobs))

@@ -2,11 +2,13 @@
 
 import logging
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from biper.commands.importing import import_file
 from biper.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +26,11 @@ def called_as() -> list[str]:
     return [path.name if shutil.which(path.name) == program else program, *words]
 
 
-def prepare_process() -> "Processes":
-    """Make this process ready to compute and to log, before its first tensor, and find its place among others."""
+def prepare_process(level: int = logging.INFO) -> "Processes":
+    """Make this process ready to compute and to log, before its first tensor, and find its place among others.
+
+    level: from which on the first process shows the log.
+    """
     from biper.training.distributed import launched_processes
     from biper.training.log import log_to_console
     from biper.training.process import flush_denormals, keep_memory
@@ -33,8 +38,19 @@ def prepare_process() -> "Processes":
     flush_denormals()
     keep_memory()
     processes = launched_processes()
-    log_to_console(logging.INFO if processes.main else logging.WARNING)
+    log_to_console(level if processes.main else logging.WARNING)
     return processes
+
+
+def prepare_job(imported: Sequence[Path]) -> None:
+    """Make a process that an experiment started ready to train, with the user's files; warnings alone are shown.
+
+    What interrupts the experiment is not for this process: the experiment ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_process(logging.WARNING)
+    for path in imported:
+        import_file(path)
 
 
 def run_experiment(conduct: Callable[[], None]) -> None:

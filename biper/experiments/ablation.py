@@ -2,12 +2,13 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from biper.errors import TrainingDiverged, UsageError
 from biper.experiments.choices import recipe_choices
+from biper.experiments.parallel import ALONE, Jobs, Trial, train_beside
 from biper.experiments.plan import Experiment
 from biper.experiments.recipe import Recipe
 from biper.experiments.report import Outcome, report_study
@@ -21,47 +22,65 @@ from biper.packed.pack import pack
 from biper.training.checkpoint import BEST
 
 PACKED = "packed.safetensors"  # beside a variant's checkpoint of stage 2
+Found = dict[str, dict[str, dict[int, Outcome]]]  # by the study, the variant and the seed
 log = logging.getLogger("biper")
 
 
-def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None) -> None:
-    """Train what is missing, seed by seed, and write the tables and pictures of the named studies into its folder.
+def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None, jobs: Jobs = ALONE) -> None:
+    """Train what is missing of the named studies, and write their tables and pictures into the experiment's folder.
 
-    They are written as soon as there is something new to tell, the logs after each seed. What is in the folder already
-    stays in the tables and is not trained again, and an interrupted run goes on. Runs that diverge are left out, and
-    named at the end by TrainingDiverged. Raises UsageError if a table there has a variant that is not known now.
-    choices: the file of the study `recipe`.
+    choices: the file of the study `recipe`. Raises TrainingDiverged at the end, naming what the tables leave out, and
+    what `conduct_studies` raises.
     """
-    recipe, folder = experiment.recipe, experiment.folder
     experiment.require_folder("runs")
     experiment.announce()
-    chosen = {name: _study(name, recipe, choices) for name in names}
+    _, diverged = conduct_studies(experiment, {name: _study(name, experiment.recipe, choices) for name in names}, jobs)
+    require_all(diverged)
+
+
+def require_all(diverged: Sequence[str]) -> None:
+    """Raise TrainingDiverged, naming the runs that the tables leave out, if there are any."""
+    if diverged:
+        raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
+
+
+def conduct_studies(experiment: Experiment, chosen: Mapping[str, Study], jobs: Jobs = ALONE) -> tuple[Found, list[str]]:
+    """Train what is missing, seed by seed, and write tables and pictures; returns all there is, and what diverged.
+
+    They are written as soon as there is something new to tell, the logs after each seed; of several jobs once all have
+    ended. What is in the folder already stays in the tables and is not trained again, and an interrupted run goes on.
+    Raises UsageError if a table there has a variant that is not known now.
+    """
+    family, folder = experiment.recipe.family, experiment.folder
     for name, study in chosen.items():
         _require_variants(study, folder / f"{name}.csv")
-    found: dict[str, dict[str, dict[int, Outcome]]] = {
-        name: {variant.title: {} for variant in study.variants} for name, study in chosen.items()
-    }
+    found: Found = {name: {variant.title: {} for variant in study.variants} for name, study in chosen.items()}
     for name, study in chosen.items():  # first what is there, so that no table loses a seed
         for variant in study.variants:
             for seed in _seeds_there(variant, folder):
-                found[name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
-    preface, listed = experiment.preface(), f"\n\n```yaml\n{choices.read_text().strip()}\n```" if choices else ""
+                found[name][variant.title][seed] = trained(Trial(family, variant, seed, folder))
+    missing = {
+        (name, variant.title, seed): Trial(family, variant, seed, folder)
+        for seed in experiment.seeds
+        for name, study in chosen.items()
+        for variant in study.variants
+        if seed not in found[name][variant.title]
+    }
+    lost = train_beside(list(missing.values()), jobs) if jobs.count > 1 else {}
     diverged = []
     for seed in experiment.seeds:
         for name, study in chosen.items():
-            for variant in study.variants:
-                if seed in found[name][variant.title]:
-                    continue
-                log.info("== %s: %s, seed %d", name, variant.title, seed)
+            for title in (variant.title for variant in study.variants if (name, variant.title, seed) in missing):
+                log.info("== %s: %s, seed %d", name, title, seed)
                 try:
-                    found[name][variant.title][seed] = trained(recipe.family, variant, seed, folder)
+                    _require_none_lost(missing[name, title, seed], lost)
+                    found[name][title][seed] = trained(missing[name, title, seed])
                 except TrainingDiverged as error:
-                    log.warning("%s, seed %d, is left out: %s", variant.title, seed, error)
-                    diverged.append(f"{name}: {variant.title}, seed {seed}")
-            report_study(name, study, found[name], folder, preface + (listed if name == CHOICES else ""))
+                    log.warning("%s, seed %d, is left out: %s", title, seed, error)
+                    diverged.append(f"{name}: {title}, seed {seed}")
+            report_study(name, study, found[name], folder, experiment.preface() + study.listed)
         write_logs(folder)  # once a seed: it reads every checkpoint
-    if diverged:
-        raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
+    return found, diverged
 
 
 def _study(name: str, recipe: Recipe, choices: Path | None) -> Study:
@@ -72,10 +91,14 @@ def _study(name: str, recipe: Recipe, choices: Path | None) -> Study:
     return recipe_choices(recipe, choices)
 
 
+def variants_there(table: Path) -> set[str]:
+    """The variants that a study's table has; none if there is no table."""
+    return {row["variant"] for row in csv.DictReader(table.read_text().splitlines())} if table.exists() else set()
+
+
 def _require_variants(study: Study, table: Path) -> None:
     """Raise UsageError if a table that is there has a variant which the study lacks: it would be lost."""
-    there = {row["variant"] for row in csv.DictReader(table.read_text().splitlines())} if table.exists() else set()
-    if lost := there - {variant.title for variant in study.variants}:
+    if lost := variants_there(table) - {variant.title for variant in study.variants}:
         text = f"{table} has {', '.join(sorted(lost))}, which nothing registers or names now"
         raise UsageError(f"{text}: --import the file that does, or add it to --choices, or give another --results_dir")
 
@@ -84,18 +107,19 @@ def _seeds_there(variant: Variant, folder: Path) -> list[int]:
     """The seeds of which both stages of a variant are finished."""
     names = {home.name.removeprefix("seed") for home in folder.glob("runs/*/seed*")}
     seeds = sorted(int(name) for name in names if name.isdecimal())
-    return [seed for seed in seeds if all(is_there(home, s) for s, home in homes(variant, seed, folder).items())]
+    return [seed for seed in seeds if all(is_there(home, s) for s, home in variant.homes(seed, folder).items())]
 
 
-def homes(variant: Variant, seed: int, folder: Path) -> dict[int, Path]:
-    """The folders of a variant's stages."""
-    return {s: folder / "runs" / key / f"seed{seed}" / f"stage{s}" for s, (key, _) in variant.stages.items()}
+def _require_none_lost(trial: Trial, lost: Mapping[Path, str]) -> None:
+    """Raise TrainingDiverged if one of the trial's runs has, with what was said of it."""
+    for home in trial.homes.values():
+        if home in lost:
+            raise TrainingDiverged(lost[home])
 
 
-def trained(family: str, variant: Variant, seed: int, folder: Path) -> Outcome:
-    """A variant's stages of one seed; the binary network is packed beside its checkpoint."""
-    settings = {s: settings for s, (_, settings) in variant.stages.items()}
-    runs = conduct(family, settings, seed, homes(variant, seed, folder))
+def trained(trial: Trial) -> Outcome:
+    """What a trial came to, trained if it is not there; the binary network is packed beside its checkpoint."""
+    runs = conduct(trial.family, trial.settings, trial.seed, trial.homes)
     packed = runs[2].folder / PACKED
     if not packed.exists():
         save_packed(pack(load_checkpoint(runs[2].checkpoint)), packed, float(runs[2].best["test_top1"]))

@@ -5,6 +5,7 @@ STUDIES, at the end, are those that ablation.py knows. The parser imports them, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from biper.errors import UsageError
 from biper.experiments.recipe import Given, Recipe, lasting
@@ -23,13 +24,17 @@ class Variant:
     title: str
     stages: dict[int, tuple[str, Given]]
 
+    def homes(self, seed: int, folder: Path) -> dict[int, Path]:
+        """The folders of its stages with a seed, by number, in the folder of an ablation."""
+        return {s: folder / "runs" / key / f"seed{seed}" / f"stage{s}" for s, (key, _) in self.stages.items()}
+
 
 @dataclass(frozen=True)
 class Study:
     """A question and the variants that answer it; the others' differences are from the one called `base`.
 
     over_freq: the variants are frequencies, to be drawn along an axis and layer by layer; histograms: where the weights
-    lie is drawn too.
+    lie is drawn too; listed: what a table says of the variants, after the command.
     """
 
     question: str
@@ -37,6 +42,7 @@ class Study:
     variants: tuple[Variant, ...]
     over_freq: bool = False
     histograms: bool = False
+    listed: str = ""
 
 
 def recipe_itself(recipe: Recipe, title: str) -> Variant:

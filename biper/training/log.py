@@ -33,8 +33,15 @@ class ConsoleHandler(logging.Handler):
 def log_to_console(level: int = logging.INFO) -> None:
     """Show the log from a level up on standard output, once however often it is asked for."""
     log.setLevel(level)
-    if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
+    if not console():
         log.addHandler(ConsoleHandler())
+    for handler in console():
+        handler.setLevel(level)
+
+
+def console() -> list[logging.Handler]:
+    """What shows the log on standard output."""
+    return [handler for handler in log.handlers if isinstance(handler, ConsoleHandler)]
 
 
 class LogFile(logging.FileHandler):
@@ -64,7 +71,8 @@ class Progress:
 
     def __init__(self, title: str, steps: int, print_freq: int, first_step: int = 0) -> None:
         self.title, self.steps, self.print_freq = title, steps, print_freq
-        hidden = None if log.isEnabledFor(logging.INFO) else True  # None: on a terminal alone
+        quiet = any(handler.level > logging.INFO for handler in console())
+        hidden = None if log.isEnabledFor(logging.INFO) and not quiet else True  # None: on a terminal alone
         self.bar = tqdm(
             total=steps, initial=first_step, desc=title, unit="step", disable=hidden, leave=False, dynamic_ncols=True
         )

@@ -1,0 +1,84 @@
+"""Successive halving: many choices for a few epochs, the better half of them for twice as many, and so on."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from biper.errors import UsageError
+from biper.experiments.ablation import conduct_studies, require_all, variants_there
+from biper.experiments.choices import ITSELF, recipe_choices
+from biper.experiments.parallel import ALONE, Jobs
+from biper.experiments.plan import Experiment, epochs_text
+from biper.experiments.recipe import with_epochs
+from biper.experiments.report import TOP1, samples
+from biper.experiments.studies import CHOICES
+from biper.experiments.tables import Sample, markdown
+from biper.files import write_rows, write_text
+
+log = logging.getLogger("biper")
+Reached = dict[str, Sample]  # stage 2's best top-1 by the choice
+
+
+def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = ALONE) -> None:
+    """Train the choices for a share of their epochs, then the better half of them for twice as long, until all of it.
+
+    The recipe itself is in every round. A round is an ablation in a folder of its own, trained anew, as a schedule ends
+    with its epochs; what is there is not trained again. halving.md and .csv have what each came to. Raises UsageError
+    for fewer epochs than can be halved so often, and what `conduct_studies` raises; TrainingDiverged at the end.
+    [Jamieson and Talwalkar 2016, arXiv 1502.07943]
+    """
+    recipe = experiment.recipe
+    if min(recipe.epochs) < 2**halvings:
+        text = f"{epochs_text(recipe.epochs)} epochs cannot be halved {halvings} times"
+        raise UsageError(f"{text}: give fewer --halvings or more --epochs")
+    experiment.require_folder("round*")
+    experiment.announce()
+    rounds: list[tuple[str, Reached]] = []
+    kept, diverged = None, []
+    for number in range(halvings + 1):
+        share = 0.5 ** (halvings - number)
+        one, two = (round(share * epochs) for epochs in recipe.epochs)
+        part = replace(
+            experiment, recipe=with_epochs(recipe, (one, two)), folder=experiment.folder / f"round{number + 1}"
+        )
+        study = recipe_choices(part.recipe, choices, share)
+        if kept is not None:
+            known = kept | variants_there(part.folder / f"{CHOICES}.csv")  # which once were among the better half
+            study = replace(study, variants=tuple(v for v in study.variants if v.title in known))
+        log.info("== round %d of %d: %s epochs", number + 1, halvings + 1, epochs_text(part.recipe.epochs))
+        found, lost = conduct_studies(part, {CHOICES: study}, jobs)
+        diverged += [f"round {number + 1}, {text}" for text in lost]
+        reached = {title: samples(outcomes)[2, TOP1] for title, outcomes in found[CHOICES].items() if outcomes}
+        rounds.append((epochs_text(part.recipe.epochs), reached))
+        _report(experiment, rounds)
+        kept = {ITSELF, *better_half(reached)}
+    require_all(diverged)
+
+
+def better_half(reached: Mapping[str, Sample]) -> list[str]:
+    """The better half of the choices, the recipe not counted, best first; of an odd number the middle one too."""
+    choices = sorted(set(reached) - {ITSELF}, key=lambda title: -reached[title].mean)
+    return choices[: math.ceil(len(choices) / 2)]
+
+
+def _report(experiment: Experiment, rounds: Sequence[tuple[str, Reached]]) -> None:
+    """halving.md and halving.csv: every choice, first those that came furthest, with what it came to in each round."""
+    reached = [by_title for _, by_title in rounds]
+    titles = sorted(reached[0], key=lambda title: [r[title].mean if title in r else -1.0 for r in reversed(reached)])
+    rows = [
+        {"variant": title, "round": number, "epochs": epochs, **by_title[title].columns(list(by_title[title].values))}
+        for title in reversed(titles)
+        for number, (epochs, by_title) in enumerate(rounds, 1)
+        if title in by_title
+    ]
+    write_rows(rows, experiment.folder / "halving.csv")
+    table = markdown(
+        ["", *(f"{epochs} epochs" for epochs, _ in rounds)],
+        [[title, *(str(r[title]) if title in r else "" for r in reached)] for title in reversed(titles)],
+    )
+    heads = "Stage 2's best top-1 (%), ± the deviation over the seeds; each round's table and logs are in its folder."
+    path = experiment.folder / "halving.md"
+    write_text("\n\n".join(["# Successive halving", experiment.preface(), heads, table]), path)
+    log.info("\n%s\nwrote %s", table, path)
