@@ -100,7 +100,7 @@ OPTIONS = {
         "--flip",
         "alternating",
     ],
-    "adamw": ["--optimizer", "adamw", "--lr", 0.003, "--lr_type", "triangular", "--validation", 137],
+    "adamw": ["--optimizer", "adamw", "--lr", 0.003, "--lr_type", "triangular", "--validation", 137, "--ema", 0.9],
 }
 
 

@@ -120,6 +120,13 @@ class Settings:
     lr_norm_bias: float = setting(
         1.0, "training", "times lr: of batch norms' biases, which are the next binary layer's thresholds", above=0
     )
+    ema: float = setting(
+        0.0,
+        "training",
+        "decay of moving averages of all but the weights that become binary, which are evaluated and saved; 0: none",
+        low=0,
+        below=1,
+    )
     lr_decay_step: tuple[int, ...] = setting((), "training", "epochs at which 'step' multiplies lr by 0.1", low=0)
     warm_up: bool = setting(False, "training", "raise lr linearly over the first epochs")
     warm_up_epochs: int = setting(5, "training", "epochs over which --warm_up raises lr", low=1)

@@ -2,7 +2,8 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from biper.nn.losses import opposite, periodic_layers
 from biper.nn.quantization_error import quantization_error
 from biper.nn.quantizers import set_progress
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
+from biper.training.averaging import MovingAverage
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
 from biper.training.distillation import distillation, load_teacher
 from biper.training.distributed import (
@@ -117,6 +119,7 @@ class Trainer:
     model: nn.Module  # `fast`, with the other processes or GPUs if there are any
     optimizer: Optimizer
     make_terms: Callable[[float], Mapping[str, LossTerm]]  # the loss's, from tau
+    average: MovingAverage | None = None  # of the network, which is evaluated and saved in its place
     epoch: int = 0  # the next one
     history: History = field(default_factory=list)
     seconds: list[float | None] = field(default_factory=list)  # of the epochs in the history; None: not known
@@ -129,7 +132,7 @@ class Trainer:
         self._replaced_before = 0  # what is to be added to the loader's count to get this epoch's
 
     def contents(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds: the published keys first, then ours."""
+        """Everything that a checkpoint holds: the published keys first, then ours. To be called inside `_averaged`."""
         best = best_row(self.history) if self.history else {"test_top1": 0.0, "test_top5": 0.0, "epoch": 0}
         schedule = {"lr_type": self.settings.lr_type, "last_epoch": self.epoch - 1, "last_lr": self.last_lr()}
         return {
@@ -151,6 +154,7 @@ class Trainer:
             "settings": run_settings(self.settings),
             "random_state": random_state(),
             "versions": versions(),
+            **({"not_averaged": self.average.hidden()} if self.average else {}),
         }
 
     def progress(self, steps: int) -> float:
@@ -176,7 +180,7 @@ class Trainer:
         check_finite(self.network, f"at the end of epoch {epoch + 1}")
         set_progress(self.network, self.progress(len(self._train_loader())))  # as its checkpoint has it
         test = self._evaluate_or_keep(totals)
-        error = quantization_error(self.network)
+        error = quantization_error(self.network)  # of the binary layers' weights, which have no average
         columns = metric_columns("train", train) | {"train_replaced": self._replaced()} | metric_columns("test", test)
         self.history.append({"epoch": epoch + 1, "lr": lr, "tau": tau, **columns, "qe": error.qe, "b": error.b})
         self.epoch, self.step, self.partial = epoch + 1, 0, {}
@@ -221,7 +225,7 @@ class Trainer:
                 first_step=self.step,
                 mix=self._mix(),
                 before_step=self._before_step,
-                after_step=self._save_if_due,
+                after_step=self._after_step,
             )
         return totals, metrics
 
@@ -248,8 +252,24 @@ class Trainer:
     def _evaluate(self) -> Metrics:
         settings, loader, number = self.settings, self.loaders.test, self.epoch + 1
         model = self.fast if self.processes.size > 1 else self.model
-        with Progress(f"epoch {number}/{settings.epochs} test", len(loader), settings.print_freq) as progress:
+        title = f"epoch {number}/{settings.epochs} test"
+        with Progress(title, len(loader), settings.print_freq) as progress, self._averaged():
             return evaluate(model, loader, progress, f"the evaluation after epoch {number}")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Context: the network is what is evaluated and saved, the same in all processes."""
+        if self.average is None:
+            yield
+            return
+        with self.average.shown():
+            all_reduce_buffers(self.network)
+            yield
+
+    def _after_step(self, step: int, totals: Totals) -> None:
+        if self.average is not None:
+            self.average.update(self.epoch * len(self._train_loader()) + step)
+        self._save_if_due(step, totals)
 
     def _save_if_due(self, step: int, totals: Totals) -> None:
         minutes = self.settings.checkpoint_minutes
@@ -269,8 +289,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the latest checkpoint, in the first process alone."""
-        if self.processes.main:
-            save_checkpoint(self.contents(), self.folder / LATEST)
+        with self._averaged():
+            if self.processes.main:
+                save_checkpoint(self.contents(), self.folder / LATEST)
         self.saved_at = time.monotonic()
 
 
@@ -306,12 +327,15 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
         nesterov=settings.nesterov,
         factors=Factors(settings.lr_alpha, settings.lr_norm_bias),
     )
+    average = MovingAverage(network, settings.ema) if settings.ema else None
     if saved:
+        if average:
+            average.go_on_from(saved["not_averaged"])
         load_optimizer(optimizer, saved["optimizer"])
         set_random_state(saved["random_state"])
     all_gather_equal((progress["epoch"], progress.get("step", 0)), "where to go on")
     model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast, network.metadata, devices[0])
-    return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, **progress)
+    return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, average, **progress)
 
 
 def saved_progress(saved: Mapping[str, Any]) -> dict[str, Any]:

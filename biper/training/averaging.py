@@ -1,0 +1,73 @@
+"""Exponential moving averages of what may be averaged: real parameters and batch norm's statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from biper.nn.layers import BinaryConv2d, BinaryLinear
+
+
+def averaged_names(network: nn.Module) -> list[str]:
+    """The floating-point entries of a state_dict, without the weights that become binary and what belongs to them.
+
+    The sign of a mean weight is that of no network that was trained, so binary layers keep theirs; alpha is a real
+    parameter like others.
+    """
+    state = network.state_dict()
+    kept = {
+        f"{name}.{entry}"
+        for name, layer in network.named_modules()
+        if isinstance(layer, BinaryConv2d | BinaryLinear)
+        for entry in layer.state_dict()
+        if entry not in ("alpha", "bias")
+    }
+    return [name for name, tensor in state.items() if tensor.is_floating_point() and name not in kept]
+
+
+class MovingAverage:
+    """The averages of a network under training: after each step decay times what they were, plus the rest of what is.
+
+    In the first steps less than `decay` counts, (1 + step) / (10 + step), so that the initial values are soon
+    forgotten. [Tarvainen and Valpola 2017, Mean teachers, arXiv 1703.01780]
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        state = network.state_dict()  # whose tensors share the network's memory
+        self.decay = decay
+        self.names = averaged_names(network)
+        self.live = [state[name] for name in self.names]
+        self.averages = [tensor.clone() for tensor in self.live]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After a step of the whole training, counted from 1."""
+        torch._foreach_lerp_(self.averages, self.live, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Context: the network is the average. What is changed of it in the context is changed of the average."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for live, average in zip(self.live, self.averages, strict=True):
+            kept = live.clone()
+            live.copy_(average)
+            average.copy_(kept)
+
+    def hidden(self) -> dict[str, Tensor]:
+        """Inside `shown` what training goes on from, by name; outside of it the averages."""
+        return dict(zip(self.names, self.averages, strict=True))
+
+    @torch.no_grad()
+    def go_on_from(self, live: dict[str, Tensor]) -> None:
+        """Take the network as it is for the average, and give it what `hidden` said inside `shown`."""
+        for name, tensor, average in zip(self.names, self.live, self.averages, strict=True):
+            average.copy_(tensor)
+            tensor.copy_(live[name])
