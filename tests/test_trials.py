@@ -43,9 +43,9 @@ def flags(tmp_path):
 
 def test_jobs_train_what_one_process_trains(flags, command, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))  # sums depend on it
-    flags = [*flags, "--epochs", 1, 1]
+    flags = [*flags, "--studies", "two_stages", "recipe", "--epochs", 1, 1]
     beside = [*flags, "--jobs", 2, "--results_dir", tmp_path / "beside"]
-    with interrupted_at("3 of 6 runs: "):
+    with interrupted_at("3 of 7 runs: "):
         assert command(*beside, entry=ablation_main)[0] == 130
     assert not multiprocessing.active_children()
     there = {path for path in checkpoints(tmp_path / "beside") if path.name == LATEST}
@@ -53,7 +53,7 @@ def test_jobs_train_what_one_process_trains(flags, command, monkeypatch, tmp_pat
     code, out, err = command(*beside, entry=ablation_main)
     assert code == 1
     assert "recipe: too fast, seed 0" in err
-    assert f"of {6 - len(there)} runs: choice_own/seed0/stage2: best top-1 " in out
+    assert f"of {7 - len(there)} runs: choice_own/seed0/stage2: best top-1 " in out
     assert command(*flags, "--results_dir", tmp_path / "alone", entry=ablation_main)[0] == 1
     runs = [
         sorted(path.relative_to(tmp_path / name) for path in checkpoints(tmp_path / name))
@@ -63,8 +63,8 @@ def test_jobs_train_what_one_process_trains(flags, command, monkeypatch, tmp_pat
     for path in runs[0]:
         one, other = (read_checkpoint(tmp_path / name / path) for name in ("beside", "alone"))
         assert all(torch.equal(other["state_dict"][key], tensor) for key, tensor in one["state_dict"].items())
-    tables = [(tmp_path / name / "recipe.csv").read_text() for name in ("beside", "alone")]
-    assert tables[0] == tables[1]
+    for study in ("two_stages.csv", "recipe.csv"):
+        assert (tmp_path / "beside" / study).read_text() == (tmp_path / "alone" / study).read_text()
 
 
 def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):

@@ -91,11 +91,11 @@ def _in_turn(executor: ProcessPoolExecutor, left: Mapping[Path, tuple[Trial, int
         running[executor.submit(_conduct, *left[home])] = home
 
     for home, (trial, stage) in left.items():
-        first = trial.homes.get(1, home)
-        if stage == 1 or first not in left:
-            start(home)
-        else:
+        first = trial.homes.get(1) if stage == 2 else None
+        if first in left and first is not None:
             waiting.setdefault(first, []).append(home)
+        else:
+            start(home)
     while running:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             home = running.pop(future)
