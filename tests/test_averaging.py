@@ -36,6 +36,20 @@ def test_the_average_is_the_sum_of_what_was_by_decaying_weights():
     assert all(torch.equal(network.state_dict()[name], live[name]) for name in average.names)
 
 
+def test_what_is_there_twice_is_averaged_once():
+    layer, norm = BinaryConv2d(4, 4, 1), nn.BatchNorm2d(4)
+    network = nn.Sequential(layer, norm, layer, norm)
+    average = MovingAverage(network, 0.5)
+    assert average.names == ["0.alpha", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        norm.weight.fill_(3)
+    average.update(1)
+    with average.shown():
+        torch.testing.assert_close(norm.weight, 3 - 2 * (2 / 11) * before["1.weight"])
+    assert torch.equal(norm.weight, torch.full((4,), 3.0))
+
+
 def test_the_average_is_what_is_evaluated_saved_and_taken_up(command, tmp_path):
     flags = [*TINY, "--epochs", 2, "--ema", 0.8, "--results_dir", tmp_path]
     assert command(*flags)[0] == 0

@@ -47,6 +47,8 @@ def best(metrics, **labels):
 
 def run_of(row, base, study):
     """The folder of the runs of a variant; `base` is the first variant of its table."""
+    if study == "recipe":  # a user's choices, of which those of stage 2 alone have the recipe's stage 1
+        return "freq_20" if row["variant"] == base else "choice_" + re.sub(r"[^\w.]+", "_", row["variant"]).strip("_")
     if row["variant"] == base and study in METHODS:
         return "freq_20"
     if study in METHODS and row["variant"] not in RUNS:

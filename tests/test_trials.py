@@ -6,15 +6,18 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from conftest import THREADS
 from recipes import checkpoints, interrupted_at, rows, write_recipe
 
 from biper.commands.ablation import main as ablation_main
+from biper.errors import UsageError
+from biper.experiments.choices import recipe_choices
 from biper.experiments.halving import better_half
+from biper.experiments.recipe import read_recipe
 from biper.experiments.tables import Sample
 from biper.models.checkpoint import read_checkpoint
 from biper.nn.quantizers import INPUT_QUANTIZERS
 from biper.training.checkpoint import LATEST
+from biper.training.settings import make_settings
 
 OWN = """
 import biper
@@ -41,8 +44,8 @@ def flags(tmp_path):
         yield [recipe, "--choices", choices, "--validation", 200, "--import", own]
 
 
-def test_jobs_train_what_one_process_trains(flags, command, monkeypatch, tmp_path):
-    monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))  # sums depend on it
+def test_jobs_train_what_one_process_trains(flags, command, tmp_path):
+    torch.set_num_threads(1)  # as jobs have; sums depend on it
     flags = [*flags, "--studies", "two_stages", "recipe", "--epochs", 1, 1]
     beside = [*flags, "--jobs", 2, "--results_dir", tmp_path / "beside"]
     with interrupted_at("3 of 7 runs: "):
@@ -70,13 +73,13 @@ def test_jobs_train_what_one_process_trains(flags, command, monkeypatch, tmp_pat
 def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):
     out = tmp_path / "out"
     ends = {"slow end": {"stage2": {"lr": 1e-9}}, "fast end": {"stage2": {"lr": 0.1}}}
-    (tmp_path / "choices.yaml").write_text(yaml.safe_dump(ends))
+    (tmp_path / "choices.yaml").write_text(yaml.safe_dump(ends, sort_keys=False))
     flags = [*flags, "--halvings", 1, "--results_dir", out]
     assert command(*flags, entry=ablation_main)[0] == 0
     table = rows(out / "halving.csv")
     first = {row["variant"]: float(row["mean"]) for row in table if row["round"] == "1"}
     assert set(first) == {"recipe", *ends}
-    better = max(sorted(ends), key=lambda title: first[title])
+    better = max(ends, key=lambda title: first[title])  # of equals the first
     assert {row["variant"] for row in table if row["round"] == "2"} == {"recipe", better}
     assert {(row["round"], row["epochs"]) for row in table} == {("1", "1 + 1"), ("2", "2 + 2")}
     for number, epochs in ((1, 1), (2, 2)):
@@ -90,9 +93,28 @@ def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):
     assert checkpoints(out) == there
 
 
-def test_of_an_odd_number_the_middle_one_is_kept():
-    reached = {"recipe": 99, "a": 1, "b": 5, "c": 3}
-    assert better_half({title: Sample({0: value}) for title, value in reached.items()}) == ["b", "c"]
+@pytest.mark.parametrize(
+    ("reached", "better"),
+    [
+        ({"recipe": [99], "a": [1], "b": [5], "c": [3]}, ["b", "c"]),  # of an odd number the middle one is kept
+        ({"d": [5], "recipe": [5], "c": [5], "b": [5], "a": [5]}, ["d", "c"]),  # of equals the first
+        ({"lucky": [9], "sound": [5, 5]}, ["sound"]),  # one has diverged with a seed
+    ],
+)
+def test_the_better_half(reached, better):
+    assert better_half({title: Sample(dict(enumerate(values))) for title, values in reached.items()}) == better
+
+
+def test_a_share_shortens_every_schedule(tmp_path):
+    choice = {"stage1": {"epochs": 40, "lr_type": "step", "lr_decay_step": [20, 30], "warm_up": True}}
+    (tmp_path / "choices.yaml").write_text(yaml.safe_dump({"steps": choice}))
+    recipe = read_recipe(write_recipe(tmp_path), {"validation": 200})
+    base, steps = recipe_choices(recipe, tmp_path / "choices.yaml", 0.5).variants
+    one, two = (make_settings("cifar10", 1, variant.stages[1][1]) for variant in (base, steps))
+    assert (one.epochs, one.warm_up_epochs) == (2, 2)  # of 4
+    assert (two.epochs, two.lr_decay_step, two.warm_up_epochs) == (20, (10, 15), 20)
+    with pytest.raises(UsageError, match="stage 2 of recipe has 2 epochs, too few for so many --halvings"):
+        recipe_choices(recipe, tmp_path / "choices.yaml", 0.25)
 
 
 def test_bad_input(flags, refused, tmp_path):
@@ -100,7 +122,7 @@ def test_bad_input(flags, refused, tmp_path):
     for argv, message in {
         ("--jobs", 0): "--jobs 0: at least 1",
         ("--halvings", 0): "--halvings 0: at least 1",
-        ("--halvings", 2): "2 + 2 epochs cannot be halved 2 times: give fewer --halvings or more --epochs",
+        ("--halvings", 2): "stage 1 of recipe has 2 epochs, too few for so many --halvings: give fewer",
         ("--halvings", 1, "--studies", "recipe", "frequency"): "give --choices FILE.yaml, and no other --studies",
     }.items():
         assert message in refused(*flags, *argv, entry=ablation_main)

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,11 +42,7 @@ def prepare_process(level: int = logging.INFO) -> "Processes":
 
 
 def prepare_job(imported: Sequence[Path]) -> None:
-    """Make a process that an experiment started ready to train, with the user's files; warnings alone are shown.
-
-    What interrupts the experiment is not for this process: the experiment ends it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make a process that an experiment started ready to train, with the user's files; warnings alone are shown."""
     prepare_process(logging.WARNING)
     for path in imported:
         import_file(path)

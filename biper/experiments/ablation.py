@@ -8,7 +8,7 @@ from pathlib import Path
 
 from biper.errors import TrainingDiverged, UsageError
 from biper.experiments.choices import recipe_choices
-from biper.experiments.parallel import ALONE, Jobs, Trial, train_beside
+from biper.experiments.parallel import SERIAL, Jobs, Trial, train_beside
 from biper.experiments.plan import Experiment
 from biper.experiments.recipe import Recipe
 from biper.experiments.report import Outcome, report_study
@@ -26,7 +26,7 @@ Found = dict[str, dict[str, dict[int, Outcome]]]  # by the study, the variant an
 log = logging.getLogger("biper")
 
 
-def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None, jobs: Jobs = ALONE) -> None:
+def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None, jobs: Jobs = SERIAL) -> None:
     """Train what is missing of the named studies, and write their tables and pictures into the experiment's folder.
 
     choices: the file of the study `recipe`. Raises TrainingDiverged at the end, naming what the tables leave out, and
@@ -44,7 +44,9 @@ def require_all(diverged: Sequence[str]) -> None:
         raise TrainingDiverged(f"training diverged, which the tables leave out: {'; '.join(diverged)}")
 
 
-def conduct_studies(experiment: Experiment, chosen: Mapping[str, Study], jobs: Jobs = ALONE) -> tuple[Found, list[str]]:
+def conduct_studies(
+    experiment: Experiment, chosen: Mapping[str, Study], jobs: Jobs = SERIAL
+) -> tuple[Found, list[str]]:
     """Train what is missing, seed by seed, and write tables and pictures; returns all there is, and what diverged.
 
     They are written as soon as there is something new to tell, the logs after each seed; of several jobs once all have
@@ -66,14 +68,14 @@ def conduct_studies(experiment: Experiment, chosen: Mapping[str, Study], jobs: J
         for variant in study.variants
         if seed not in found[name][variant.title]
     }
-    lost = train_beside(list(missing.values()), jobs) if jobs.count > 1 else {}
+    broken = train_beside(list(missing.values()), jobs) if jobs.count > 1 else {}
     diverged = []
     for seed in experiment.seeds:
         for name, study in chosen.items():
             for title in (variant.title for variant in study.variants if (name, variant.title, seed) in missing):
                 log.info("== %s: %s, seed %d", name, title, seed)
                 try:
-                    _require_none_lost(missing[name, title, seed], lost)
+                    _require_none(broken, missing[name, title, seed])
                     found[name][title][seed] = trained(missing[name, title, seed])
                 except TrainingDiverged as error:
                     log.warning("%s, seed %d, is left out: %s", title, seed, error)
@@ -110,11 +112,11 @@ def _seeds_there(variant: Variant, folder: Path) -> list[int]:
     return [seed for seed in seeds if all(is_there(home, s) for s, home in variant.homes(seed, folder).items())]
 
 
-def _require_none_lost(trial: Trial, lost: Mapping[Path, str]) -> None:
+def _require_none(diverged: Mapping[Path, str], trial: Trial) -> None:
     """Raise TrainingDiverged if one of the trial's runs has, with what was said of it."""
     for home in trial.homes.values():
-        if home in lost:
-            raise TrainingDiverged(lost[home])
+        if home in diverged:
+            raise TrainingDiverged(diverged[home])
 
 
 def trained(trial: Trial) -> Outcome:

@@ -22,9 +22,9 @@ FIXED = (*OF_ONE_RUN, "validation", "dataset")  # with which a choice would be n
 def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0) -> Study:
     """The recipe itself, and beside it every choice of a YAML file: its name, with sections both, stage1 or stage2.
 
-    A share of a choice's own epochs is what it is trained for, with the schedule in proportion. Raises UsageError if
-    the file or a setting is unfit, or if there is no validation split: what was chosen on the test images is not
-    measured by them.
+    Epochs of a choice are as written, with the recipe's schedule in proportion. share: of all epochs, what is trained,
+    with every schedule in proportion. Raises UsageError if the file or a setting is unfit, or if there is no validation
+    split: what was chosen on the test images is not measured by them.
     """
     if not recipe.stage1.get("validation"):
         raise UsageError("choices are made on held-out training images: give --validation N, such as 5000 of CIFAR-10")
@@ -42,10 +42,11 @@ def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0) -> Study:
         if title == ITSELF or key in names:
             raise UsageError(f"{path}: the name {title!r} is that of {names.get(key, 'the recipe')!r}: give another")
         names[key] = title
-        variants.append(_variant(recipe, base, title, key, *_changes(sections, f"{path}, {title}", share)))
+        variants.append(_variant(recipe, base, title, key, *_changes(sections, f"{path}, {title}")))
         _require_sound(recipe, variants[-1], f"{path}, {title}")
     listed = f"\n\n```yaml\n{path.read_text().strip()}\n```"
-    return Study("Which changes of the recipe are worth making?", ITSELF, tuple(variants), listed=listed)
+    short = tuple(_shortened(recipe.family, variant, share, path) for variant in variants)
+    return Study("Which changes of the recipe are worth making?", ITSELF, short, listed=listed)
 
 
 def _variant(recipe: Recipe, base: Variant, title: str, key: str, one: Given, two: Given) -> Variant:
@@ -58,6 +59,18 @@ def _variant(recipe: Recipe, base: Variant, title: str, key: str, one: Given, tw
 
 def _changed(family: str, stage: int, settings: Given, changes: Given) -> Given:
     return {**(lasting(family, stage, settings, changes["epochs"]) if "epochs" in changes else settings), **changes}
+
+
+def _shortened(family: str, variant: Variant, share: float, path: Path) -> Variant:
+    """A variant with a share of its epochs. Raises UsageError if none is left."""
+    stages = {}
+    for stage, (key, settings) in variant.stages.items():
+        epochs = make_settings(family, stage, settings).epochs
+        if share * epochs < 1:
+            text = f"stage {stage} of {variant.title} has {epochs} epochs, too few for so many --halvings"
+            raise UsageError(f"{path}: {text}: give fewer, or more epochs")
+        stages[stage] = (key, lasting(family, stage, settings, round(share * epochs)))
+    return Variant(variant.title, stages)
 
 
 def _require_sound(recipe: Recipe, variant: Variant, where: str) -> None:
@@ -75,7 +88,7 @@ def _require_sound(recipe: Recipe, variant: Variant, where: str) -> None:
     require_two_stages(replace(recipe, stage1=one, stage2=two), where)
 
 
-def _changes(sections: Any, where: str, share: float) -> tuple[Given, Given]:  # noqa: ANN401
+def _changes(sections: Any, where: str) -> tuple[Given, Given]:  # noqa: ANN401
     """What a choice changes in stage 1 and in stage 2, which takes the network and its method from stage 1."""
     if not isinstance(sections, Mapping) or not sections or not set(sections) <= set(SECTIONS):
         raise UsageError(f"{where}: expected the sections {', '.join(SECTIONS)}, one or more of them")
@@ -85,7 +98,4 @@ def _changes(sections: Any, where: str, share: float) -> tuple[Given, Given]:  #
             raise UsageError(f"{where}: {name} is no choice of a recipe: leave it out")
     if inherited := sorted(set(two) & set(OF_BOTH)):
         raise UsageError(f"{where}: stage 2 takes {', '.join(inherited)} from stage 1: write it under both")
-    for section in (both, one, two):
-        if "epochs" in section:
-            section["epochs"] = max(1, round(share * section["epochs"]))
     return {**both, **one}, {name: value for name, value in both.items() if name not in OF_BOTH} | two

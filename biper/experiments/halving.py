@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from biper.errors import UsageError
 from biper.experiments.ablation import conduct_studies, require_all, variants_there
 from biper.experiments.choices import ITSELF, recipe_choices
-from biper.experiments.parallel import ALONE, Jobs
+from biper.experiments.parallel import SERIAL, Jobs
 from biper.experiments.plan import Experiment, epochs_text
 from biper.experiments.recipe import with_epochs
-from biper.experiments.report import TOP1, samples
+from biper.experiments.report import Outcome
 from biper.experiments.studies import CHOICES
 from biper.experiments.tables import Sample, markdown
 from biper.files import write_rows, write_text
@@ -21,7 +20,7 @@ log = logging.getLogger("biper")
 Reached = dict[str, Sample]  # stage 2's best top-1 by the choice
 
 
-def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = ALONE) -> None:
+def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SERIAL) -> None:
     """Train the choices for a share of their epochs, then the better half of them for twice as long, until all of it.
 
     The recipe itself is in every round. A round is an ablation in a folder of its own, trained anew, as a schedule ends
@@ -30,53 +29,59 @@ def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = ALO
     [Jamieson and Talwalkar 2016, arXiv 1502.07943]
     """
     recipe = experiment.recipe
-    if min(recipe.epochs) < 2**halvings:
-        text = f"{epochs_text(recipe.epochs)} epochs cannot be halved {halvings} times"
-        raise UsageError(f"{text}: give fewer --halvings or more --epochs")
+    shares = [0.5 ** (halvings - number) for number in range(halvings + 1)]
+    recipe_choices(recipe, choices, shares[0])  # before anything is written
     experiment.require_folder("round*")
     experiment.announce()
     rounds: list[tuple[str, Reached]] = []
     kept, diverged = None, []
-    for number in range(halvings + 1):
-        share = 0.5 ** (halvings - number)
+    for number, share in enumerate(shares, 1):
         one, two = (round(share * epochs) for epochs in recipe.epochs)
-        part = replace(
-            experiment, recipe=with_epochs(recipe, (one, two)), folder=experiment.folder / f"round{number + 1}"
-        )
-        study = recipe_choices(part.recipe, choices, share)
+        part = replace(experiment, recipe=with_epochs(recipe, (one, two)), folder=experiment.folder / f"round{number}")
+        study = recipe_choices(recipe, choices, share)
         if kept is not None:
             known = kept | variants_there(part.folder / f"{CHOICES}.csv")  # which once were among the better half
             study = replace(study, variants=tuple(v for v in study.variants if v.title in known))
-        log.info("== round %d of %d: %s epochs", number + 1, halvings + 1, epochs_text(part.recipe.epochs))
+        log.info("== round %d of %d: %s epochs", number, len(shares), epochs_text((one, two)))
         found, lost = conduct_studies(part, {CHOICES: study}, jobs)
-        diverged += [f"round {number + 1}, {text}" for text in lost]
-        reached = {title: samples(outcomes)[2, TOP1] for title, outcomes in found[CHOICES].items() if outcomes}
-        rounds.append((epochs_text(part.recipe.epochs), reached))
+        diverged += [f"round {number}, {text}" for text in lost]
+        reached = {title: _of_seeds(outcomes, experiment.seeds) for title, outcomes in found[CHOICES].items()}
+        rounds.append((epochs_text((one, two)), {title: sample for title, sample in reached.items() if sample.n}))
         _report(experiment, rounds)
-        kept = {ITSELF, *better_half(reached)}
+        kept = {ITSELF, *better_half(rounds[-1][1])}
     require_all(diverged)
 
 
-def better_half(reached: Mapping[str, Sample]) -> list[str]:
-    """The better half of the choices, the recipe not counted, best first; of an odd number the middle one too."""
-    choices = sorted(set(reached) - {ITSELF}, key=lambda title: -reached[title].mean)
+def _of_seeds(outcomes: Mapping[int, Outcome], seeds: Sequence[int]) -> Sample:
+    """Stage 2's best top-1 with these seeds, of which some may have diverged."""
+    return Sample({seed: float(outcomes[seed].runs[2].best["test_top1"]) for seed in seeds if seed in outcomes})
+
+
+def better_half(reached: Reached) -> list[str]:
+    """The better half of the choices, the recipe not counted, best first; of an odd number the middle one too.
+
+    One that diverged with a seed is behind those that did not. Of equals the first in the file is the better one.
+    """
+    choices = [title for title in reached if title != ITSELF]
+    choices.sort(key=lambda title: (-reached[title].n, -reached[title].mean))
     return choices[: math.ceil(len(choices) / 2)]
 
 
 def _report(experiment: Experiment, rounds: Sequence[tuple[str, Reached]]) -> None:
     """halving.md and halving.csv: every choice, first those that came furthest, with what it came to in each round."""
     reached = [by_title for _, by_title in rounds]
-    titles = sorted(reached[0], key=lambda title: [r[title].mean if title in r else -1.0 for r in reversed(reached)])
+    titles = list(dict.fromkeys(title for by_title in reached for title in by_title))
+    titles.sort(key=lambda title: [-r[title].mean if title in r else 1.0 for r in reversed(reached)])
     rows = [
-        {"variant": title, "round": number, "epochs": epochs, **by_title[title].columns(list(by_title[title].values))}
-        for title in reversed(titles)
+        {"variant": title, "round": number, "epochs": epochs, **by_title[title].columns(experiment.seeds)}
+        for title in titles
         for number, (epochs, by_title) in enumerate(rounds, 1)
         if title in by_title
     ]
     write_rows(rows, experiment.folder / "halving.csv")
     table = markdown(
         ["", *(f"{epochs} epochs" for epochs, _ in rounds)],
-        [[title, *(str(r[title]) if title in r else "" for r in reached)] for title in reversed(titles)],
+        [[title, *(str(r[title]) if title in r else "" for r in reached)] for title in titles],
     )
     heads = "Stage 2's best top-1 (%), ± the deviation over the seeds; each round's table and logs are in its folder."
     path = experiment.folder / "halving.md"

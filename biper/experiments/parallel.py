@@ -3,10 +3,13 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -29,7 +32,7 @@ class Jobs:
     prepare: Callable[[], None]
 
 
-ALONE = Jobs(1, lambda: None)
+SERIAL = Jobs(1, lambda: None)
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,17 @@ def train_beside(trials: Sequence[Trial], jobs: Jobs) -> dict[Path, str]:
     """
     left = {home: (trial, s) for trial in trials for s, home in trial.homes.items() if not is_there(home, s)}
     diverged: dict[Path, str] = {}
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that start now
+    if not left:
+        return diverged
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs.count, context, _begin, (jobs.prepare,)) as executor,
         tqdm(total=len(left), desc="runs", unit="run", disable=None) as bar,
     ):
         try:
-            for ended, (home, error) in enumerate(_in_turn(executor, left), 1):
+            for ended, (home, error) in enumerate(_in_turn(executor, left, jobs.count), 1):
                 bar.update()
-                log.info("%d of %d runs: %s: %s", ended, len(left), "/".join(home.parts[-3:]), error or _told(home))
+                log.info("%d of %d runs: %s: %s", ended, len(left), "/".join(home.parts[-3:]), error or _came_to(home))
                 if error:
                     diverged[home] = error
         except BaseException as error:
@@ -82,41 +86,69 @@ def train_beside(trials: Sequence[Trial], jobs: Jobs) -> dict[Path, str]:
     return diverged
 
 
-def _in_turn(executor: ProcessPoolExecutor, left: Mapping[Path, tuple[Trial, int]]) -> Iterator[tuple[Path, str]]:
+def _in_turn(
+    executor: ProcessPoolExecutor, left: Mapping[Path, tuple[Trial, int]], jobs: int
+) -> Iterator[tuple[Path, str]]:
     """The folders of the runs as they end, each with what was said if it diverged, or that which it starts from."""
     running: dict[Future[str], Path] = {}
+    ready: deque[Path] = deque()
     waiting: dict[Path, list[Path]] = {}  # by the folder of stage 1 the stages 2 that start from it
-
-    def start(home: Path) -> None:
-        running[executor.submit(_conduct, *left[home])] = home
-
     for home, (trial, stage) in left.items():
         first = trial.homes.get(1) if stage == 2 else None
         if first in left and first is not None:
             waiting.setdefault(first, []).append(home)
         else:
-            start(home)
-    while running:
+            ready.append(home)
+    while ready or running:
+        while ready and len(running) < jobs:
+            home = ready.popleft()
+            with _as_jobs_start():
+                running[executor.submit(_conduct, *left[home])] = home
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             home = running.pop(future)
             error = future.result()
             yield home, error
-            for second in waiting.pop(home, []):
-                if error:
-                    yield second, error
-                else:
-                    start(second)
+            seconds = waiting.pop(home, [])
+            if error:
+                yield from ((second, error) for second in seconds)
+            else:
+                ready.extendleft(reversed(seconds))  # what has begun is finished first
 
 
-def _told(home: Path) -> str:
+@contextmanager
+def _as_jobs_start() -> Iterator[None]:
+    """Context: what a process that starts in it inherits. It has one thread, and Ctrl-C is not for it.
+
+    Ctrl-C reaches all processes of a terminal; the one that started the others ends them.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+def _came_to(home: Path) -> str:
     """What a finished run came to."""
     best = max(float(row["test_top1"]) for row in logged(home))
     return f"best top-1 {best:.2f} %"
 
 
+_UNFIT: list[str] = []  # what the preparation of this process met, which the user can mend
+
+
 def _begin(prepare: Callable[[], None]) -> None:
     """Make a process of the pool ready. It ends with the one that started it, however that ended."""
-    prepare()
+    try:
+        prepare()
+    except USERS as error:
+        _UNFIT.append(str(error))
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -129,6 +161,8 @@ def _begin(prepare: Callable[[], None]) -> None:
 
 def _conduct(trial: Trial, last: int) -> str:
     """Train a trial up to a stage. Returns what was said if it diverged, else an empty text."""
+    if _UNFIT:
+        raise UsageError(_UNFIT[0])
     try:
         stages = {stage: settings for stage, settings in trial.settings.items() if stage <= last}
         conduct(trial.family, stages, trial.seed, trial.homes)

@@ -25,7 +25,7 @@ from biper.training.settings import SETTINGS
 
 log = logging.getLogger("biper")
 MODEL, PACKED, FACTS = "model.pth.tar", "packed.safetensors", "result.json"
-FOR_TRAINING = ("optimizer", "lr_scheduler", "random_state", "partial", "step", "seconds")
+FOR_TRAINING = ("optimizer", "not_averaged", "lr_scheduler", "random_state", "partial", "step", "seconds")
 PATHS = ("data_path", "load_ckpt_stage1")
 
 

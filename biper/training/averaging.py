@@ -6,24 +6,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from biper.nn.layers import BinaryConv2d, BinaryLinear
+from biper.nn.layers import binary_layers
 
 
-def averaged_names(network: nn.Module) -> list[str]:
-    """The floating-point entries of a state_dict, without the weights that become binary and what belongs to them.
+def averaged(network: nn.Module) -> dict[str, Tensor]:
+    """The real tensors of a state_dict that may be averaged, by name, each once; they share the network's memory.
 
-    The sign of a mean weight is that of no network that was trained, so binary layers keep theirs; alpha is a real
-    parameter like others.
+    These are all but the weights that become binary and what belongs to their quantizers: the sign of a mean weight is
+    that of no network that was trained. A layer's alpha and bias are real parameters like others.
     """
-    state = network.state_dict()
-    kept = {
-        f"{name}.{entry}"
-        for name, layer in network.named_modules()
-        if isinstance(layer, BinaryConv2d | BinaryLinear)
-        for entry in layer.state_dict()
-        if entry not in ("alpha", "bias")
-    }
-    return [name for name, tensor in state.items() if tensor.is_floating_point() and name not in kept]
+    layers = [layer.state_dict() for _, layer in binary_layers(network)]
+    own = {tensor.data_ptr() for entries in layers for name, tensor in entries.items() if name not in ("alpha", "bias")}
+    chosen: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and tensor.data_ptr() not in own:
+            chosen.setdefault(tensor.data_ptr(), (name, tensor))
+    return dict(chosen.values())
 
 
 class MovingAverage:
@@ -34,10 +32,8 @@ class MovingAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        state = network.state_dict()  # whose tensors share the network's memory
-        self.decay = decay
-        self.names = averaged_names(network)
-        self.live = [state[name] for name in self.names]
+        live = averaged(network)
+        self.decay, self.names, self.live = decay, list(live), list(live.values())
         self.averages = [tensor.clone() for tensor in self.live]
 
     @torch.no_grad()
