@@ -227,7 +227,7 @@ def _draw_variants(outcomes: Outcomes, path: Path, histograms: bool) -> None:
     ]
     found = [samples(by_seed) for by_seed in outcomes.values()]
     with picture(path, 1, 3 if histograms else 2, 5.5, 3.8) as (_, axes):
-        draw_lines(axes[0, 0], lines, xlabel="epoch, both stages", ylabel="test top-1 (%)", title="accuracy")
+        draw_lines(axes[0, 0], lines, xlabel="epoch, both stages", ylabel=TOP1, title="accuracy")
         errors = (RELATIVE,) if histograms else ("QE", "squared error")  # quantizers have units of their own
         groups = [(name, [measured[2, name].mean for measured in found]) for name in errors]
         draw_bars(axes[0, 1], list(outcomes), groups, "quantization error after stage 2")
