@@ -150,6 +150,15 @@ def test_documents_show_what_the_results_say():
             assert line in written, line
 
 
+def test_recipes_tell_what_the_stopped_run_logged():
+    logged = rows(ROOT / "docs" / "results" / "adamw_saturates" / "metrics.csv")
+    first, last = (max((r for r in logged if r["stage"] == s), key=lambda r: int(r["epoch"])) for s in "12")
+    text = " ".join((ROOT / "docs" / "recipes.md").read_text().split())
+    assert f"{first['epoch']} + {last['epoch']} were trained" in text
+    assert f"Training top-1 was {float(last['train_top1']):.2f} %" in text
+    assert f"from {float(first['qe']):.3f} after stage 1 to {float(last['qe']):.3f}" in text
+
+
 def test_the_guide_shows_what_the_studies_say():
     shown = re.findall(
         r"^\| (\w+) \| ([\w, ]+) \| ([\d.]+ ± [\d.]+) \|$", (ROOT / "docs" / "compare.md").read_text(), re.M

@@ -30,15 +30,14 @@ def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SER
     """
     recipe = experiment.recipe
     shares = [0.5 ** (halvings - number) for number in range(halvings + 1)]
-    recipe_choices(recipe, choices, shares[0])  # before anything is written
+    studies = [recipe_choices(recipe, choices, share) for share in shares]  # all of them before anything is written
     experiment.require_folder("round*")
     experiment.announce()
     rounds: list[tuple[str, Reached]] = []
     kept, diverged = None, []
-    for number, share in enumerate(shares, 1):
+    for number, (share, study) in enumerate(zip(shares, studies, strict=True), 1):
         one, two = (round(share * epochs) for epochs in recipe.epochs)
         part = replace(experiment, recipe=with_epochs(recipe, (one, two)), folder=experiment.folder / f"round{number}")
-        study = recipe_choices(recipe, choices, share)
         if kept is not None:
             known = kept | variants_there(part.folder / f"{CHOICES}.csv")  # which once were among the better half
             study = replace(study, variants=tuple(v for v in study.variants if v.title in known))
