@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class After:
     threshold: int = NOWHERE
 
 
+V = TypeVar("V", bound=Value)
 Entry = int | Value | None  # of an instruction: a number, or an activation, if there is any
 
 
@@ -199,9 +200,9 @@ def aligned(size: int) -> int:
     return -(-size // LINE) * LINE
 
 
-def placed(values: list[Value]) -> tuple[dict[Value, int], int]:
+def placed(values: list[V]) -> tuple[dict[V, int], int]:
     """Offsets of the values so that those alive together do not overlap, and the bytes needed in all."""
-    offsets: dict[Value, int] = {}
+    offsets: dict[V, int] = {}
     end = LINE
     for value in sorted(values, key=lambda v: v.first):
         space = aligned(value.size + 2 * aligned(value.slack))
