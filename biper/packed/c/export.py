@@ -49,7 +49,7 @@ def export_c(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write(packed, made, steps, temporary)
+        _write(packed, made, steps, skips, temporary)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
@@ -97,27 +97,30 @@ def _steps(made: Plan, calibration: Iterable[Tensor]) -> dict[Map, float]:
     return {m: max(largest.found[name], 1e-6) / LIMITS[m.kind] for m, name in names.items()}
 
 
-def _write(packed: PackedNetwork, made: Plan, steps: dict[Map, float], folder: Path) -> None:
+def c_name(packed: PackedNetwork) -> str:
+    """With which the network's functions begin."""
     metadata = packed.metadata
     name = re.sub(r"\W", "_", metadata.model if metadata else type(packed.network).__name__.lower())
-    name = name if not name[:1].isdigit() else f"network_{name}"
+    return f"network_{name}" if name[:1].isdigit() else name
+
+
+def _write(packed: PackedNetwork, made: Plan, steps: dict[Map, float], skips: str, folder: Path) -> None:
+    metadata = packed.metadata
+    name = c_name(packed)
     constants, body = Source(made, steps).text()
     _, height, width = made.image.shape
-    facts: dict[str, object] = {
-        "HEIGHT_": height,
-        "WIDTH_": width,
-        "CLASSES_": made.logits.shape[0],
-        "ARENA_": made.arena,
-    }
+    facts: dict[str, object] = {"HEIGHT_": height, "WIDTH_": width}
+    facts |= {"CLASSES_": made.logits.shape[0], "ARENA_": made.arena}
     mean, std = (metadata.mean, metadata.std) if metadata and metadata.mean else ((0.0,) * 3, (1.0,) * 3)
     facts |= {"OFFSET_": made.offsets[made.image], "MEAN_": _listed(mean), "STD_": _listed(std)}
+    facts["SKIPS_"] = skips
     for path in sorted(FILES.iterdir()):
         text = path.read_text()
         if path.name == "network.h":
             text = text.replace("DESCRIPTION", f"A binary network, {name}, in C99.")
         elif path.name == "network.c":
             text = text.replace("CONSTANTS", constants).replace("BODY", body)
-        if path.name in ("network.h", "network.c", "main.c"):
+        if path.name in ("network.h", "network.c", "main.c", "README.md"):
             for key, value in facts.items():
                 text = re.sub(rf"\b{key}", str(value), text)
             text = text.replace("NAME_", f"{name.upper()}_").replace("name_run", f"{name}_run")
@@ -125,4 +128,5 @@ def _write(packed: PackedNetwork, made: Plan, steps: dict[Map, float], folder: P
 
 
 def _listed(values: Sequence[float]) -> str:
-    return ", ".join(literal(torch.tensor(value).item()) for value in values)
+    """Of bytes from 0 to 255, as the loaders have them."""
+    return ", ".join(literal(value) for value in (torch.tensor(values) * 255).tolist())

@@ -404,7 +404,7 @@ void biper_flatten(const biper_layer *layer, biper_map in, biper_map out) {
 
 void biper_normalize(const uint8_t *pixels, int32_t count, const float mean[3], const float std[3], float *image) {
     int32_t i;
-    for (i = 0; i < 3 * count; i++) image[i] = ((float)pixels[i] / 255.0f - mean[i % 3]) / std[i % 3];
+    for (i = 0; i < 3 * count; i++) image[i] = ((float)pixels[i] - mean[i % 3]) / std[i % 3];
 }
 
 biper_map biper_map_at(void *memory, int32_t offset, float step, int32_t type) {

@@ -71,7 +71,7 @@ biper_map biper_numbers(const float *numbers);
 biper_map biper_nothing(void);
 uint32_t *biper_bits(void *memory, int32_t offset);
 
-/* Pixels from 0 to 255, three to a pixel, to normalized numbers: (p / 255 - mean) / std. */
+/* Bytes, three to a pixel, to normalized numbers: (p - mean) / std. */
 void biper_normalize(const uint8_t *pixels, int32_t count, const float mean[3], const float std[3], float *image);
 
 #endif

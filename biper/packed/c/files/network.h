@@ -16,7 +16,7 @@
 /* The logits of an image whose numbers are normalized. */
 void name_run(const float image[NAME_PIXELS], float logits[NAME_CLASSES], void *memory);
 
-/* The logits of an image of bytes p from 0 to 255, of which it makes (p / 255 - mean) / std: mean MEAN_, std STD_. */
+/* The logits of an image of bytes p, of which it makes (p - mean) / std; mean: MEAN_; std: STD_. */
 void name_run_pixels(const uint8_t pixels[NAME_PIXELS], float logits[NAME_CLASSES], void *memory);
 
 #endif

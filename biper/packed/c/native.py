@@ -1,0 +1,48 @@
+"""The C of a folder, compiled and run on this machine: to compare it with the network that it was made of."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biper.errors import CompilerMissing
+from biper.packed.c.export import c_name
+from biper.packed.c.plan import Plan
+from biper.packed.network import PackedNetwork
+
+FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
+PATIENCE = 300  # seconds
+ALIGNMENT = 64  # bytes
+
+
+class NativeNetwork:
+    """Images (N, 3, S, S), normalized, to logits (N, classes), one after the other, by the C that was written."""
+
+    def __init__(self, packed: PackedNetwork, made: Plan, folder: Path, flags: tuple[str, ...] = FLAGS) -> None:
+        """Compile the folder, elsewhere. Raises CompilerMissing, with what the compiler says."""
+        compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise CompilerMissing("no C compiler was found: install gcc")
+        sources = [str(folder / "network.c"), str(folder / "kernels.c")]
+        with tempfile.TemporaryDirectory() as place:
+            library = Path(place) / "network.so"
+            command = [compiler, *flags, *sources, "-o", str(library)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            if done.returncode:
+                raise CompilerMissing(f"{compiler} does not compile it: {done.stderr.strip()[:200]}")
+            self._run = getattr(ctypes.CDLL(str(library)), f"{c_name(packed)}_run")
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, None
+        self.classes, self.arena = made.logits.shape[0], torch.zeros(made.arena + ALIGNMENT, dtype=torch.uint8)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, 3, S, S) float32 -> (N, classes)."""
+        logits = torch.zeros(len(images), self.classes)
+        arena = self.arena.data_ptr() + -self.arena.data_ptr() % ALIGNMENT
+        for image, row in zip(images.permute(0, 2, 3, 1).contiguous(), logits, strict=True):
+            self._run(image.data_ptr(), row.data_ptr(), arena)
+        return logits

@@ -1,0 +1,97 @@
+"""Write a packed network as C, compare it on this machine with what it was made of, and say what it came to."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biper.data.loaders import build_loaders
+from biper.errors import CompilerMissing, Different, UsageError
+from biper.packed.c.export import export_c
+from biper.packed.c.native import NativeNetwork
+from biper.packed.c.plan import Plan
+from biper.packed.network import PackedNetwork
+from biper.packed.pack import pack
+from biper.training.inheritance import evaluation
+from biper.training.process import name_out_of_memory
+from biper.training.settings import Settings
+
+log = logging.getLogger("biper")
+CALIBRATION = 500  # training images that integers' ranges are found on
+COMPARED = 10_000  # test images at most
+RANDOM = 16  # images where there are no test images
+ODD = 0.001  # of the classes: the stem's sums may end in another last digit, and a sign make much of it
+
+
+@name_out_of_memory()
+def write_c(file: Path, folder: Path, skips: str, given: dict[str, Any]) -> None:
+    """Write a checkpoint's or packed file's C, and log its memory, its classes beside the packed network's, its top-1.
+
+    given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
+    folder) if the classes of C with float32 are others than the network's.
+    """
+    network, settings = evaluation(None, 2, {**given, "evaluate": str(file)})
+    packed = network if isinstance(network, PackedNetwork) else pack(network)
+    calibration = _calibration(settings) if skips != "float32" else ()
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".biper-c-") as place:
+        written = Path(place) / "c"
+        made = export_c(packed, written, skips=skips, calibration=calibration)
+        _compare(packed, made, written, skips, settings)
+        if folder.exists():
+            folder.rmdir()  # it is empty: others were refused
+        written.rename(folder)
+    log.info("%s: C99, %s bytes of RAM for the arena, numbers along the skips as %s", folder, f"{made.arena:,}", skips)
+
+
+def _calibration(settings: Settings) -> Iterator[Tensor]:
+    """Normalized training images."""
+    loaders = build_loaders(_plain(replace(settings, validation=CALIBRATION)), torch.device("cpu"), train=True)
+    yield from (images for images, _ in loaders.test.epoch())
+
+
+def _plain(settings: Settings) -> Settings:
+    return replace(settings, use_dali=False, workers=0, batch_size_test=100)
+
+
+@torch.no_grad()
+def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settings: Settings) -> None:
+    try:
+        network = NativeNetwork(packed, made, folder)
+    except CompilerMissing as error:
+        log.info("the C was not run here: %s", error)
+        return
+    count = equal = right = ours = 0
+    for images, labels in _images(packed, settings):
+        expected, found = packed(images).argmax(1), network(images).argmax(1)
+        count, equal = count + len(images), equal + int((expected == found).sum())
+        if labels is not None:
+            right, ours = right + int((found == labels).sum()), ours + int((expected == labels).sum())
+        if count >= COMPARED:
+            break
+    what = "test" if right else "random"
+    log.info(
+        "C, run here: on %s %s images the classes of %s are the packed network's", f"{count:,}", what, f"{equal:,}"
+    )
+    if right:
+        log.info("top-1 of the C %.2f %%, of the packed network %.2f %%", 100 * right / count, 100 * ours / count)
+    if skips == "float32" and equal < count * (1 - ODD) - 1:
+        raise Different("the C computes other classes than the packed network: nothing was written; please report this")
+
+
+def _images(packed: PackedNetwork, settings: Settings) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of normalized images, with labels where they are test images."""
+    m = packed.metadata
+    assert m is not None
+    try:
+        loaders = build_loaders(_plain(settings), torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+    except UsageError as error:
+        log.info("run on random images, because: %s", error)
+        generator = torch.Generator().manual_seed(0)
+        yield torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator), None
+        return
+    yield from loaders.test.epoch()
