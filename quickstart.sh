@@ -30,6 +30,7 @@ echo "== Summary"
 "$python" "$root/scripts/summarize_quickstart.py" "$results"
 cat <<SUMMARY
 picture:                  $results/quantization_error.png
+for a microcontroller:    $root/.venv/bin/biper export $packed --c network_in_c
 curves:                   $root/.venv/bin/tensorboard --logdir $results
 Next: the paper's CIFAR-10 recipe (a GPU helps):
   cd $root && source .venv/bin/activate

@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from c_targets import M4, TARGETS
 from conftest import ROOT
 from torch import nn
 
 import biper
+from benchmarks.targets import M4, TARGETS
 from biper.commands.export import main as export_main
 from biper.errors import UsageError
 from biper.models import create_model

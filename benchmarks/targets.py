@@ -1,10 +1,9 @@
-"""Compilers, and the emulated machines that run what they make."""
+"""Compilers for C that was exported, and the emulated machines that run what they make."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from conftest import ROOT
-
-EXAMPLE = ROOT / "examples/cortex_m"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples/cortex_m"
 SEMIHOSTING = ("-nographic", "-semihosting-config", "enable=on,target=native", "-kernel")
 M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard")
 M7 = ("-mcpu=cortex-m7", "-mthumb", "-mfpu=fpv5-d16", "-mfloat-abi=hard")
