@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from biper.errors import UsageError, one_line
 from biper.nn.activations import RPReLU
-from biper.nn.graph import Part, follow, module_of, mutates, trace
+from biper.nn.graph import Part, follow, is_plain_hardtanh, module_of, mutates, trace
 from biper.packed.compile import WHOLE, Shapes
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
@@ -23,8 +23,7 @@ RELUS = (F.relu, torch.relu, "relu")
 FLATTENINGS = (torch.flatten, "flatten", "view", "reshape", torch.reshape)
 MEANS = (F.adaptive_avg_pool2d, torch.mean, "mean", F.avg_pool2d)
 ORDERS = (["layer", "pool", "norm", "add", "activation"], ["norm", "add", "activation", "maximum"])
-Sizes = dict[str, int]  # bytes of a number that a map stores, by its kind
-NUMBER_BYTES: Sizes = {"float32": 4, "int16": 2, "int8": 1}
+NUMBER_BYTES = {"float32": 4, "int16": 2, "int8": 1}  # that a map stores, by its kind
 Signs = tuple[fx.Node, nn.Module | None]  # whose, and the layer whose thresholds they have; None: they are 0
 
 
@@ -123,8 +122,11 @@ class _Planner:
 
     def plan(self) -> Plan:
         """All of it."""
-        (image,) = [node for node in self.graph.nodes if node.op == "placeholder"]
-        (result,) = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder" and node.users]
+        outputs = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UsageError("C takes one image and gives one tensor: this network takes or gives several")
+        image, result = inputs[0], outputs[0]
         self.floats[image] = Map(_image(image))
         for call in self._ordered():
             self._take(call, result)
@@ -322,7 +324,7 @@ def _known_in_c(node: fx.Node, module: nn.Module | None) -> Step | None:
         return Step("activation", module)
     if node.target in RELUS or isinstance(module, nn.ReLU):
         return Step("activation", nn.ReLU())
-    if node.target is F.hardtanh:
+    if is_plain_hardtanh(node):
         return Step("activation")
     if node.target in (operator.add, torch.add):
         shapes = [shape_of(a) for a in node.args if isinstance(a, fx.Node)]
