@@ -68,6 +68,12 @@ def require_empty(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
 
 
+def name_of(packed: PackedNetwork) -> str:
+    """What a network's functions in C begin with."""
+    name = re.sub(r"\W", "_", packed.metadata.model if packed.metadata else type(packed.network).__name__.lower())
+    return name if not name[:1].isdigit() else f"network_{name}"
+
+
 class _Largest(fx.Interpreter):
     """The largest magnitude of some nodes' values, by name, over all that it is run on."""
 
@@ -99,8 +105,7 @@ def _steps(made: Plan, calibration: Iterable[Tensor]) -> dict[Map, float]:
 
 def _write(packed: PackedNetwork, made: Plan, steps: dict[Map, float], folder: Path) -> None:
     metadata = packed.metadata
-    name = re.sub(r"\W", "_", metadata.model if metadata else type(packed.network).__name__.lower())
-    name = name if not name[:1].isdigit() else f"network_{name}"
+    name = name_of(packed)
     constants, body = Source(made, steps).text()
     _, height, width = made.image.shape
     facts: dict[str, object] = {
