@@ -1,7 +1,7 @@
 """A Chromium without a window, driven by the WebDriver protocol that chromedriver speaks: no package is needed.
 
-`python tests/browser.py FOLDER IMAGE PICTURE.png` serves a page that `biper export --web` wrote, gives it an image, and takes
-a picture of it, as docs/demo.png was taken.
+`python tests/browser.py FOLDER IMAGE PICTURE.png` serves a page that `biper export --web` wrote, gives it an image, and
+takes a picture of it, as docs/demo.png was taken.
 """
 
 import base64

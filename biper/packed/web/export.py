@@ -24,12 +24,19 @@ MAGIC, DATA = 8, 11  # bytes before a module's first section; the kind of the se
 FACTS = "biper"  # the name of a section of our own, with what is known of the network
 
 
-def export_web(packed: PackedNetwork, folder: str | os.PathLike[str], *, shorter: int | None = None) -> None:
+def export_web(
+    packed: PackedNetwork,
+    folder: str | os.PathLike[str],
+    *,
+    shorter: int | None = None,
+    image_size: int | None = None,
+) -> None:
     """Write a folder that any web server can serve: a page that shows what a network sees, and biper.mjs for Node.
 
     shorter: the page resizes an image's shorter side to it and cuts the centre out; 0: it resizes the whole image to a
-    square; by default the side of the network's images. Raises UsageError for a folder that is not empty, a network
-    that C cannot compute, and where there is no clang that compiles to WebAssembly; then nothing is written.
+    square; by default the side of the network's images. image_size: as `export_c` has it. Raises UsageError for a
+    folder that is not empty, a network that C cannot compute, and where there is no clang that compiles to WebAssembly;
+    then nothing is written.
     """
     target = Path(folder)
     require_empty(target)
@@ -40,10 +47,8 @@ def export_web(packed: PackedNetwork, folder: str | os.PathLike[str], *, shorter
     try:
         with tempfile.TemporaryDirectory() as place:
             source = Path(place) / "c"
-            made = export_c(packed, source)
-            parts = [
-                _split(_compile(compiler, flags, name_of(packed), made, source)) for flags in VERSIONS.values()
-            ]
+            made = export_c(packed, source, image_size=image_size)
+            parts = [_split(_compile(compiler, flags, name_of(packed), made, source)) for flags in VERSIONS.values()]
             _write_network(temporary, parts, json.dumps(_facts(packed, made, shorter)))
         _write_page(temporary)
         if target.exists():
@@ -128,7 +133,7 @@ def _facts(packed: PackedNetwork, made: Plan, shorter: int | None) -> dict[str, 
 
 
 def _unsigned(number: int) -> bytes:
-    """A number as WebAssembly writes it: seven bits a byte, the lowest first, the eighth in all but the last (LEB128)."""
+    """A number as WebAssembly writes it (LEB128): seven bits a byte, the lowest first; the eighth: more follow."""
     parts = [number & 127]
     while number := number >> 7:
         parts.append(number & 127)

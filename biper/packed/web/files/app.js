@@ -51,7 +51,7 @@ function answer(image, what, budget = STILL) {
   const guesses = network.likeliest(logits);
   drawPixels(element("shown"), pixels, network.width, network.height);
   element("shown").setAttribute("aria-label", what);
-  element("shown-text").textContent = `What the network is shown: ${network.width} × ${network.height} pixels of ${what}.`;
+  element("shown-text").textContent = `What the network is shown: ${network.width} x ${network.height} pixels of ${what}.`;
   element("answer").replaceChildren(...guesses.map(line));
   element("time").textContent = `${milliseconds.toFixed(2)} ms an image (mean of ${runs} runs)`;
   if (budget === STILL) element("spoken").textContent = `${guesses[0].name}, ${percent(guesses[0])}`;
@@ -82,29 +82,24 @@ function lookInside() {
   const ones = maps.bits.reduce((a, b) => a + b, 0) / maps.bits.length;
   const some = shown < maps.channels ? `the first ${shown} of ${maps.channels}` : `${shown}`;
   element("maps-text").textContent =
-    `What it sees: ${some} maps of ${maps.height} × ${maps.width} signs. ${Math.round(100 * ones)} % of all are +1.`;
+    `What it sees: ${some} maps of ${maps.height} x ${maps.width} signs. ${Math.round(100 * ones)} % of all are +1.`;
   const all = rows === filters.outputs && columns === filters.channels;
   element("filters-text").textContent =
-    `Its filters of ${filters.height} × ${filters.width} signs, ${all ? "" : "the first "}${rows} outputs in rows and ` +
+    `Its filters of ${filters.height} x ${filters.width} signs, ${all ? "" : "the first "}${rows} outputs in rows and ` +
     `${columns} inputs in columns${all ? "" : `, of ${filters.outputs} and ${filters.channels}`}.`;
 }
 
-/** Answer an image file; says what is wrong with one that cannot be read. */
+/** Answer an image file; says what is wrong with one that cannot be read whole. */
 async function answerFile(file) {
   stopCamera();
   tell("");
-  const address = URL.createObjectURL(file);
   try {
-    const image = new Image();
-    image.src = address;
-    await image.decode();
-    if (!image.naturalWidth || !image.naturalHeight) throw new Error("it has no size");
-    answer(pixelsOf(image, image.naturalWidth, image.naturalHeight), file.name);
+    const image = await createImageBitmap(file);
+    answer(pixelsOf(image, image.width, image.height), file.name);
+    image.close();
   } catch (error) {
     const why = file.size === 0 ? "it is empty" : "it is damaged, or no image that this browser knows";
     tell(`${file.name} cannot be read: ${why}.`);
-  } finally {
-    URL.revokeObjectURL(address);
   }
 }
 

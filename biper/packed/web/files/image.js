@@ -1,5 +1,6 @@
-// From an image of any size to the pixels that a network is shown, to the bit as `biper predict` makes them with Pillow:
-// resized by averages under a triangle, columns first and then rows, in whole numbers, and its centre cut out.
+// From an image of any size to the pixels that a network is shown, as `biper predict` makes them with Pillow: resized by
+// averages under a triangle, columns first and then rows, in whole numbers, and its centre cut out. They are Pillow's to
+// the bit, but for high images from its release 13 on, which resizes rows first there: then they differ by 1 of 255.
 
 const ONE = 2 ** 22; // what a weight of 1 is in whole numbers
 
