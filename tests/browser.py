@@ -1,7 +1,7 @@
 """A Chromium without a window, driven by the WebDriver protocol that chromedriver speaks: no package is needed.
 
-`python tests/browser.py FOLDER IMAGE PICTURE.png` serves a page that `biper export --web` wrote, gives it an image, and
-takes a picture of it, as docs/demo.png was taken.
+`python tests/browser.py FOLDER PICTURE.png` serves a page that `biper export --web` wrote, gives it a ship that is
+drawn here, and takes a picture of it: docs/demo.png.
 """
 
 import base64
@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -16,6 +17,8 @@ import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from PIL import Image, ImageDraw
 
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -143,12 +146,25 @@ def answer_to(browser, image):
     return browser.run(ANSWER)
 
 
-def main(folder, image, picture):
+def draw_ship(file):
+    """A ship on the sea, of a few polygons."""
+    image = Image.new("RGB", (640, 480), (120, 180, 235))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 300, 640, 480), fill=(30, 80, 140))
+    draw.polygon([(120, 290), (520, 290), (460, 360), (170, 360)], fill=(110, 50, 40))
+    draw.rectangle((220, 230, 400, 290), fill=(240, 240, 235))
+    draw.rectangle((330, 170, 370, 230), fill=(190, 40, 40))
+    image.save(file)
+
+
+def main(folder, picture):
     """Take the picture."""
-    with Served(folder) as address, Browser(1000, 1080) as browser:
+    with tempfile.TemporaryDirectory() as place, Served(folder) as address, Browser(1000, 1400) as browser:
+        ship = Path(place) / "ship.png"
+        draw_ship(ship)
         browser.open(address)
         browser.wait(READY)
-        answer_to(browser, Path(image).resolve())
+        answer_to(browser, ship)
         Path(picture).write_bytes(browser.picture())
 
 

@@ -373,6 +373,7 @@ def test_the_keyboard_is_enough_to_draw_and_to_look(opened):
     assert browser.run("return document.activeElement.id") == "paper"
     browser.press("paper", " " + 9 * "\ue014" + " ")  # down, to the right, up
     browser.wait(chromium.SHOWN, "your drawing")
+    assert not browser.run("return document.getElementById('tip').hidden")
     assert len(browser.run(chromium.ANSWER)) == 5
     assert browser.wait("return document.getElementById('spoken').textContent")
     before = browser.run("return document.getElementById('maps').toDataURL()")

@@ -1,7 +1,7 @@
 // Keeps the page's files, so that it opens without a network too. Another version has another sum, and a place of its own.
 const FILES = ["app.js", "biper.js", "image.js", "index.html", "network.bin", "paper.js", "pictures.js", "plain.wasm", "simd.wasm", "style.css"];
 const PLACE = `biper ${self.registration.scope} `;
-const VERSION = `${PLACE}7c71116a9120382b`;
+const VERSION = `${PLACE}4f097fdb2904b68a`;
 
 self.addEventListener("install", (event) => {
   const requests = ["./", ...FILES].map((file) => new Request(file, { cache: "reload" }));

@@ -3,8 +3,10 @@
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const STEP = 8; // pixels that an arrow moves the pen
 
-/** Let a canvas be drawn on; drawn() is called after every change, at most once a frame. The others are inputs. */
-export function makePaper(canvas, pen, width, ground, drawn) {
+/** Let a canvas be drawn on; drawn() is called after every change, at most once a frame.
+ *
+ * tip: what shows where the keyboard's pen is; the others are inputs of colours and of a width. */
+export function makePaper([canvas, tip, pen, width, ground], drawn) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let place = null; // of the pen where it is down
   let pointer = [canvas.width / 2, canvas.height / 2]; // of the keyboard's
@@ -42,7 +44,17 @@ export function makePaper(canvas, pen, width, ground, drawn) {
     return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
   }
 
+  function showTip() {
+    const [x, y] = pointer;
+    tip.hidden = false;
+    tip.className = down ? "down" : "";
+    tip.style.left = `${(100 * x) / canvas.width}%`;
+    tip.style.top = `${(100 * y) / canvas.height}%`;
+  }
+
+  canvas.addEventListener("blur", () => (tip.hidden = true));
   canvas.addEventListener("pointerdown", (event) => {
+    tip.hidden = true;
     canvas.setPointerCapture(event.pointerId);
     place = placeOf(event);
     draw(place, place);
@@ -63,6 +75,7 @@ export function makePaper(canvas, pen, width, ground, drawn) {
     if (move) pointer = pointer.map((x, i) => Math.min(canvas.width, Math.max(0, x + STEP * move[i])));
     else down = !down;
     if (down) draw(before, pointer);
+    showTip();
   });
 
   context.fillStyle = ground.value;

@@ -110,10 +110,10 @@ def _write_network(folder: Path, parts: Sequence[tuple[bytes, bytes]], facts: st
     shared = parts[0][1]
     if any(data != shared for _, data in parts):
         raise UsageError("this clang lays memory out differently with SIMD and without: try another version of it")
-    for name, (code, _) in zip(VERSIONS, parts, strict=True):
-        (folder / name).write_bytes(code)
-    name, text = FACTS.encode(), facts.encode()
-    section = _unsigned(len(name)) + name + text
+    for file, (code, _) in zip(VERSIONS, parts, strict=True):
+        (folder / file).write_bytes(code)
+    name = FACTS.encode()
+    section = _unsigned(len(name)) + name + facts.encode()
     (folder / NUMBERS).write_bytes(shared + b"\0" + _unsigned(len(section)) + section)
 
 

@@ -5,6 +5,7 @@ import { fit } from "./image.js";
 import { drawFilters, drawMaps, drawPixels } from "./pictures.js";
 import { makePaper } from "./paper.js";
 
+const NAMED = 20; // classes; of more only some are listed
 const LARGEST = 2 ** 24; // pixels of an image; of a larger one the browser makes a smaller one first
 const STILL = 30; // milliseconds for which the time of a run is measured
 const MOVING = 4; // the same of a camera's image
@@ -53,6 +54,7 @@ function answer(image, what, budget = STILL) {
   element("shown").setAttribute("aria-label", what);
   element("shown-text").textContent = `What the network is shown: ${network.width} x ${network.height} pixels of ${what}.`;
   element("answer").replaceChildren(...guesses.map(line));
+  element("none").hidden = true;
   element("time").textContent = `${milliseconds.toFixed(2)} ms an image (mean of ${runs} runs)`;
   if (budget === STILL) element("spoken").textContent = `${guesses[0].name}, ${percent(guesses[0])}`;
   lookInside();
@@ -75,6 +77,7 @@ function line(guess) {
 /** Draw what the chosen layer sees. */
 function lookInside() {
   const layer = element("layer");
+  element("inside").hidden = !network.layers.length;
   if (!network.layers.length) return;
   const { maps, filters } = network.look(layer.selectedIndex);
   const shown = drawMaps(element("maps"), maps);
@@ -161,7 +164,7 @@ function listen() {
   element("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
   element("draw").addEventListener("click", openDrawing);
   element("layer").addEventListener("change", lookInside);
-  const paper = makePaper(element("paper"), element("pen"), element("width"), element("ground"), () => {
+  const paper = makePaper(["paper", "tip", "pen", "width", "ground"].map(element), () => {
     stopCamera();
     tell("");
     answer(pixelsOf(element("paper"), element("paper").width, element("paper").height), "your drawing");
@@ -170,7 +173,10 @@ function listen() {
 }
 
 function describe(plain) {
+  const { classes } = network;
+  const listed = classes.length > NAMED ? `${classes.slice(0, 5).join(", ")} and so on` : classes.join(", ");
   element("name").textContent = network.name;
+  element("classes").textContent = `${classes.length} classes (${listed})`;
   element("bytes").textContent = `${network.bytes.toLocaleString("en")} bytes, weights and code`;
   element("version").textContent = network.simd ? "with SIMD" : "without SIMD";
   if (hasSimd()) {
