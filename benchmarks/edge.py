@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.targets import TARGETS, Target
-from biper.packed.c.export import KINDS, c_name, export_c
+from biper.packed.c.export import KINDS, export_c, name_of
 from biper.packed.c.plan import Plan
 from biper.packed.file import load_packed
 from biper.packed.network import PackedNetwork
@@ -71,7 +71,7 @@ def written(packed: PackedNetwork, pixels: torch.Tensor, skips: str, folder: Pat
     """The C, with the images to compile in."""
     made = export_c(packed, folder, skips=skips, calibration=[normalized(packed, pixels)])
     rows = ",\n".join("{" + ",".join(map(str, image.flatten().tolist())) + "}" for image in pixels)
-    count = f"{c_name(packed).upper()}_PIXELS"
+    count = f"{name_of(packed).upper()}_PIXELS"
     (folder / "images.h").write_text(f"static const uint8_t images[][{count}] = {{\n{rows}}};\n")
     return made
 
@@ -99,7 +99,7 @@ def printed(target: Target, folder: Path, pixels: torch.Tensor) -> list[str]:
 
 def instructions(target: Target, packed: PackedNetwork, made: Plan, folder: Path) -> int:
     """Of one image."""
-    facts = {"RUN": f"{c_name(packed)}_run_pixels", "ARENA": made.arena, "CLASSES": made.logits.shape[0]}
+    facts = {"RUN": f"{name_of(packed)}_run_pixels", "ARENA": made.arena, "CLASSES": made.logits.shape[0]}
     program = built(target, folder, COUNTS, *(f"-D{name}={value}" for name, value in facts.items()))
     command = [target.run[0], *ICOUNT, *target.run[1:], str(program)]
     done = subprocess.run(command, capture_output=True, check=True)

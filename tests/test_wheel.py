@@ -56,7 +56,8 @@ def environment(shell, wheel, tmp_path_factory):
 
 def test_what_a_wheel_holds(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("cpu/training.c", "packed/packed.c", "packed/packed_instructions.h", "py.typed"):
+    sources = ("cpu/training.c", "packed/packed.c", "packed/packed_instructions.h", "packed/c/files/kernels.c")
+    for name in (*sources, "packed/web/web.c", "packed/web/files/index.html", "py.typed"):
         assert f"biper/{name}" in names
     assert any(name.startswith("biper/packed/_packed") and name.endswith(".so") for name in names)
     assert "biper/pretrained/resnet20_1w1a/model.pth.tar" in names

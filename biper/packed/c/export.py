@@ -68,6 +68,12 @@ def require_empty(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
 
 
+def name_of(packed: PackedNetwork) -> str:
+    """What a network's functions in C begin with."""
+    name = re.sub(r"\W", "_", packed.metadata.model if packed.metadata else type(packed.network).__name__.lower())
+    return name if not name[:1].isdigit() else f"network_{name}"
+
+
 class _Largest(fx.Interpreter):
     """The largest magnitude of some nodes' values, by name, over all that it is run on."""
 
@@ -97,16 +103,9 @@ def _steps(made: Plan, calibration: Iterable[Tensor]) -> dict[Map, float]:
     return {m: max(largest.found[name], 1e-6) / LIMITS[m.kind] for m, name in names.items()}
 
 
-def c_name(packed: PackedNetwork) -> str:
-    """With which the network's functions begin."""
-    metadata = packed.metadata
-    name = re.sub(r"\W", "_", metadata.model if metadata else type(packed.network).__name__.lower())
-    return f"network_{name}" if name[:1].isdigit() else name
-
-
 def _write(packed: PackedNetwork, made: Plan, steps: dict[Map, float], skips: str, folder: Path) -> None:
     metadata = packed.metadata
-    name = c_name(packed)
+    name = name_of(packed)
     constants, body = Source(made, steps).text()
     _, height, width = made.image.shape
     facts: dict[str, object] = {"HEIGHT_": height, "WIDTH_": width}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from biper.errors import CompilerMissing
-from biper.packed.c.export import c_name
+from biper.packed.c.export import name_of
 from biper.packed.c.plan import Plan
 from biper.packed.network import PackedNetwork
 
@@ -35,7 +35,7 @@ class NativeNetwork:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
             if done.returncode:
                 raise CompilerMissing(f"{compiler} does not compile it: {done.stderr.strip()[:200]}")
-            self._run = getattr(ctypes.CDLL(str(library)), f"{c_name(packed)}_run")
+            self._run = getattr(ctypes.CDLL(str(library)), f"{name_of(packed)}_run")
         self._run.argtypes, self._run.restype = [ctypes.c_void_p] * 3, None
         self.classes, self.arena = made.logits.shape[0], torch.zeros(made.arena + ALIGNMENT, dtype=torch.uint8)
 

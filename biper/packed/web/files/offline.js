@@ -1,0 +1,19 @@
+// Keeps the page's files, so that it opens without a network too. Another version has another sum, and a place of its own.
+const FILES = FILES_;
+const PLACE = `biper ${self.registration.scope} `;
+const VERSION = `${PLACE}VERSION_`;
+
+self.addEventListener("install", (event) => {
+  const requests = ["./", ...FILES].map((file) => new Request(file, { cache: "reload" }));
+  event.waitUntil(caches.open(VERSION).then((cache) => cache.addAll(requests)));
+});
+
+self.addEventListener("activate", (event) => {
+  const old = (name) => name.startsWith(PLACE) && name !== VERSION;
+  event.waitUntil(caches.keys().then((names) => Promise.all(names.filter(old).map((name) => caches.delete(name)))));
+});
+
+self.addEventListener("fetch", (event) => {
+  const kept = caches.open(VERSION).then((cache) => cache.match(event.request, { ignoreSearch: true }));
+  event.respondWith(kept.then((found) => found || fetch(event.request)));
+});
