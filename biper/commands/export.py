@@ -1,4 +1,4 @@
-"""A checkpoint to a packed file, and to ONNX: export.py."""
+"""A checkpoint to a packed file, to ONNX and to QONNX: export.py."""
 
 import logging
 from collections.abc import Sequence
@@ -15,6 +15,11 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the packed file to write")
     parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX too")
+    text = "write it as QONNX too, for FPGA tools: binary weights and signs behind BipolarQuant, one image at a time"
+    parser.add_argument("--qonnx", type=Path, metavar="FILE.onnx", help=text)
+    text = """of --qonnx: the weights of real layers as signed integers of N bits (2 to 16) behind Quant, times a scale
+        for each output channel of a convolution, one for a linear layer; absent: float32"""
+    parser.add_argument("--bits", type=int, metavar="N", help=text)
     parser.add_argument("--facts", type=Path, metavar="FILE.json", help="write sizes, speeds and agreement as JSON")
     parser.add_argument("--data_path", help="test images for the comparison; absent: where the checkpoint's were")
     add_published(parser)
@@ -31,5 +36,5 @@ def _export(given: dict[str, Any]) -> None:
     from biper.training.log import log_to_console
 
     log_to_console(logging.INFO)
-    onnx, facts = given.pop("onnx", None), given.pop("facts", None)
-    export(given.pop("checkpoint"), given.pop("output"), onnx, given, facts)
+    onnx, facts, qonnx, bits = (given.pop(name, None) for name in ("onnx", "facts", "qonnx", "bits"))
+    export(given.pop("checkpoint"), given.pop("output"), onnx, given, facts, qonnx, bits)

@@ -15,7 +15,8 @@ from biper.errors import UsageError, one_line
 from biper.files import atomically
 from biper.packed.network import PackedNetwork
 from biper.packed.onnx import example_images, require_fit
-from biper.packed.qonnx_nodes import DOMAIN, Record, Writer, round_weight
+from biper.packed.qonnx_nodes import WAYS
+from biper.packed.qonnx_writer import DOMAIN, Record, Writer, round_weight
 
 BITS = range(2, 17)
 OPSET, FORMAT = 11, 8  # the operators that the package qonnx prefers; the format of files of 2022
@@ -68,7 +69,7 @@ def qonnx_contents(
     network = copy.deepcopy(packed.network).cpu().eval()
     require_fit(network, image)
     try:
-        writer = Writer(network, bits)
+        writer = Writer(network, WAYS, bits)
     except Exception as error:  # of torch.fx, about a network of somebody's own
         raise UsageError(f"this network cannot be written as QONNX: its graph, {one_line(error)}") from error
     with torch.no_grad():

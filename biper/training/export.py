@@ -15,13 +15,14 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import Different, UsageError
-from biper.files import require_free, write_text
+from biper.files import atomically, require_free, write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
 from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack
+from biper.packed.qonnx import qonnx_contents, require_bits, require_onnx, rounded
 from biper.training.checkpoint import versions
 from biper.training.inheritance import evaluation
 from biper.training.process import name_out_of_memory
@@ -75,18 +76,30 @@ class Facts:
 
 
 @name_out_of_memory()
-def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, Any], facts: Path | None = None) -> None:
-    """Write the packed file of a checkpoint of stage 2, an ONNX file and the facts as JSON, and log what they are.
+def export(
+    checkpoint: Path,
+    target: Path,
+    onnx: Path | None,
+    given: dict[str, Any],
+    facts: Path | None = None,
+    qonnx: Path | None = None,
+    bits: int | None = None,
+) -> None:
+    """Write the packed file of a checkpoint of stage 2, ONNX and QONNX files, the facts as JSON, and log what they are.
 
-    given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
-    file) if the packed network's predictions are not the checkpoint's.
+    given: data_path, freq and model, if the user gave them. bits: of the weights of real layers in the QONNX file.
+    Raises UsageError for bad input, Different (and leaves no file) if the packed network's predictions are not the
+    checkpoint's.
     """
-    _require_outputs({"-o": target, "--onnx": onnx, "--facts": facts})
+    _require_outputs({"-o": target, "--onnx": onnx, "--qonnx": qonnx, "--facts": facts})
+    _require_bits(qonnx, bits)
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})
     assert not isinstance(network, PackedNetwork)
     packed = pack(network)
+    # before anything is written, as it may be refused
+    contents = qonnx_contents(packed, network.metadata.shown_size, bits=bits) if qonnx else b""
     images, source = _images(network, config, "data_path" in given)
     agreement = compared(network, packed, images)
     log.info(
@@ -106,8 +119,24 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
         export_onnx(packed, onnx, network.metadata.shown_size)
         found = replace(found, onnx=str(onnx), onnx_bytes=onnx.stat().st_size)
         log.info("%s: %s bytes, with weights -1 and +1 as floats", onnx, f"{found.onnx_bytes:,}")
+    if qonnx:
+        _write_qonnx(qonnx, contents)
+        if bits:
+            images, source = _images(network, config, "data_path" in given)
+            _log_rounded(compared(network, rounded(packed, bits), images), source, bits)
     if facts:
         write_text(json.dumps(asdict(found), indent=2), facts)
+
+
+def _write_qonnx(path: Path, contents: bytes) -> None:
+    with atomically(path) as temporary:
+        temporary.write_bytes(contents)
+    log.info("%s: %s bytes, QONNX for one image", path, f"{len(contents):,}")
+
+
+def _log_rounded(found: Agreement, source: str, bits: int) -> None:
+    text = "with real layers' weights of %d bits, as in the QONNX file, the predictions of %d of %d %s are equal"
+    log.info(text + ", logits differ by at most %.1e", bits, found.equal, found.images, source, found.difference)
 
 
 def top1_of(contents: dict[str, Any]) -> float | None:
@@ -119,15 +148,24 @@ def top1_of(contents: dict[str, Any]) -> float | None:
 
 def _require_outputs(paths: dict[str, Path | None]) -> None:
     """Raise UsageError before work is done for files that cannot be written. paths: by the flag."""
-    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts}
+    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--qonnx": _is_onnx, "--facts": _is_facts}
     given = {flag: path for flag, path in paths.items() if path}
     for flag, path in given.items():
         require_free(path, kinds[flag])
     if "--onnx" in given:
         require_exporter()
+    if "--qonnx" in given:
+        require_onnx()
     for (flag, path), (other, same) in combinations(given.items(), 2):
         if path.absolute() == same.absolute():
             raise UsageError(f"{flag} and {other} are the same file {path}: give two names")
+
+
+def _require_bits(qonnx: Path | None, bits: int | None) -> None:
+    """Raise UsageError for bits without a QONNX file, or a number of them that its nodes do not have."""
+    if bits is not None and qonnx is None:
+        raise UsageError("--bits is of --qonnx FILE.onnx, which is missing")
+    require_bits(bits)
 
 
 def _is_onnx(path: Path) -> bool:
