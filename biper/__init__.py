@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from biper.packed.file import load_packed, save_packed
     from biper.packed.onnx import export_onnx
     from biper.packed.pack import pack
+    from biper.packed.qonnx import export_qonnx
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "convert",
     "create_model",
     "export_onnx",
+    "export_qonnx",
     "list_models",
     "load_checkpoint",
     "load_packed",
@@ -88,6 +90,7 @@ _HOME = {
     "packed.file": ("load_packed", "save_packed"),
     "packed.onnx": ("export_onnx",),
     "packed.pack": ("pack",),
+    "packed.qonnx": ("export_qonnx",),
 }
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint to a packed file, to ONNX, to C and to a web page: export.py."""
+"""A checkpoint to a packed file, to ONNX and QONNX, to C and to a web page: export.py."""
 
 import logging
 from collections.abc import Sequence
@@ -9,18 +9,23 @@ from biper.commands.arguments import Parser, add_published
 from biper.errors import UsageError, run_command
 
 SKIPS = ("float32", "int16", "int8")
-OUTPUTS = ("output", "onnx", "facts", "c", "skips", "web")
+OUTPUTS = {"output": "-o FILE", "c": "--c DIR", "web": "--web DIR", "qonnx": "--qonnx FILE.onnx"}
 
 
 def build_parser(prog: str) -> Parser:
     """The checkpoint, and the files to write."""
     parser = Parser(prog=prog, description="Pack a binary network: weights of one bit, in one small file, or as C.")
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2; for --c and --web a packed file too"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2; without -o a packed file too"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the packed file to write")
     parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX too")
     parser.add_argument("--web", type=Path, metavar="DIR", help="write a web page with the network in it; needs clang")
+    text = "write it as QONNX for FPGA tools: binary weights and signs behind BipolarQuant, one image at a time"
+    parser.add_argument("--qonnx", type=Path, metavar="FILE.onnx", help=text)
+    text = """of --qonnx: the weights of real layers as signed integers of N bits (2 to 16) behind Quant, times a scale
+        for each output channel of a convolution, one for a linear layer; absent: float32"""
+    parser.add_argument("--bits", type=int, metavar="N", help=text)
     parser.add_argument("--facts", type=Path, metavar="FILE.json", help="write sizes, speeds and agreement as JSON")
     parser.add_argument("--c", type=Path, metavar="DIR", help="write a folder of C99 that any compiler takes")
     parser.add_argument(
@@ -40,29 +45,30 @@ def main(argv: Sequence[str] | None = None, prog: str = "export.py") -> None:
 
 
 def _export(given: dict[str, Any]) -> None:
-    from biper.packed.c.export import require_empty
-    from biper.training.export import export
+    from biper.training.export import export, require_outputs
     from biper.training.export_c import write_c
+    from biper.training.export_qonnx import write_qonnx
     from biper.training.log import log_to_console
-    from biper.training.web import export_page, require_page
+    from biper.training.web import export_page
 
     log_to_console(logging.INFO)
-    target, onnx, facts, c, skips, web = (given.pop(name, None) for name in OUTPUTS)
-    checkpoint = given.pop("checkpoint")
-    if target is None and c is None and web is None:
-        raise UsageError("there is nothing to write: give -o FILE, --c DIR or --web DIR, one or more of them")
+    checkpoint, onnx, facts = given.pop("checkpoint"), given.pop("onnx", None), given.pop("facts", None)
+    target, c, web, qonnx = (given.pop(name, None) for name in OUTPUTS)
+    skips, bits = given.pop("skips"), given.pop("bits", None)
+    if not any((target, c, web, qonnx)):
+        raise UsageError(f"there is nothing to write: give one or more of {', '.join(OUTPUTS.values())}")
     for flag, path in {"--onnx": onnx, "--facts": facts}.items():
-        if path is not None and target is None:
-            raise UsageError(f"{flag} {path} is of the packed file: give -o FILE too")
-    if skips not in (None, "float32") and c is None:
+        if path and not target:
+            raise UsageError(f"{flag} {path} goes with the packed file: give -o FILE too")
+    if skips != SKIPS[0] and not c:
         raise UsageError(f"--skips {skips} is for C: give --c DIR too")
-    if c is not None:
-        require_empty(c)
-    if web is not None:
-        require_page(web)
-    if target is not None:
-        export(checkpoint, target, onnx, given, facts)
-    if c is not None:
-        write_c(checkpoint, c, skips or "float32", given)
-    if web is not None:
+    require_outputs({"-o": target, "--onnx": onnx, "--facts": facts, "--qonnx": qonnx, "--c": c, "--web": web}, bits)
+    # first what may be refused for a layer that it does not know
+    if c:
+        write_c(checkpoint, c, skips, given)
+    if web:
         export_page(checkpoint, web, given)
+    if qonnx:
+        write_qonnx(checkpoint, qonnx, bits, given)
+    if target:
+        export(checkpoint, target, onnx, given, facts)

@@ -31,7 +31,7 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride = _pair(layer.kernel_size), _pair(layer.stride)
-        self.padding, self.dilation = _padding(layer), _pair(layer.dilation)
+        self.padding, self.dilation = padding_of(layer), _pair(layer.dilation)
         self.binary_activations = binary_activations
         shape = bits_shape(self.out_channels, self.in_channels // self.groups, self.kernel_size, self.groups)
         self.register_buffer("bits", torch.zeros(shape, dtype=torch.int64))
@@ -209,7 +209,7 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
     """In pixels, on both sides alike."""
     if layer.padding_mode != "zeros":
         raise UsageError(f"only zero padding can be packed, not padding_mode={layer.padding_mode!r}")

@@ -107,7 +107,7 @@ def require_exporter() -> None:
         raise UsageError(f"--onnx needs the package {error.name}: pip install 'biper[onnx]'") from error
 
 
-def _example(packed: PackedNetwork, image_size: int | None) -> Tensor:
+def example_images(packed: PackedNetwork, image_size: int | None) -> Tensor:
     """Two images (2, 3, S, S) of that size, or of the network's own."""
     if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
         raise UsageError(f"image_size is a number of pixels, not {image_size!r}")
@@ -117,7 +117,7 @@ def _example(packed: PackedNetwork, image_size: int | None) -> Tensor:
     return torch.zeros(2, 3, size, size)
 
 
-def _require_fit(network: nn.Module, example: Tensor) -> None:
+def require_fit(network: nn.Module, example: Tensor) -> None:
     """Raise UsageError unless the network takes such inputs."""
     try:
         with torch.no_grad():
@@ -143,9 +143,9 @@ def export_onnx(
     require_exporter()
     if not isinstance(packed, PackedNetwork):
         raise UsageError("ONNX files are written of packed networks: export_onnx(biper.pack(model), path)")
-    example = _example(packed, image_size) if example is None else example
+    example = example_images(packed, image_size) if example is None else example
     network = float_network(packed)
-    _require_fit(network, example)
+    require_fit(network, example)
     batch = {0: torch.export.Dim("batch", min=1)}
     loud = logging.getLogger("torch.onnx")
     level = loud.level

@@ -19,9 +19,12 @@ from biper.files import require_free, write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
+from biper.packed.c.export import require_empty
 from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack
+from biper.packed.qonnx import require_bits, require_onnx
+from biper.packed.web.export import find_clang
 from biper.training.checkpoint import versions
 from biper.training.inheritance import evaluation
 from biper.training.process import name_out_of_memory
@@ -81,13 +84,13 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
     file) if the packed network's predictions are not the checkpoint's.
     """
-    _require_outputs({"-o": target, "--onnx": onnx, "--facts": facts})
+    require_outputs({"-o": target, "--onnx": onnx, "--facts": facts})
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})
     assert not isinstance(network, PackedNetwork)
     packed = pack(network)
-    images, source = _images(network, config, "data_path" in given)
+    images, source = images_of(network, config, "data_path" in given)
     agreement = compared(network, packed, images)
     log.info(
         "%s, stage %d: on %d %s the predictions of %d are equal, logits differ by at most %.1e",
@@ -117,17 +120,27 @@ def top1_of(contents: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float | Tensor) else None
 
 
-def _require_outputs(paths: dict[str, Path | None]) -> None:
-    """Raise UsageError before work is done for files that cannot be written. paths: by the flag."""
-    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts}
+def require_outputs(paths: dict[str, Path | None], bits: int | None = None) -> None:
+    """Raise UsageError before work is done for what cannot be written. paths: by the flag; bits: those of --qonnx."""
+    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts, "--qonnx": _is_onnx}
     given = {flag: path for flag, path in paths.items() if path}
     for flag, path in given.items():
-        require_free(path, kinds[flag])
-    if "--onnx" in given:
-        require_exporter()
+        if flag in kinds:
+            require_free(path, kinds[flag])
+        else:
+            require_empty(path)
     for (flag, path), (other, same) in combinations(given.items(), 2):
         if path.absolute() == same.absolute():
-            raise UsageError(f"{flag} and {other} are the same file {path}: give two names")
+            raise UsageError(f"{flag} and {other} are the same path {path}: give two names")
+    if "--onnx" in given:
+        require_exporter()
+    if "--web" in given:
+        find_clang()
+    if "--qonnx" in given:
+        require_onnx()
+    elif bits is not None:
+        raise UsageError("--bits is of --qonnx FILE.onnx, which is missing")
+    require_bits(bits)
 
 
 def _is_onnx(path: Path) -> bool:
@@ -141,9 +154,10 @@ def _is_facts(path: Path) -> bool:
         return False
 
 
-def _images(network: Network, config: Settings, required: bool) -> tuple[Iterator[Tensor], str]:
+def images_of(network: Network | PackedNetwork, config: Settings, required: bool) -> tuple[Iterator[Tensor], str]:
     """Batches of normalized images to compare on, and what they are: test images where they are at hand."""
     m = network.metadata
+    assert m is not None
     try:
         config = replace(config, batch_size_test=BATCH, use_dali=False, workers=0)
         loaders = build_loaders(config, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
