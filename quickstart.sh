@@ -31,6 +31,7 @@ echo "== Summary"
 cat <<SUMMARY
 picture:                  $results/quantization_error.png
 for a microcontroller:    $root/.venv/bin/biper export $packed --c network_in_c
+as a web page:            $root/.venv/bin/biper export $packed --web network_page
 curves:                   $root/.venv/bin/tensorboard --logdir $results
 Next: the paper's CIFAR-10 recipe (a GPU helps):
   cd $root && source .venv/bin/activate

@@ -186,8 +186,8 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
         "it is a folder": [best, "-o", tmp_path],
         "another kind of file": [best, "-o", best],
         "exists and is another": [best, "-o", target, "--onnx", best],
-        "-o and --onnx are the same file": [best, "-o", target, "--onnx", target],
-        "--onnx and --facts are the same file": [best, "-o", target, *["--onnx", facts, "--facts", facts]],
+        "-o and --onnx are both": [best, "-o", target, "--onnx", target],
+        "--onnx and --facts are both": [best, "-o", target, *["--onnx", facts, "--facts", facts]],
         "facts.json cannot be written: no such folder": [
             best,
             "-o",

@@ -238,7 +238,7 @@ def test_the_command_and_what_it_refuses(trained, command, refused, tmp_path, mo
     cases = {
         "are real, as in stage 1": [trained / "stage1/model_best.pth.tar", "-o", target, "--qonnx", file],
         "exists and is another kind": [best, "-o", target, "--qonnx", best],
-        "--onnx and --qonnx are the same file": [best, "-o", target, "--onnx", file, "--qonnx", file],
+        "--onnx and --qonnx are both": [best, "-o", target, "--onnx", file, "--qonnx", file],
         "--bits is of --qonnx": [best, "-o", target, "--bits", 8],
         "2 to 16 bits": [best, "-o", target, "--qonnx", file, "--bits", 1],
     }

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "export.py") -> None:
 
 
 def _export(given: dict[str, Any]) -> None:
+    from biper.packed.file import is_packed
     from biper.training.export import export, require_outputs
     from biper.training.export_c import write_c
     from biper.training.export_qonnx import write_qonnx
@@ -60,6 +61,8 @@ def _export(given: dict[str, Any]) -> None:
     for flag, path in {"--onnx": onnx, "--facts": facts}.items():
         if path and not target:
             raise UsageError(f"{flag} {path} goes with the packed file: give -o FILE too")
+    if target and is_packed(checkpoint):
+        raise UsageError(f"{checkpoint} is packed already: leave -o out")
     if skips != SKIPS[0] and not c:
         raise UsageError(f"--skips {skips} is for C: give --c DIR too")
     require_outputs({"-o": target, "--onnx": onnx, "--facts": facts, "--qonnx": qonnx, "--c": c, "--web": web}, bits)

@@ -131,7 +131,7 @@ def require_outputs(paths: dict[str, Path | None], bits: int | None = None) -> N
             require_empty(path)
     for (flag, path), (other, same) in combinations(given.items(), 2):
         if path.absolute() == same.absolute():
-            raise UsageError(f"{flag} and {other} are the same path {path}: give two names")
+            raise UsageError(f"{flag} and {other} are both {path}: give two names")
     if "--onnx" in given:
         require_exporter()
     if "--web" in given:

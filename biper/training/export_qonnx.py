@@ -32,5 +32,5 @@ def write_qonnx(file: Path, target: Path, bits: int | None, given: dict[str, Any
     if bits:
         images, source = images_of(packed, settings, "data_path" in given)
         found = compared(packed, rounded(packed, bits), images)
-        text = "with real layers' weights of %d bits the predictions of %d of %d %s are equal, logits differ by at most %.1e"
-        log.info(text, bits, found.equal, found.images, source, found.difference)
+        text = "with real layers' weights of %d bits the predictions of %d of %d %s are equal"
+        log.info(text + ", logits differ by at most %.1e", bits, found.equal, found.images, source, found.difference)
