@@ -21,7 +21,7 @@ from biper.packed.c.plan import Plan
 from biper.packed.file import load_packed
 from biper.packed.network import PackedNetwork
 
-STRICT = ("-std=c99", "-ffp-contract=off")
+STRICT = ("-std=c99", "-ffp-contract=off", "-fno-strict-aliasing")
 ICOUNT = ("-icount", "shift=0")
 COUNTS = Path(__file__).with_name("instructions.c")
 

@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,33 @@ class atomically:
                 os.replace(self.temporary, self.path)
         finally:
             self.temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """Context: gives a new folder; if nothing was raised it takes the place of `path`, which is missing or empty."""
+    path = path.absolute()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".biper-") as place:
+        folder = Path(place) / path.name
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            path.rmdir()
+        folder.rename(path)
+
+
+def require_empty(folder: Path) -> None:
+    """Raise UsageError for a folder that cannot be written, or has something in it."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a folder that does not exist yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: give a folder that does not exist yet")
+    if folder.resolve() == Path.cwd():
+        raise UsageError(f"{folder} is the folder of this command: give one that does not exist yet")
+    if not folder.absolute().parent.is_dir():
+        raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
+    if not os.access(folder.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written: {folder.absolute().parent} is read-only")
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

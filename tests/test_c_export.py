@@ -23,7 +23,6 @@ from biper.models.mobilenet import MobileBlock, ReActBlock
 from biper.models.registry import Precision
 from biper.nn.activations import RPReLU
 from biper.nn.layers import BinaryConv2d
-from biper.packed.bits import output_size
 from biper.packed.c.export import FILES, export_c
 from biper.packed.c.native import NativeNetwork
 from biper.packed.c.plan import plan
@@ -32,7 +31,7 @@ from biper.packed.file import load_packed
 from biper.packed.pack import pack
 
 SHIPPED = ROOT / "pretrained_models/resnet20_1w1a/packed.safetensors"
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-ffp-contract=off")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-ffp-contract=off", "-fno-strict-aliasing")
 IMAGES = 4
 
 
@@ -227,28 +226,36 @@ def words_of(bits):
 
 
 def test_thousand_random_layers_of_signs_are_exact(kernels):
-    """2,000 of them, 1,000 with each build: sums, and signs by integers, beside torch's convolution of the signs."""
+    """2,000 of them, 1,000 with each build: sums, signs and signs by integers, beside torch's convolution of signs."""
     choose, generator = random.Random(0), torch.Generator().manual_seed(0)
-    for _ in range(1000):
+    for number in range(1000):
         groups, channels, outs, kernel, stride, pad, dilation, (height, width) = random_geometry(choose)
         a = torch.randint(0, 2, (1, channels, height, width), generator=generator)
         w = torch.randint(0, 2, (outs, channels // groups, *kernel), generator=generator)
-        expected = F.conv2d(2.0 * a - 1, 2.0 * w - 1, None, stride, pad, dilation, groups)[0].permute(1, 2, 0)
-        sides = [output_size(*axis) for axis in zip(kernel, stride, pad, dilation, (height, width), strict=True)]
+        sums = F.conv2d(2.0 * a - 1, 2.0 * w - 1, None, stride, pad, dilation, groups)
+        pool = number % 4 == 0 and min(sums.shape[2:]) > 1
+        expected = (F.max_pool2d(sums, 2) if pool else sums)[0].permute(1, 2, 0)
+        sides = expected.shape[:2]
         per_group = words_of(w.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (groups, -1)))
-        blocks = [
-            per_group[g, i : i + 16].permute(1, 2, 0) for g in range(groups) for i in range(0, outs // groups, 16)
-        ]
+        blocks = (group[i : i + 16].permute(1, 2, 0) for group in per_group for i in range(0, len(group), 16))
         weights = torch.cat([block.flatten().view(torch.int32) for block in blocks])
         seen, out = words_of(a[0].permute(1, 2, 0)), torch.full((*sides, outs), 9.0)
         bits = torch.full((*sides, -(-outs // 32)), 0x55555555, dtype=torch.int32)
         alpha, numbers = torch.ones(outs), [height, width, channels, *sides, outs, *kernel, *stride, *pad, *dilation]
-        layer = Layer(*numbers, groups, 0, Tail(alpha=alpha.data_ptr()))
+        layer = Layer(*numbers, groups, pool, Tail(alpha=alpha.data_ptr()))
         nothing, result = Map(None, 1, 0), Map(out.data_ptr(), 1, 0)
         arguments = ctypes.byref(layer), ctypes.c_void_p(weights.data_ptr()), ctypes.c_void_p(seen.data_ptr())
         kernels.biper_binary(*arguments, nothing, result, ctypes.c_void_p(bits.data_ptr()))
         assert torch.equal(out, expected)
         assert torch.equal(bits, words_of(expected >= 0).view(torch.int32))
+        if groups > 1:  # whose signs are always those of floats
+            continue
+        least = torch.randint(-9, 10, (outs,), dtype=torch.int16, generator=generator)
+        turned = torch.randint(0, 2, (outs,), generator=generator)
+        words = words_of(turned[None])
+        layer.tail = Tail(integers=least.data_ptr(), turned=words.data_ptr())
+        kernels.biper_binary(*arguments, nothing, nothing, ctypes.c_void_p(bits.data_ptr()))
+        assert torch.equal(bits, words_of((expected >= least) ^ turned.bool()).view(torch.int32))
 
 
 def test_integer_thresholds_are_exact_for_every_sum(tmp_path):
@@ -351,17 +358,78 @@ def test_bad_input_is_one_line_and_writes_nothing(trained, command, tmp_path):
     assert (full / "file").read_text() == "mine"
 
 
-def test_a_layer_that_c_does_not_know_is_named(tmp_path):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.pool = BinaryConv2d(3, 16, 3), nn.LPPool2d(2, 2)
+class Own(nn.Module):
+    """A binary convolution and something behind it."""
 
+    def __init__(self, **layers):
+        super().__init__()
+        self.conv = BinaryConv2d(3, 16, 3, weight_quantizer=biper.SquareWave(20.0))
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.names = list(layers)
+
+    def forward(self, x):
+        x = self.conv(x)
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x.flatten(1)
+
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return x.reshape(-1, 16)
+
+
+class OtherMean(nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2))
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return x[:, :, None]
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        ({"pool": nn.LPPool2d(2, 2)}, r"layer pool \(LPPool2d\)"),
+        ({"relu": nn.LeakyReLU()}, r"layer relu \(LeakyReLU\)"),
+        ({"mean": nn.AdaptiveMaxPool2d(1)}, r"layer mean \(AdaptiveMaxPool2d\)"),
+        ({"last": nn.Linear(6, 6)}, r"layer last \(Linear\)"),
+        ({"rows": Rows()}, "the operation reshape"),
+        ({"other": OtherMean()}, "the operation mean"),
+        ({"slide": nn.AvgPool2d(6, divisor_override=3)}, "the operation avg_pool2d"),
+        ({"norm": nn.GroupNorm(2, 16)}, r"layer norm \(GroupNorm\)"),
+        ({"whole": Whole()}, "getitem"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_c_does_not_know_is_named(layers, named, tmp_path):
+    with pytest.raises(UsageError, match=named):
+        export_c(pack(Own(**layers).eval()), tmp_path / "c", image_size=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_compute_in_their_own_way_and_odd_numbers_are_refused(tmp_path):
+    class Doubled(BinaryConv2d):
         def forward(self, x):
-            return self.pool(self.conv(x)).flatten(1)
+            return 2 * super().forward(x)
 
-    net = Net().eval()
-    biper.binarize_(net)
-    with pytest.raises(UsageError, match="pool"):
+    with pytest.warns(UserWarning, match="way of their own"):
+        packed = pack(Own(own=Doubled(16, 8, 3, weight_quantizer=biper.SquareWave(20.0))).eval())
+    with pytest.raises(UsageError, match=r"layer own \(Doubled\)"):
+        export_c(packed, tmp_path / "c", image_size=8)
+    net = Own().eval()
+    net.conv.alpha.data[0] = torch.nan
+    with pytest.raises(UsageError, match="not finite"):
         export_c(pack(net), tmp_path / "c", image_size=8)
-    assert not (tmp_path / "c").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mean_by_a_module_is_known(tmp_path):
+    net = Own(mean=nn.AvgPool2d(6, stride=1)).eval()
+    packed = pack(net)
+    native = NativeNetwork(packed, export_c(packed, tmp_path / "c", image_size=8), tmp_path / "c")
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(native(images), packed(images))

@@ -196,7 +196,7 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
             tmp_path / "none" / "facts.json",
         ],
         "facts.json exists and is another": [best, "-o", target, "--facts", foreign],
-        "nothing to write: give -o FILE": [best],
+        "nothing to write: give one or more of -o FILE": [best],
     }
     for message, argv in cases.items():
         assert message in refused(*argv, entry=export_main)

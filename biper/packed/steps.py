@@ -55,16 +55,16 @@ def known(node: fx.Node, module: nn.Module | None) -> Step | None:
     if node.target is torch.cat:
         return _repeat(node)
     if node.target is F.pad:
-        return _pad(_given(node, ("pad", "mode", "value")))
+        return _pad(given(node, ("pad", "mode", "value")))
     if node.target is F.avg_pool2d:
         names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        return _average(_given(node, names))
+        return _average(given(node, names))
     if node.target is F.max_pool2d:
-        return _maximum(_given(node, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")))
+        return _maximum(given(node, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")))
     return None
 
 
-def _given(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
+def given(node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
     """A function's arguments behind the first, by name."""
     return dict(zip(names, node.args[1:], strict=False)) | node.kwargs
 
@@ -80,7 +80,7 @@ def _pad(given: dict[str, Any]) -> Step | None:
 
 def _repeat(node: fx.Node) -> Step | None:
     """Channels side by side with themselves."""
-    parts, dim = node.args[0], _given(node, ("dim",)).get("dim", 0)
+    parts, dim = node.args[0], given(node, ("dim",)).get("dim", 0)
     alone = isinstance(parts, list | tuple) and len(node.all_input_nodes) == 1 and dim in (1, -3)
     return Step("repeat", copies=len(parts)) if alone else None  # type: ignore[arg-type]
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import Different, UsageError
-from biper.files import require_free, write_text
+from biper.files import require_empty, require_free, write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
-from biper.packed.c.export import require_empty
 from biper.packed.network import PackedNetwork
 from biper.packed.onnx import export_onnx, require_exporter
 from biper.packed.pack import pack

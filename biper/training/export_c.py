@@ -1,7 +1,6 @@
 """Write a packed network as C, compare it on this machine with what it was made of, and say what it came to."""
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import CompilerMissing, Different, UsageError
+from biper.files import folder_atomically
 from biper.packed.c.export import export_c
 from biper.packed.c.native import NativeNetwork
 from biper.packed.c.plan import Plan
@@ -37,20 +37,18 @@ def write_c(file: Path, folder: Path, skips: str, given: dict[str, Any]) -> None
     """
     network, settings = evaluation(None, 2, {**given, "evaluate": str(file)})
     packed = network if isinstance(network, PackedNetwork) else pack(network)
-    calibration = _calibration(settings) if skips != "float32" else ()
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".biper-c-") as place:
-        written = Path(place) / "c"
+    calibration = _calibration(packed, settings) if skips != "float32" else ()
+    with folder_atomically(folder) as written:
         made = export_c(packed, written, skips=skips, calibration=calibration)
         _compare(packed, made, written, skips, settings)
-        if folder.exists():
-            folder.rmdir()  # it is empty: others were refused
-        written.rename(folder)
     log.info("%s: C99, %s bytes of RAM for the arena, numbers along the skips as %s", folder, f"{made.arena:,}", skips)
 
 
-def _calibration(settings: Settings) -> Iterator[Tensor]:
-    """Normalized training images."""
-    loaders = build_loaders(_plain(replace(settings, validation=CALIBRATION)), torch.device("cpu"), train=True)
+def _calibration(packed: PackedNetwork, settings: Settings) -> Iterator[Tensor]:
+    """Training images, normalized as the network's own."""
+    m, chosen = packed.metadata, _plain(replace(settings, validation=CALIBRATION))
+    assert m is not None
+    loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
     yield from (images for images, _ in loaders.test.epoch())
 
 
@@ -66,10 +64,12 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settin
         log.info("the C was not run here: %s", error)
         return
     count = equal = right = ours = 0
+    tested = False
     for images, labels in _images(packed, settings):
         expected, found = packed(images).argmax(1), network(images).argmax(1)
         count, equal = count + len(images), equal + int((expected == found).sum())
         if labels is not None:
+            tested = True
             right, ours = right + int((found == labels).sum()), ours + int((expected == labels).sum())
         if count >= COMPARED:
             break
@@ -77,7 +77,7 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settin
     log.info(
         "C, run here: on %s %s images the classes of %s are the packed network's", f"{count:,}", what, f"{equal:,}"
     )
-    if right:
+    if tested:
         log.info("top-1 of the C %.2f %%, of the packed network %.2f %%", 100 * right / count, 100 * ours / count)
     if skips == "float32" and equal < count * (1 - ODD) - 1:
         raise Different("the C computes other classes than the packed network: nothing was written; please report this")

@@ -8,10 +8,9 @@ from biper.data.crops import Centre
 from biper.data.datasets import DATASETS, MemorySet, find_dataset
 from biper.errors import UsageError
 from biper.models.metadata import Metadata
-from biper.packed.c.export import require_empty
 from biper.packed.network import PackedNetwork
 from biper.packed.pack import pack
-from biper.packed.web.export import export_web, find_clang
+from biper.packed.web.export import export_web
 from biper.training.inheritance import load_network
 
 log = logging.getLogger("biper")
@@ -22,18 +21,11 @@ def export_page(file: Path, folder: Path, given: dict[str, Any]) -> None:
 
     given: freq and model, if the user gave them. Raises UsageError for bad input, and then writes nothing.
     """
-    require_page(folder)
     network = load_network(file, given)
     packed = network if isinstance(network, PackedNetwork) else pack(network)
     export_web(packed, folder, shorter=_shorter(packed.metadata))
     size = sum(path.stat().st_size for path in folder.iterdir())
     log.info("%s: a page and biper.mjs, %s bytes: python -m http.server -d %s", folder, f"{size:,}", folder)
-
-
-def require_page(folder: Path) -> None:
-    """Raise UsageError before work is done for a folder that is not empty, and where there is no compiler."""
-    require_empty(folder)
-    find_clang()
 
 
 def _shorter(m: Metadata | None) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from biper.errors import UsageError
+from biper.files import folder_atomically, require_empty
 from biper.nn.graph import trace
 from biper.packed.c.plan import Map, Plan, plan
 from biper.packed.c.source import LIMITS, Source, literal
@@ -45,27 +45,9 @@ def export_c(
         raise UsageError("this network does not say the size of its images: give image_size")
     made = plan(packed, size, skips)
     steps = _steps(made, calibration) if skips != "float32" else {}
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write(packed, made, steps, skips, temporary)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_atomically(target) as place:
+        _write(packed, made, steps, skips, place)
     return made
-
-
-def require_empty(folder: Path) -> None:
-    """Raise UsageError for a folder that cannot be written, or has something in it."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give a folder that does not exist yet")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty: give a folder that does not exist yet")
-    if not folder.absolute().parent.is_dir():
-        raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
 
 
 def name_of(packed: PackedNetwork) -> str:

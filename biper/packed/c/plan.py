@@ -11,14 +11,15 @@ from torch import Tensor, fx, nn
 
 from biper.errors import UsageError, one_line
 from biper.nn.activations import RPReLU
-from biper.nn.graph import Part, follow, is_plain_hardtanh, module_of, mutates, trace
+from biper.nn.graph import Part, follow, is_plain_hardtanh, is_watched, module_of, mutates, trace
+from biper.nn.layers import RealConv2d, RealLinear
 from biper.packed.compile import WHOLE, Shapes
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.network import PackedNetwork
 from biper.packed.program import Value, placed
-from biper.packed.steps import Step, known, shape_of
+from biper.packed.steps import Step, given, known, shape_of
 
-LAYERS = (PackedConv2d, PackedLinear, nn.Conv2d, nn.Linear)
+LAYERS = (PackedConv2d, PackedLinear, nn.Conv2d, nn.Linear, RealConv2d, RealLinear)  # these themselves
 RELUS = (F.relu, torch.relu, "relu")
 FLATTENINGS = (torch.flatten, "flatten", "view", "reshape", torch.reshape)
 MEANS = (F.adaptive_avg_pool2d, torch.mean, "mean", F.avg_pool2d)
@@ -126,6 +127,8 @@ class _Planner:
         outputs = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
         if len(inputs) != 1 or len(outputs) != 1:
             raise UsageError("C takes one image and gives one tensor: this network takes or gives several")
+        if _image(outputs[0])[1:] != (1, 1) or len(shape_of(outputs[0])) == 3 or outputs[0] is inputs[0]:
+            raise UsageError(f"C gives logits (N, classes): this network gives {shape_of(outputs[0])} for one image")
         image, result = inputs[0], outputs[0]
         self.floats[image] = Map(_image(image))
         for call in self._ordered():
@@ -151,7 +154,8 @@ class _Planner:
         """What a node is to C. Raises UsageError if it is nothing that C knows."""
         module = self._module(node)
         step = known(node, module) or _known_in_c(node, module)
-        if step is None or mutates(node, module):
+        alone = shape_of(node)[0] == 1 and all(_computes(n) or n.op == "placeholder" for n in node.all_input_nodes)
+        if step is None or mutates(node, module) or not alone or (module is not None and is_watched(module)):
             raise UsageError(f"C has no kernel for {_name(node, module)}: this network cannot be written as C")
         return Step("layer", module) if step.kind == "conv" else step
 
@@ -316,13 +320,13 @@ def _known_in_c(node: fx.Node, module: nn.Module | None) -> Step | None:
     """What C makes of a node that the compiled instructions leave to torch."""
     if not node.all_input_nodes:
         return None
-    if isinstance(module, LAYERS):
-        return Step("layer", module) if _plain(module) else None
+    if type(module) in LAYERS:
+        return Step("layer", module) if _plain(module, node.all_input_nodes[0]) else None
     if isinstance(module, FoldedNorm):
         return Step("norm", module)
     if type(module) in (nn.PReLU, RPReLU):
         return Step("activation", module)
-    if node.target in RELUS or isinstance(module, nn.ReLU):
+    if _is_one_of(node, RELUS) or type(module) is nn.ReLU:
         return Step("activation", nn.ReLU())
     if is_plain_hardtanh(node):
         return Step("activation")
@@ -330,18 +334,26 @@ def _known_in_c(node: fx.Node, module: nn.Module | None) -> Step | None:
         shapes = [shape_of(a) for a in node.args if isinstance(a, fx.Node)]
         return Step("add") if len(set(node.args)) == 2 and shapes == [shape_of(node)] * 2 and not node.kwargs else None
     if _flattens(node, module):
-        return Step("flatten") if len(shape_of(node)) == 2 else None
-    if node.target in MEANS or isinstance(module, nn.AdaptiveAvgPool2d):
+        whole = shape_of(node) == (1, torch.Size(shape_of(node.all_input_nodes[0])).numel())
+        return Step("flatten") if whole else None
+    if _is_one_of(node, MEANS) or type(module) is nn.AdaptiveAvgPool2d:
         return _mean(node)
     return None
 
 
+def _is_one_of(node: fx.Node, targets: tuple[object, ...]) -> bool:
+    """Whether a node calls one of some functions and methods; the name of a module may be any."""
+    return node.op != "call_module" and node.target in targets
+
+
 def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    return node.target in FLATTENINGS or isinstance(module, nn.Flatten)
+    return _is_one_of(node, FLATTENINGS) or type(module) is nn.Flatten
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether a real convolution pads with zeros, by numbers."""
+def _plain(module: nn.Module | None, source: fx.Node) -> bool:
+    """Whether a convolution pads with zeros, by numbers; a linear layer must be of features alone."""
+    if isinstance(module, nn.Linear | PackedLinear):
+        return _image(source)[1:] == (1, 1) and len(shape_of(source)) in (2, 4)
     return not isinstance(module, nn.Conv2d) or (module.padding_mode == "zeros" and not isinstance(module.padding, str))
 
 
@@ -349,12 +361,20 @@ def _mean(node: fx.Node) -> Step | None:
     """The mean over whole channels."""
     source = node.all_input_nodes[0]
     c, height, width = _image(source)
-    whole = _image(node) == (c, 1, 1) and len(shape_of(source)) == 4
-    if not whole:
+    if len(shape_of(source)) != 4 or _image(node) != (c, 1, 1):
         return None
-    if node.target is F.avg_pool2d:
-        size = fx.node.map_arg(node.args[1], lambda n: n.meta["value"])
-        if tuple(torch.Size(size) if isinstance(size, list | tuple) else (size, size)) != (height, width):
+    if _is_one_of(node, (torch.mean, "mean")):
+        dims = given(node, ("dim", "keepdim", "dtype"))
+        axes = dims.get("dim")
+        if not isinstance(axes, list | tuple) or {d % 4 for d in axes} != {2, 3} or dims.get("dtype") is not None:
+            return None
+    elif _is_one_of(node, (F.avg_pool2d,)):
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        pool = fx.node.map_arg(given(node, names), lambda n: n.meta["value"])
+        size = pool["kernel_size"]
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        padding = pool.get("padding") or 0
+        if sides != (height, width) or padding not in (0, (0, 0)) or pool.get("divisor_override"):
             return None
     node.meta["window"] = height, width
     return Step("average")

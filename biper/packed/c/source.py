@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biper.errors import UsageError
 from biper.nn.activations import RPReLU
 from biper.packed.c.plan import Call, Map, Plan
 from biper.packed.layers import PackedConv2d, PackedLinear
@@ -145,7 +146,7 @@ def literal(x: float) -> str:
     """A float32 as C reads it back."""
     text = f"{np.float32(x):.9g}"
     if text in ("inf", "-inf", "nan"):
-        raise ValueError("a number of the network is not finite")
+        raise UsageError("a number of the network is not finite: it cannot be written as C")
     return text + ("f" if any(c in text for c in ".e") else ".0f")
 
 

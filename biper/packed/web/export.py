@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biper.errors import UsageError, one_line
-from biper.packed.c.export import export_c, name_of, require_empty
+from biper.files import folder_atomically, require_empty
+from biper.packed.c.export import export_c, name_of
 from biper.packed.c.plan import Plan
 from biper.packed.network import PackedNetwork
 
@@ -41,21 +42,12 @@ def export_web(
     target = Path(folder)
     require_empty(target)
     compiler = find_clang()
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        with tempfile.TemporaryDirectory() as place:
-            source = Path(place) / "c"
-            made = export_c(packed, source, image_size=image_size)
-            parts = [_split(_compile(compiler, flags, name_of(packed), made, source)) for flags in VERSIONS.values()]
-            _write_network(temporary, parts, json.dumps(_facts(packed, made, shorter)))
-        _write_page(temporary)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_atomically(target) as page, tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "c"
+        made = export_c(packed, source, image_size=image_size)
+        parts = [_split(_compile(compiler, flags, name_of(packed), made, source)) for flags in VERSIONS.values()]
+        _write_network(page, parts, json.dumps(_facts(packed, made, shorter)))
+        _write_page(page)
 
 
 def find_clang() -> str:
