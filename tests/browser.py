@@ -25,7 +25,7 @@ CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # by which the protocol calls what is an element
 SECONDS = 30
-ATTEMPTS = 3
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
 
 
 def missing():
@@ -46,15 +46,10 @@ class Browser:
         self.size = width, height
 
     def __enter__(self):
-        for _ in range(ATTEMPTS):
-            self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
-            ready = next((line for line in self.driver.stdout if "started successfully on port" in line), "")
-            self.address = f"http://127.0.0.1:{ready.strip().split('on port')[-1].strip(' .')}"
-            if ready and self._listens():
-                break
-            self.driver.kill()  # on a busy machine it may end, or lose its port, before it is asked anything
-            self.driver.wait(SECONDS)
-        self.address += "/session"
+        self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+        ready = next(line for line in self.driver.stdout if "started successfully on port" in line)
+        port = ready.split("on port")[1].strip(" .\n")
+        self.address = f"http://127.0.0.1:{port}/session"
         try:
             binary = next(filter(None, map(shutil.which, NAMES)))
             flags = [*FLAGS, *CAMERA, f"--window-size={self.size[0]},{self.size[1]}"]
@@ -68,16 +63,6 @@ class Browser:
         self.version = made["capabilities"]["browserVersion"]
         return self
 
-    def _listens(self):
-        """Whether the driver answers, within a few seconds."""
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and self.driver.poll() is None:
-            try:
-                return bool(self._send("GET", "/status")["ready"])
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        return False
-
     def __exit__(self, *_):
         try:
             self._send("DELETE", "")
@@ -90,7 +75,7 @@ class Browser:
         data = None if method != "POST" else json.dumps(values or {}).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=2 * SECONDS) as answer:
+            with DIRECTLY.open(request, timeout=2 * SECONDS) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             with error:

@@ -296,11 +296,11 @@ def plan_of(packed, example):
     from torch import fx
 
     from biper.nn.graph import trace
-    from biper.packed.c.plan import Facts, _Planner
+    from biper.packed.c.plan import Numbers, _Planner
     from biper.packed.compile import WHOLE
 
     graph = trace(packed.network, leaves=WHOLE, fresh=WHOLE)
-    Facts(fx.GraphModule(packed.network, graph)).run(example)
+    Numbers(fx.GraphModule(packed.network, graph)).run(example)
     return _Planner(packed.network, graph, "float32").plan().calls
 
 

@@ -64,6 +64,13 @@ def module_of(node: fx.Node, modules: Modules) -> nn.Module | None:
     return modules.get(str(node.target)) if node.op == "call_module" else None
 
 
+def described(node: fx.Node, module: nn.Module | None) -> str:
+    """A node, which calls that module if any, in words for an error."""
+    if module is not None:
+        return f"layer {node.target} ({type(module).__name__})"
+    return f"the operation {getattr(node.target, '__name__', node.target)} ({node.name})"
+
+
 def _as_function(node: fx.Node, modules: Modules) -> None:
     """A plain activation or pooling that a module computes becomes the function that it calls."""
     m = module_of(node, modules)

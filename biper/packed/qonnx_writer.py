@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from biper.errors import UsageError
-from biper.nn.graph import is_watched, module_of, mutates, trace
+from biper.nn.graph import described, is_watched, module_of, mutates, trace
 from biper.packed.compile import WHOLE, Shapes
 
 DOMAIN = "qonnx.custom_op.general"  # of BipolarQuant and Quant
@@ -87,7 +87,7 @@ class Writer(Shapes):
             try:
                 self.names[n] = self._written(call)
             except Unknown as error:
-                raise UsageError(f"{_described(n, module)} cannot be written as QONNX{error}") from error
+                raise UsageError(f"{described(n, module)} cannot be written as QONNX{error}") from error
         return result
 
     def _written(self, call: Call) -> str:
@@ -150,9 +150,3 @@ def round_weight(weight: Tensor, bits: int) -> Tensor:
     """Weights (C_out, ...) rounded to so many bits, as a Quant node does it."""
     scale, most = weight_scale(weight, bits), 2 ** (bits - 1) - 1
     return (weight / scale).clamp(-most, most).round() * scale
-
-
-def _described(n: fx.Node, module: nn.Module | None) -> str:
-    if module is not None:
-        return f"layer {n.target} ({type(module).__name__})"
-    return f"the operation {getattr(n.target, '__name__', n.target)} ({n.name})"

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from biper.errors import UsageError, one_line
 from biper.nn.activations import RPReLU
-from biper.nn.graph import Part, follow, is_plain_hardtanh, is_watched, module_of, mutates, trace
+from biper.nn.graph import Part, described, follow, is_plain_hardtanh, is_watched, module_of, mutates, trace
 from biper.nn.layers import RealConv2d, RealLinear
 from biper.packed.compile import WHOLE, Shapes
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
@@ -42,7 +42,7 @@ class Map(Value):
 
 
 @dataclass
-class Call:
+class KernelCall:
     """One call of a kernel. kind: binary, real, mixed, pointwise, maximum, average or flatten."""
 
     kind: str
@@ -73,14 +73,14 @@ class Plan:
     """What a network's C does: the calls in order, the maps' offsets in the arena, and its size in bytes."""
 
     network: nn.Module
-    calls: list[Call]
+    calls: list[KernelCall]
     image: Map
     logits: Map
     offsets: dict[Map, int] = field(default_factory=dict)
     arena: int = 0
 
 
-class Facts(Shapes):
+class Numbers(Shapes):
     """Notes what numbers a graph computes of shapes, beside the shapes themselves, and what gives its own input."""
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
@@ -101,7 +101,7 @@ def plan(packed: PackedNetwork, image_size: int, kind: str = "float32") -> Plan:
         graph = trace(network, leaves=WHOLE, fresh=WHOLE)
         example = torch.zeros(1, 3, image_size, image_size)
         with torch.no_grad():
-            Facts(fx.GraphModule(network, graph)).run(example)
+            Numbers(fx.GraphModule(network, graph)).run(example)
     except UsageError:
         raise
     except Exception as error:  # whatever a network of somebody's own may do
@@ -119,7 +119,7 @@ class _Planner:
         self.steps = {node: self._step(node) for node in graph.nodes if shape_of(node) and _computes(node)}
         self.floats: dict[fx.Node, Map] = {}
         self.signs: dict[Signs, Map] = {}
-        self.calls: list[Call] = []
+        self.calls: list[KernelCall] = []
 
     def plan(self) -> Plan:
         """All of it."""
@@ -156,10 +156,10 @@ class _Planner:
         step = known(node, module) or _known_in_c(node, module)
         alone = shape_of(node)[0] == 1 and all(_computes(n) or n.op == "placeholder" for n in node.all_input_nodes)
         if step is None or mutates(node, module) or not alone or (module is not None and is_watched(module)):
-            raise UsageError(f"C has no kernel for {_name(node, module)}: this network cannot be written as C")
+            raise UsageError(f"C has no kernel for {described(node, module)}: this network cannot be written as C")
         return Step("layer", module) if step.kind == "conv" else step
 
-    def _ordered(self) -> list[Call]:
+    def _ordered(self) -> list[KernelCall]:
         """The calls in an order in which they can run."""
         free, found = set(self.steps), []
         place = {node: i for i, node in enumerate(self.graph.nodes)}
@@ -170,10 +170,10 @@ class _Planner:
                 found.append(call)
         return sorted(found, key=lambda call: place[call.last])
 
-    def _call(self, start: fx.Node, free: set[fx.Node]) -> Call:
+    def _call(self, start: fx.Node, free: set[fx.Node]) -> KernelCall:
         """The node and what of the free ones follows it alone."""
         kind = self.steps[start].kind
-        call = Call(_kernel(self.steps[start]), start.all_input_nodes[0], [])
+        call = KernelCall(_kernel(self.steps[start]), start.all_input_nodes[0], [])
         order = ORDERS[0] if kind == "layer" else ORDERS[1]
         if kind in ("average", "pad"):
             order = ["average", "pad"]
@@ -197,7 +197,7 @@ class _Planner:
             return ["pool"] if step.window == (2, 2, 0) and reads_signs(layer) and len(so_far) == 1 else []
         return [] if "add" in parts else ["maximum"]
 
-    def _take(self, call: Call, result: fx.Node) -> None:
+    def _take(self, call: KernelCall, result: fx.Node) -> None:
         """Add a call and decide what it gives: numbers, bits, or both."""
         node = call.last
         readers = [user for user in node.users if user in self.steps and reads_signs(self._module(user))]
@@ -215,12 +215,12 @@ class _Planner:
 
     def _bits(self, signs: Signs) -> Map:
         if signs not in self.signs:
-            call = Call("pointwise", signs[0], [signs[0]], reads=self.floats[signs[0]])
+            call = KernelCall("pointwise", signs[0], [signs[0]], reads=self.floats[signs[0]])
             self._want(call, signs)
             self.calls.append(call)
         return self.signs[signs]
 
-    def _want(self, call: Call, signs: Signs) -> None:
+    def _want(self, call: KernelCall, signs: Signs) -> None:
         """Let a call write signs."""
         node, layer = signs
         call.bits = self.signs[signs] = Map(_image(node), bits=True)
@@ -265,12 +265,6 @@ def _computes(node: fx.Node) -> bool:
     return node.op not in ("placeholder", "output", "get_attr")
 
 
-def _name(node: fx.Node, module: nn.Module | None) -> str:
-    if module is not None:
-        return f"layer {node.target} ({type(module).__name__})"
-    return f"the operation {getattr(node.target, '__name__', node.target)} ({node.name})"
-
-
 def _image(node: fx.Node) -> tuple[int, int, int]:
     """Channels, height and width; of features, one pixel."""
     c, h, w = (*shape_of(node)[1:], 1, 1)[:3]
@@ -292,7 +286,7 @@ def _kernel(step: Step) -> str:
     return "mixed" if isinstance(step.module, PackedConv2d | PackedLinear) else "real"
 
 
-def _extend(call: Call, node: fx.Node, step: Step, part: str) -> None:
+def _extend(call: KernelCall, node: fx.Node, step: Step, part: str) -> None:
     """Make a node a part of a call."""
     if part == "layer":
         call.layer = step.module

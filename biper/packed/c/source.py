@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError
 from biper.nn.activations import RPReLU
-from biper.packed.c.plan import Call, Map, Plan
+from biper.packed.c.plan import KernelCall, Map, Plan
 from biper.packed.layers import PackedConv2d, PackedLinear
 
 LANES = 16  # BIPER_LANES of kernels.h
@@ -36,7 +36,7 @@ class Source:
             self._add(number, call)
         return "\n".join(self.constants), "\n".join(self.body)
 
-    def _add(self, number: int, call: Call) -> None:
+    def _add(self, number: int, call: KernelCall) -> None:
         names = [str(node.target) for node in call.nodes if node.op == "call_module"]
         self.constants.append(f"\n/* {', '.join(names) or call.kind} */")
         layer = self._layer(number, call)  # writes the arrays that it names
@@ -67,13 +67,13 @@ class Source:
         step = literal(self.steps[value]) if value.kind != "float32" else "1.0f"
         return f"biper_map_at(arena, {self.plan.offsets[value]}, {step}, {TYPES[value.kind]})"
 
-    def _layer(self, number: int, call: Call) -> str:
+    def _layer(self, number: int, call: KernelCall) -> str:
         """The initializer of a biper_layer."""
         shape, geometry = _shapes(call), _geometry(call)
         sizes = [shape[0][1], shape[0][2], shape[0][0], shape[1][1], shape[1][2], shape[1][0]]
         return f"{{{', '.join(map(str, (*sizes, *geometry)))}, {self._tail(number, call)}}}"
 
-    def _tail(self, number: int, call: Call) -> str:
+    def _tail(self, number: int, call: KernelCall) -> str:
         """The initializer of a biper_tail."""
         channels = _shapes(call)[1][0]
         if (found := integer_thresholds(call)) is not None:
@@ -86,7 +86,7 @@ class Source:
         arrays = [self._floats(f"{name}_{number}", given.get(name)) for name in names]
         return f"{{{', '.join(arrays)}, NULL, NULL, {_activation(call)}}}"
 
-    def _weights(self, number: int, call: Call) -> str:
+    def _weights(self, number: int, call: KernelCall) -> str:
         assert call.layer is not None
         w = weights_of(call)  # (groups, C_out/groups, taps, channels)
         if call.kind == "real":
@@ -109,7 +109,7 @@ class Source:
         return name
 
 
-def weights_of(call: Call) -> Tensor:
+def weights_of(call: KernelCall) -> Tensor:
     """A layer's weights (groups, C_out/groups, taps, channels of a group)."""
     layer = call.layer
     assert layer is not None
@@ -150,7 +150,7 @@ def literal(x: float) -> str:
     return text + ("f" if any(c in text for c in ".e") else ".0f")
 
 
-def _shapes(call: Call) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _shapes(call: KernelCall) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Channels, height and width of what a call reads and gives."""
     given = call.out or call.bits
     assert call.reads is not None
@@ -158,7 +158,7 @@ def _shapes(call: Call) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return call.reads.shape, given.shape
 
 
-def _geometry(call: Call) -> tuple[int, ...]:
+def _geometry(call: KernelCall) -> tuple[int, ...]:
     """From kernel_h to pool."""
     layer = call.layer
     if isinstance(layer, PackedConv2d | nn.Conv2d):
@@ -168,7 +168,7 @@ def _geometry(call: Call) -> tuple[int, ...]:
     return height, width, stride, stride, pad, pad, 1, 1, 1, 0
 
 
-def _numbers(call: Call, channels: int) -> dict[str, Tensor | None]:
+def _numbers(call: KernelCall, channels: int) -> dict[str, Tensor | None]:
     """What the tail takes, (channels,) each."""
     given: dict[str, Any] = {"threshold": call.threshold}
     if isinstance(call.layer, PackedConv2d | PackedLinear):
@@ -185,7 +185,7 @@ def _numbers(call: Call, channels: int) -> dict[str, Tensor | None]:
     return {name: None if x is None else x.detach().flatten().expand(channels) for name, x in given.items()}
 
 
-def _activation(call: Call) -> str:
+def _activation(call: KernelCall) -> str:
     if call.activation is None:
         return "BIPER_NONE"
     module = call.activation.module
@@ -195,7 +195,7 @@ def _activation(call: Call) -> str:
 
 
 @torch.no_grad()
-def integer_thresholds(call: Call) -> tuple[Tensor, Tensor] | None:
+def integer_thresholds(call: KernelCall) -> tuple[Tensor, Tensor] | None:
     """Where a call gives nothing but signs of sums of signs: int16 (C,), and which channels are turned, bool (C,).
 
     A sign is +1 from the integer on, or, turned, below it: found by computing, with the network's own layers, what
