@@ -346,6 +346,8 @@ def test_bad_input_is_one_line_and_writes_nothing(trained, command, tmp_path):
         (stage2, "--c", full / "file"): "is a file",
         (stage2, "--c", tmp_path / "no/where"): "no such folder",
         (stage2,): "nothing to write",
+        (SHIPPED, "--c", tmp_path / "new", "--skips", "int8"): "needs training images, for its scales",
+        (SHIPPED, "--c", tmp_path / "new", "--data_path", tmp_path / "none"): "--data_path",
         (stage2, "--skips", "int8", "-o", tmp_path / "x.safetensors"): "--c DIR",
         (stage2, "--onnx", tmp_path / "x.onnx", "--c", tmp_path / "new"): "-o FILE",
     }

@@ -32,9 +32,9 @@ def build_parser(prog: str) -> Parser:
         "--skips",
         choices=SKIPS,
         default="float32",
-        help="how C stores numbers along the skips: float32 is exact, int8 takes a quarter of the memory",
+        help="how C stores numbers along the skips: int8 takes a quarter of the memory, and its scales training images",
     )
-    parser.add_argument("--data_path", help="test images for the comparison; absent: where the checkpoint's were")
+    parser.add_argument("--data_path", help="images for comparisons and --skips; absent: where the checkpoint's were")
     add_published(parser)
     return parser
 

@@ -25,6 +25,7 @@ log = logging.getLogger("biper")
 CALIBRATION = 500  # training images that integers' ranges are found on
 COMPARED = 10_000  # test images at most
 RANDOM = 16  # images where there are no test images
+Batches = Iterator[tuple[Tensor, Tensor | None]]
 ODD = 0.001  # of the classes: the stem's sums may end in another last digit, and a sign make much of it
 
 
@@ -37,19 +38,24 @@ def write_c(file: Path, folder: Path, skips: str, given: dict[str, Any]) -> None
     """
     network, settings = evaluation(None, 2, {**given, "evaluate": str(file)})
     packed = network if isinstance(network, PackedNetwork) else pack(network)
-    calibration = _calibration(packed, settings) if skips != "float32" else ()
+    calibration = _calibration(packed, settings, skips) if skips != "float32" else ()
     with folder_atomically(folder) as written:
         made = export_c(packed, written, skips=skips, calibration=calibration)
-        _compare(packed, made, written, skips, settings)
+        _compare(packed, made, written, skips, _batches(packed, settings, "data_path" in given))
     log.info("%s: C99, %s bytes of RAM for the arena, numbers along the skips as %s", folder, f"{made.arena:,}", skips)
 
 
-def _calibration(packed: PackedNetwork, settings: Settings) -> Iterator[Tensor]:
+def _calibration(packed: PackedNetwork, settings: Settings, skips: str) -> Iterator[Tensor]:
     """Training images, normalized as the network's own."""
     m, chosen = packed.metadata, _plain(replace(settings, validation=CALIBRATION))
     assert m is not None
-    loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
-    yield from (images for images, _ in loaders.test.epoch())
+    try:
+        loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+    except UsageError as error:
+        raise UsageError(
+            f"--skips {skips} needs training images, for its scales: give --data_path ({error})"
+        ) from error
+    return (images for images, _ in loaders.test.epoch())
 
 
 def _plain(settings: Settings) -> Settings:
@@ -57,7 +63,7 @@ def _plain(settings: Settings) -> Settings:
 
 
 @torch.no_grad()
-def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settings: Settings) -> None:
+def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, batches: Batches) -> None:
     try:
         network = NativeNetwork(packed, made, folder)
     except CompilerMissing as error:
@@ -65,7 +71,7 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settin
         return
     count = equal = right = ours = 0
     tested = False
-    for images, labels in _images(packed, settings):
+    for images, labels in batches:
         expected, found = packed(images).argmax(1), network(images).argmax(1)
         count, equal = count + len(images), equal + int((expected == found).sum())
         if labels is not None:
@@ -83,15 +89,16 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, settin
         raise Different("the C computes other classes than the packed network: nothing was written; please report this")
 
 
-def _images(packed: PackedNetwork, settings: Settings) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of normalized images, with labels where they are test images."""
+def _batches(packed: PackedNetwork, settings: Settings, required: bool) -> Batches:
+    """Normalized images, with labels where they are test images, which are `required` where the user said where."""
     m = packed.metadata
     assert m is not None
     try:
         loaders = build_loaders(_plain(settings), torch.device("cpu"), train=False, mean=m.mean, std=m.std)
     except UsageError as error:
+        if required:
+            raise
         log.info("run on random images, because: %s", error)
         generator = torch.Generator().manual_seed(0)
-        yield torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator), None
-        return
-    yield from loaders.test.epoch()
+        return iter([(torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator), None)])
+    return loaders.test.epoch()
