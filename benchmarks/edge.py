@@ -6,9 +6,12 @@ compiler and emulator are installed; images are random ones. Accuracy is what `b
 
 import argparse
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,12 +20,14 @@ import torch
 
 from benchmarks.targets import TARGETS, Target
 from biper.packed.c.export import KINDS, export_c, name_of
+from biper.packed.c.native import NativeNetwork
 from biper.packed.c.plan import Plan
 from biper.packed.file import load_packed
 from biper.packed.network import PackedNetwork
 
 STRICT = ("-std=c99", "-ffp-contract=off", "-fno-strict-aliasing")
 ICOUNT = ("-icount", "shift=0")
+ROUNDS = 60
 COUNTS = Path(__file__).with_name("instructions.c")
 
 
@@ -45,6 +50,23 @@ def main() -> None:
                 count, size = instructions(target, packed, made[skips], folder), flash(target, folder)
                 print(f"| {name} | {skips} | {size:,} | {made[skips].arena:,} | {count:,} |", flush=True)
         agreement(packed, pixels, Path(place) / "float32")
+        speed(packed, made["float32"], Path(place) / "float32", normalized(packed, pixels[:1]))
+
+
+def speed(packed: PackedNetwork, made: Plan, folder: Path, image: torch.Tensor) -> None:
+    """Print the milliseconds of one image on this machine, one thread: the C and the packed network in turn."""
+    torch.set_num_threads(1)
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]]
+    ways = {"C": NativeNetwork(packed, made, folder), "packed": packed}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for name, network in ways.items():
+                start = time.perf_counter()
+                network(image)
+                times[name].append(1000 * (time.perf_counter() - start))
+    medians = ", ".join(f"{name} {statistics.median(found):.2f} ms" for name, found in times.items())
+    print(f"\nOne image, one thread, here, medians of {ROUNDS} rounds in turn: {medians}")
 
 
 def agreement(packed: PackedNetwork, pixels: torch.Tensor, folder: Path) -> None:

@@ -69,7 +69,9 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, batche
     except CompilerMissing as error:
         log.info("the C was not run here: %s", error)
         return
-    count = equal = right = ours = 0
+    count = equal = right = ours = (
+        0  # images, and those of which C's class is the network's, C's is right, the network's
+    )
     tested = False
     for images, labels in batches:
         expected, found = packed(images).argmax(1), network(images).argmax(1)
@@ -79,7 +81,7 @@ def _compare(packed: PackedNetwork, made: Plan, folder: Path, skips: str, batche
             right, ours = right + int((found == labels).sum()), ours + int((expected == labels).sum())
         if count >= COMPARED:
             break
-    what = "test" if right else "random"
+    what = "test" if tested else "random"
     log.info(
         "C, run here: on %s %s images the classes of %s are the packed network's", f"{count:,}", what, f"{equal:,}"
     )
