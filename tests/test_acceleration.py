@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
+from biper.cpu import cache
 from biper.cpu import compiler as native
 from biper.models import create_model
 from biper.training import acceleration
@@ -98,7 +99,7 @@ def test_a_home_that_cannot_be_written_to(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setattr(native.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
     native.load.__wrapped__("training")
     (folder,) = tmp_path.glob("biper-*")
     assert folder.stat().st_mode & 0o777 == 0o700

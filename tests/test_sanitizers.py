@@ -1,12 +1,13 @@
 """The packed networks' instructions on random cases, with and without sanitizers: see packed_properties.c."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from biper.compilers import find_compiler
+from biper.errors import CompilerMissing
 from biper.packed import runtime as kernels
 
 SOURCE = Path(__file__).with_name("packed_properties.c")
@@ -16,17 +17,18 @@ NO_LEAKS = "LeakSanitizer has encountered a fatal error"  # what it says where p
 
 
 def compiled(folder, *flags):
-    compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler was found")
+    try:
+        compiler = find_compiler()
+    except CompilerMissing as missing:
+        pytest.skip(str(missing))
     program, empty = folder / "properties", folder / "empty.c"
     empty.write_text("int main(void) { return 0; }\n")
     probe = subprocess.run(
-        [compiler, *FLAGS, *flags, empty, "-o", program], capture_output=True, text=True, check=False
+        [*compiler, *FLAGS, *flags, empty, "-o", program], capture_output=True, text=True, check=False
     )
     if probe.returncode:
-        pytest.skip(f"{compiler} cannot link this: {probe.stderr[-200:]}")
-    subprocess.run([compiler, *FLAGS, *flags, SOURCE, "-lm", "-o", program], check=True)
+        pytest.skip(f"{compiler[0]} cannot link this: {probe.stderr[-200:]}")
+    subprocess.run([*compiler, *FLAGS, *flags, SOURCE, "-lm", "-o", program], check=True)
     return program
 
 

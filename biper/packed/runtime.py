@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from biper.compilers import openmp_library
 from biper.errors import CompilerMissing, UsageError
-from biper.openmp import openmp_library
 from biper.packed import fields
 
 log = logging.getLogger("biper")

@@ -1,8 +1,6 @@
 """The C of a folder, compiled and run on this machine: to compare it with the network that it was made of."""
 
 import ctypes
-import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from biper.compilers import find_compiler
 from biper.errors import CompilerMissing, Different, one_line
 from biper.packed.c.export import name_of
 from biper.packed.c.plan import Plan
@@ -25,9 +24,7 @@ class NativeNetwork:
 
     def __init__(self, packed: PackedNetwork, made: Plan, folder: Path, flags: tuple[str, ...] = FLAGS) -> None:
         """Compile the folder, elsewhere. Raises CompilerMissing, and Different if a compiler does not take the C."""
-        compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise CompilerMissing("no C compiler was found: install gcc")
+        compiler = find_compiler()
         sources = [str(folder / "network.c"), str(folder / "kernels.c")]
         with tempfile.TemporaryDirectory() as place:
             library = Path(place) / "network.so"
@@ -35,16 +32,16 @@ class NativeNetwork:
                 flags,
                 tuple(flag for flag in flags if flag != "-march=native"),
             ):  # not all compilers know it
-                command = [compiler, *chosen, *sources, "-o", str(library)]
+                command = [*compiler, *chosen, *sources, "-o", str(library)]
                 try:
                     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
                 except (OSError, subprocess.TimeoutExpired) as error:
-                    raise CompilerMissing(f"{compiler}: {one_line(error)}") from error
+                    raise CompilerMissing(f"{compiler[0]}: {one_line(error)}") from error
                 if done.returncode == 0:
                     break
             else:
                 said = one_line(RuntimeError(done.stderr))
-                raise Different(f"{compiler} does not compile the C: {said}; please report this")
+                raise Different(f"{compiler[0]} does not compile the C: {said}; please report this")
             try:
                 self._run = getattr(ctypes.CDLL(str(library)), f"{name_of(packed)}_run")
             except OSError as error:
