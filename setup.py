@@ -3,6 +3,7 @@
 Everything else stands in pyproject.toml.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -36,4 +37,5 @@ class WithRecipesAndWeights(build_py):
         shutil.copytree(ROOT / "pretrained_models", biper / "pretrained")
 
 
-setup(ext_modules=[PACKED], cmdclass={"build_py": WithRecipesAndWeights})
+PURE = os.environ.get("BIPER_PURE") == "1"  # a wheel for every platform, in which torch does all the work
+setup(ext_modules=[] if PURE else [PACKED], cmdclass={"build_py": WithRecipesAndWeights})

@@ -112,3 +112,11 @@ def test_readme_names_what_exists():
 def test_python_in_the_readme_runs():
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_dependency_has_a_version_that_was_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.split(r"[^\w-]", name)[0].lower() for name in project["dependencies"]}
+    lines = (ROOT / "requirements-tested.txt").read_text().splitlines()
+    tested = {line.split("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
+    assert named <= tested

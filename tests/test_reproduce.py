@@ -65,6 +65,10 @@ def test_what_is_released_evaluates_to_the_number_on_its_card(reproduced, comman
         assert f"top-1 {shown} %" in out
     section = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert (section["stage1"]["lr"], section["stage2"]["tau_max"]) == (0.05, 0.02)
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    (found,) = entry["results"]
+    assert (entry["name"], found["dataset"]["type"]) == ("resnet20_1w1a", "digits")
+    assert f"{found['metrics'][0]['value']:.2f}" == shown
 
 
 def test_the_released_checkpoint_is_small_and_names_no_paths(reproduced):

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from biper.models.checkpoint import read_checkpoint
@@ -178,6 +179,8 @@ def test_model_cards(folder):
     top1 = best(metrics, stage="2")
     assert facts["float_top1"] == facts["packed_top1"] == pytest.approx(top1)
     assert f"**{top1:.2f} %**" in card
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert (entry["name"], entry["results"][0]["metrics"][0]["value"]) == (facts["model"], round(top1, 2))
     assert read(folder / "packed.safetensors").top1 == pytest.approx(top1)
     contents = read_checkpoint(folder / "model.pth.tar")
     assert contents["history"][-1]["test_top1"] == pytest.approx(top1)

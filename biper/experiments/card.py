@@ -1,6 +1,7 @@
 """The model card of a trained network: what it is, how it was made, what it reaches, and what it is not."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import yaml
@@ -39,6 +40,7 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         ["versions", r.versions_text()],
     ]
     parts = [
+        f"---\n{_facts_for_hubs(experiment, result)}---",
         f"# {recipe.model} on {r.data}",
         f"A binary network of BiPer: {bits} of one bit. {experiment.short}".rstrip(),
         markdown(["", ""], rows),
@@ -49,6 +51,28 @@ def model_card(experiment: Experiment, result: Result, runs: Mapping[int, Run]) 
         "Limits:\n\n" + LIMITS.format(classes=r.classes, size=r.image_size),
     ]
     return "\n\n".join(parts)
+
+
+def _facts_for_hubs(experiment: Experiment, r: Result) -> str:
+    """What collections of models read at the head of a card: YAML, by the names of Hugging Face's model cards."""
+    named = experiment.recipe.dataset != "folder"
+    dataset = experiment.recipe.dataset if named else re.sub(r"[^a-z0-9]+", "-", r.data.lower()).strip("-")
+    top1 = {"type": "accuracy", "name": "top-1, test images, best epoch", "value": round(r.float_top1, 2)}
+    found = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": r.data, "type": dataset},
+        "metrics": [top1],
+    }
+    facts = {
+        "license": "mit",
+        "library_name": "biper",
+        "pipeline_tag": "image-classification",
+        "tags": ["binary-neural-network", "quantization", r.model],
+        "datasets": [dataset],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": r.model, "results": [found]}],
+    }
+    return yaml.safe_dump(facts, sort_keys=False)
 
 
 def _training_time(r: Result, runs: Mapping[int, Run]) -> str:
