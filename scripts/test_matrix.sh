@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The suite under what differs between machines: vector instructions, threads, a compiler or none, the oldest supported
+# Python and torch. A line for each way at the end, and a log of each in test_matrix/.
+# Further arguments go to pytest: bash scripts/test_matrix.sh tests/test_distributed.py
+set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment dev
+cd "$root"
+logs=$root/test_matrix
+rm -rf "$logs"
+mkdir "$logs"
+table=$logs/table.txt
+{ uname -m; grep -m 1 '^model name' /proc/cpuinfo; "$python" -c 'import torch; print("torch", torch.__version__)'; } >"$table" 2>&1
+
+# way NAME PYTHON [VARIABLE=VALUE...]: the suite in this environment.
+way() {
+    local name=$1 used=$2 start=$SECONDS result=passed
+    shift 2
+    echo "== $name"
+    env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$@" "$used" -m pytest -p no:cacheprovider \
+        --numprocesses=3 --dist=worksteal "${tests[@]}" >"$logs/${name// /_}.log" 2>&1 || result=FAILED
+    echo "$result | $name | $* | $(tail -n 1 "$logs/${name// /_}.log") | $((SECONDS - start)) s" | tee -a "$table"
+}
+
+# without_compiler: a PATH with all that is on this one but C compilers.
+without_compiler() {
+    local folder=$logs/programs file
+    mkdir "$folder"
+    for file in /usr/local/bin/* /usr/bin/* /bin/*; do
+        case ${file##*/} in
+        cc | gcc | clang | *-gcc | *-gcc-[0-9]* | gcc-[0-9]* | clang-[0-9]*) ;;
+        *) ln -sf "$file" "$folder/" ;;
+        esac
+    done
+    echo "$folder"
+}
+
+# oldest: an environment with the oldest supported torch, on the oldest supported Python that this machine has.
+oldest() {
+    local base
+    base=$(command -v python3.10 || find_base_python)
+    "$base" -m venv "$logs/oldest" &&
+        "$logs/oldest/bin/python" -m pip install --quiet 'torch==2.6.*' 'torchvision==0.21.*' &&
+        "$logs/oldest/bin/python" -m pip install --quiet --editable "$root[dev]" 'torch==2.6.*' >&2 &&
+        echo "$logs/oldest/bin/python"
+}
+
+tests=("$@")
+way "as it is" "$python"
+way "torch with AVX2" "$python" ATEN_CPU_CAPABILITY=avx2
+way "oneDNN without AMX" "$python" ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16
+way "oneDNN and torch with AVX2" "$python" ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+way "packed networks with AVX2" "$python" BIPER_POPCOUNT=avx2
+way "2 threads" "$python" OMP_NUM_THREADS=2
+way "4 threads" "$python" OMP_NUM_THREADS=4
+way "no compiler" "$python" CC= "PATH=$(without_compiler)" "XDG_CACHE_HOME=$logs/cache"
+if old=$(oldest); then
+    way "torch 2.6 on $("$old" --version)" "$old"
+else
+    echo "FAILED | torch 2.6 | no environment" | tee -a "$table"
+fi
+rm -rf "$logs/programs" "$logs/oldest" "$logs/cache"
+echo
+cat "$table"
+! grep -q '^FAILED' "$table"
