@@ -1,11 +1,12 @@
 """The benchmarks run and print what they promise; their figures are for machines with nothing else to do."""
 
+import multiprocessing
 import sys
 
 import pytest
 import torch
 
-from benchmarks import epoch, gradients, inference, scaling, train_step, variants
+from benchmarks import busy, epoch, gradients, inference, scaling, train_step, variants
 from benchmarks.published import published_model
 from benchmarks.variants import Case, eager, ours
 from biper.errors import UsageError
@@ -116,6 +117,17 @@ def test_inference(monkeypatch, capsys, tmp_path):
     assert sum(line.startswith("| all | 18 |") for line in lines) == 2
     assert any(line.startswith("Size: ") for line in lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("threads")
+def test_busy(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["busy", "-a", "resnet20_1w1a", "--rounds", "1", "--calls", "3"])
+    monkeypatch.setattr(busy, "BATCHES", (1, 2))
+    busy.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1 ", "| 2 "))]
+    assert [row[1] for row in rows] == ["quiet", "after torch", "a core taken"] * 2
+    assert all(float(number.rstrip(" |")) > 0 for row in rows for number in row[2:])
+    assert not multiprocessing.active_children()
 
 
 def test_inference_says_what_it_cannot_do(monkeypatch):

@@ -11,9 +11,12 @@
  * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -27,7 +30,7 @@
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* One thread's view of the run of one image; `share` of `shares` threads that work on it together. */
+/* One thread's view of the run of one image: `share` of the `shares` into which an instruction is divided. */
 typedef struct {
     char *scratch;
     uint64_t *gathered; /* TILE patches of activations */
@@ -111,7 +114,7 @@ static After after(const Run *r, const Head *h, int64_t bias, int64_t channels, 
     return a;
 }
 
-/* This thread's part of `count` pieces of work. */
+/* This share's part of `count` pieces of work. */
 static void own(const Run *r, int64_t count, int64_t *first, int64_t *last) {
     *first = count * r->share / r->shares;
     *last = count * (r->share + 1) / r->shares;
@@ -247,8 +250,21 @@ int biper_supports(int path) {
     }
 }
 
-static void step(const Run *r, const Head *instruction, int path) {
-    switch (path) {
+/* A program that runs: its instructions, and what every thread's Run begins with. */
+typedef struct {
+    const Header *header;
+    const int64_t *rows;
+    Run run;
+    int64_t images;
+    int path;
+} Job;
+
+static const Head *instruction_of(const Job *job, int64_t number) { return (const Head *)(job->rows + WIDTH * number); }
+
+/* Run an instruction, or a share of it, for the image that r says. */
+static void step(const Job *job, const Run *r, int64_t number) {
+    const Head *instruction = instruction_of(job, number);
+    switch (job->path) {
 #if defined(__x86_64__)
     case AVX512: step_avx512(r, instruction); break;
     case AVX2: step_avx2(r, instruction); break;
@@ -259,44 +275,166 @@ static void step(const Run *r, const Head *instruction, int path) {
     }
 }
 
+/* Into how many shares an instruction is worth dividing, at most four a thread: a share takes some microseconds. */
+#ifndef WORTH
+#define WORTH 4096 /* sixteen channels of a pixel's result, or of a word of a convolution's bits */
+#endif
+static int64_t shares_of(const Head *h, int64_t threads) {
+    const Conv *c = (const Conv *)h;
+    int64_t work = h->out_height * h->out_width * ((h->code == CONV ? c->out_channels : h->channels) + LANES - 1) / LANES;
+    if (h->code == CONV) work *= c->words * (c->pool ? 4 : 1);
+    return most(1, least(4 * threads, work / WORTH));
+}
+
+/* What threads know of each other that work on one image. They claim shares of the instruction that is under way, and
+ * none waits for one that has not begun: where another process has its core, the others do its work. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t claim; /* which instruction of which image, counted from 1, and its next share */
+    _Alignas(64) _Atomic int64_t done;   /* its shares that are finished */
+} Board;
+#define SHARE_BITS 16
+#define OVER (UINT64_MAX >> SHARE_BITS)
+
+/* A moment for somebody else: at first of this core, which may be of one with another thread, then of the system. */
+static void give_way(int64_t turn) {
+    if (turn % 1024 == 1023) sched_yield();
+#if defined(__x86_64__)
+    else _mm_pause();
+#endif
+}
+
+/* Claim one share of what is under way, and run it. 0 if there was none left. */
+static int take_share(const Job *job, Board *board, const int64_t *shares, Run *r) {
+    uint64_t claim = atomic_fetch_add_explicit(&board->claim, 1, memory_order_acq_rel);
+    uint64_t turn = claim >> SHARE_BITS, share = claim & ((1 << SHARE_BITS) - 1);
+    if (turn == OVER) return 0;
+    int64_t number = (turn - 1) % job->header->instructions;
+    if ((int64_t)share >= shares[number]) return 0;
+    r->image = (turn - 1) / job->header->instructions, r->share = share, r->shares = shares[number];
+    step(job, r, number);
+    atomic_fetch_add_explicit(&board->done, 1, memory_order_release);
+    return 1;
+}
+
+/* One instruction after the other, image by image. */
+static void lead(const Job *job, Board *board, const int64_t *shares, Run *r) {
+    int64_t count = job->header->instructions;
+    for (int64_t turn = 0; turn < job->images * count; turn++) {
+        int64_t number = turn % count;
+        if (shares[number] == 1) {
+            r->image = turn / count, r->share = 0, r->shares = 1;
+            step(job, r, number);
+            continue;
+        }
+        atomic_store_explicit(&board->done, 0, memory_order_relaxed);
+        atomic_store_explicit(&board->claim, (uint64_t)(turn + 1) << SHARE_BITS, memory_order_release);
+        while (take_share(job, board, shares, r));
+        for (int64_t i = 0; atomic_load_explicit(&board->done, memory_order_acquire) < shares[number]; i++) give_way(i);
+    }
+    atomic_store_explicit(&board->claim, OVER << SHARE_BITS, memory_order_release);
+}
+
+/* Shares of whatever is under way, until nothing is. */
+static void help(const Job *job, Board *board, const int64_t *shares, Run *r) {
+    for (int64_t i = 0;; i++) {
+        uint64_t claim = atomic_load_explicit(&board->claim, memory_order_acquire), turn = claim >> SHARE_BITS;
+        if (turn == OVER) return;
+        int64_t share = claim & ((1 << SHARE_BITS) - 1);
+        if (turn && share < shares[(turn - 1) % job->header->instructions] && take_share(job, board, shares, r))
+            i = 0;
+        else
+            give_way(i);
+    }
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+/* A thread whose core another process has comes late, and the run ends with the last thread. After such a run the next
+ * ones go without help, twice as many each time, up to MOST. */
+#define MOST 64
+static _Atomic int64_t alone, late;
+
+static int64_t helpers(int64_t threads) {
+    if (atomic_load(&alone) <= 0) return threads - 1;
+    atomic_fetch_sub(&alone, 1);
+    return 0;
+}
+
+static void note_wait(double worked, double waited) {
+    int64_t more = waited > 3e-5 && waited > worked / 4 ? least(MOST, 2 * atomic_load(&late) + 1) : 0;
+    atomic_store(&late, more);
+    atomic_store(&alone, more);
+}
+
+/* Fewer images than threads: all work on one. 0, or -1 if there is no memory. */
+static int run_together(const Job *job, int64_t threads) {
+    int64_t count = job->header->instructions, gathered_bytes = TILE * job->run.gather_words * 8, most_shares = 1;
+    int64_t *shares = malloc(count * sizeof(int64_t));
+    char *memory = aligned_alloc(64, job->header->scratch + threads * gathered_bytes);
+    double begun = seconds(), finished = begun;
+    Board board = {0};
+    if (shares && memory) {
+        for (int64_t i = 0; i < count; i++)
+            most_shares = most(most_shares, shares[i] = shares_of(instruction_of(job, i), threads));
+        threads = most_shares > 1 ? 1 + helpers(threads) : 1;
+        if (threads == 1)
+            for (int64_t i = 0; i < count; i++) shares[i] = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            Run r = job->run;
+            int64_t me = omp_get_thread_num();
+            r.scratch = memory;
+            r.gathered = (uint64_t *)(memory + job->header->scratch + me * gathered_bytes);
+            if (me) {
+                help(job, &board, shares, &r);
+            } else {
+                lead(job, &board, shares, &r);
+                finished = seconds();
+            }
+        }
+        if (threads > 1) note_wait(finished - begun, seconds() - finished);
+    }
+    int failed = shares && memory ? 0 : -1;
+    free(memory);
+    free(shares);
+    return failed;
+}
+
+/* At least as many images as threads, which take whole ones. 0, or -1 if there is no memory. */
+static int run_apart(const Job *job, int64_t threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        Run r = job->run;
+        r.scratch = aligned_alloc(64, job->header->scratch), r.gathered = aligned_alloc(64, TILE * r.gather_words * 8);
+        if (!r.scratch || !r.gathered) {
+#pragma omp atomic write
+            failed = -1;
+        }
+#pragma omp barrier
+        if (!failed) {
+#pragma omp for schedule(dynamic)
+            for (int64_t image = 0; image < job->images; image++) {
+                r.image = image;
+                for (int64_t i = 0; i < job->header->instructions; i++) step(job, &r, i);
+            }
+        }
+        free(r.gathered);
+        free(r.scratch);
+    }
+    return failed;
+}
+
 /* Run a program on images: see its fields. Threads take whole images, or share one where there are fewer images than
  * threads. 0, or -1 if there is no memory. */
 int biper_run(const int64_t *program, void *const *tensors, int64_t images, int64_t threads, int path, int fused) {
     const Header *header = (const Header *)program;
-    int64_t count = header->instructions, scratch_bytes = header->scratch, gather_words = header->patch;
     const int64_t(*values)[2] = (const int64_t(*)[2])(header + 1);
-    const int64_t *rows = (const int64_t *)(values + header->values);
-    int together = images < threads, failed = 0;
-    char *shared = together ? aligned_alloc(64, scratch_bytes) : NULL;
-    if (together && !shared) return -1;
-#pragma omp parallel num_threads(threads)
-    {
-        int64_t share = together ? omp_get_thread_num() : 0, shares = together ? omp_get_num_threads() : 1;
-        char *scratch = together ? shared : aligned_alloc(64, scratch_bytes);
-        uint64_t *gathered = aligned_alloc(64, TILE * gather_words * 8);
-        if (!scratch || !gathered) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-        Run r = {scratch, gathered, tensors, values, gather_words, 0, share, shares, fused};
-        if (failed) {
-        } else if (together) {
-            for (r.image = 0; r.image < images; r.image++)
-                for (int64_t i = 0; i < count; i++) {
-                    step(&r, (const Head *)(rows + WIDTH * i), path);
-#pragma omp barrier
-                }
-        } else {
-#pragma omp for schedule(dynamic)
-            for (int64_t image = 0; image < images; image++) {
-                r.image = image;
-                for (int64_t i = 0; i < count; i++) step(&r, (const Head *)(rows + WIDTH * i), path);
-            }
-        }
-        free(gathered);
-        if (!together) free(scratch);
-    }
-    free(shared);
-    return failed ? -1 : 0;
+    Run run = {NULL, NULL, tensors, values, header->patch, 0, 0, 1, fused};
+    Job job = {header, (const int64_t *)(values + header->values), run, images, path};
+    return images < threads ? run_together(&job, threads) : run_apart(&job, threads);
 }

@@ -285,7 +285,7 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
     }
 }
 
-/* This thread's tiles; where there are fewer tiles than threads, its part of the output channels of all of them. */
+/* This share's tiles; where there are fewer tiles than shares, its part of the output channels of all of them. */
 static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     int64_t pixels = c->head.out_height * c->head.out_width, tiles = c->pool ? pixels : (pixels + TILE - 1) / TILE;
     int64_t channels = c->out_channels / c->groups, first = 0, last = tiles, part = 0, parts = 1;
