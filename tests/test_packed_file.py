@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+import sys
 from dataclasses import replace
 
 import pytest
@@ -165,3 +166,16 @@ def test_quantizers_other_than_bipers_are_named_and_a_models_file_says_all(tmp_p
     assert loaded.metadata.weight_quantizer == loaded.metadata.input_quantizer == {"name": "sign"}
     with torch.no_grad():
         assert torch.equal(loaded(x), pack(model)(x))
+
+
+def test_a_file_is_read_and_run_without_torchs_compiler(shell):
+    """It takes seconds to load."""
+    code = """
+import sys, torch, biper
+packed = biper.load_packed("pretrained_models/resnet20_1w1a/packed.safetensors")
+with torch.inference_mode():
+    packed(torch.zeros(1, 3, 32, 32))
+print(sorted(name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "sympy", "torchvision")))
+"""
+    result = shell(sys.executable, "-c", code)
+    assert (result.stdout, result.stderr) == ("[]\n", "")

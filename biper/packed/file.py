@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from biper.errors import UsageError, one_line
 from biper.files import atomically
@@ -154,8 +155,19 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
 
 def _skeleton(m: Metadata) -> PackedNetwork:
     """A packed network of that kind, in shape alone. Raises UsageError if there is none."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return pack_shape(network_like(m), m)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights are not initialized: shapes have nothing to fill, and torch would load its compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _shape_of(model: nn.Module | None, own: str) -> PackedNetwork:
