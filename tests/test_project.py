@@ -26,6 +26,7 @@ CODE = [
         "imagenet/**/*.py",
         "benchmarks/*.py",
         "scripts/*.py",
+        "docs/*.py",
         "tests/**/*.py",
     )
     for path in sorted(ROOT.glob(pattern))
