@@ -1,0 +1,191 @@
+"""A campaign of planted errors: python tests/mutations.py --count 200 --seed 0 --log mutations.jsonl.
+
+One small error at a time is planted in a copy of the library: a comparison, an operator or a number changed, a
+condition turned, a statement left out. The tests that run that line, the quickest first, should fail. The first run
+records which those are, which takes as long as the suite; a campaign that was stopped goes on where it was.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coverage import CoverageData
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = 300  # seconds of tests, as measured without an error, for each error
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+LEFT_ALONE = (ast.FunctionDef, ast.ClassDef, ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`before`, of a line of a file, becomes `after`."""
+
+    file: str
+    line: int
+    start: int  # bytes from the beginning of the file
+    before: str
+    after: str
+
+
+def changed(node: ast.AST) -> ast.AST | None:
+    """What becomes of a node: another one, or None if it stays."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPS:
+        return ast.Compare(node.left, [SWAPS[type(node.ops[0])]()], node.comparators)
+    if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+        return ast.BinOp(node.left, SWAPS[type(node.op)](), node.right)
+    if isinstance(node, ast.BoolOp):
+        return ast.BoolOp(SWAPS[type(node.op)](), node.values)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return node.operand
+    if isinstance(node, ast.IfExp):
+        return ast.IfExp(node.test, node.orelse, node.body)
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return ast.Constant(not node.value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return ast.Constant(node.value + 1)
+    if isinstance(node, ast.AugAssign) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+        return ast.Pass()
+    return None
+
+
+def within_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of functions' bodies: no annotations, defaults, docstrings, or what is said when something is wrong."""
+    waiting = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in f.body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(
+            node, ast.FunctionDef | ast.ClassDef | ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
+        ):
+            continue
+        yield node
+        waiting += [
+            child for name, value in ast.iter_fields(node) if name != "annotation"
+            for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST)
+        ]  # fmt: skip
+
+
+def mutations(file: Path) -> list[Mutation]:
+    """All that can be planted in a file."""
+    text = file.read_bytes()
+    starts = [0]
+    for line in text.split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    found = []
+    for node in within_functions(ast.parse(text)):
+        new = changed(node)
+        if new is None or not isinstance(node, ast.expr | ast.stmt) or node.end_lineno is None:
+            continue
+        start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + (node.end_col_offset or 0)
+        after = ast.unparse(ast.fix_missing_locations(new))
+        after = f"({after})" if isinstance(new, ast.expr) else after
+        name = str(file.relative_to(ROOT))
+        found.append(Mutation(name, node.lineno, start, text[start:end].decode(), after))
+    return found
+
+
+def record(folder: Path) -> None:
+    """Run the suite once: which tests run which lines, and how long they take."""
+    flags = ["--numprocesses=3", "--dist=worksteal", "--cov=biper", "--cov-context=test", "--cov-report="]
+    environment = os.environ | {"COVERAGE_FILE": str(folder / "coverage"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags, f"--junitxml={folder / 'times.xml'}"]
+    subprocess.run(command, cwd=ROOT, env=environment | {"OMP_WAIT_POLICY": "passive"}, check=True)
+
+
+def covering(folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, float]]:
+    """The tests of each line by file and number, and the seconds of each test, as `record` has found them."""
+    data = CoverageData(str(folder / "coverage"))
+    data.read()
+    tests = defaultdict(list)
+    for file in data.measured_files():
+        for line, contexts in data.contexts_by_lineno(file).items():
+            tests[os.path.relpath(file, ROOT), line] = sorted({c.rsplit("|", 1)[0] for c in contexts if c})
+    seconds = {}
+    for case in ElementTree.parse(folder / "times.xml").getroot().iter("testcase"):
+        seconds[f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"] = float(case.get("time", 0))
+    return tests, seconds
+
+
+def is_found(mutation: Mutation, copy: Path, tests: list[str], seconds: dict[str, float]) -> bool:
+    """Whether a test fails with the error planted in a copy of the repository."""
+    chosen, total = [], 0.0
+    for test in sorted(tests, key=lambda name: seconds.get(name, 1.0)):
+        total += seconds.get(test, 1.0)
+        if chosen and total > BUDGET:
+            break
+        chosen.append(test)
+    if not chosen:
+        return False
+    file = copy / mutation.file
+    whole = file.read_bytes()
+    end = mutation.start + len(mutation.before.encode())
+    file.write_bytes(whole[: mutation.start] + mutation.after.encode() + whole[end:])
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", *chosen]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return bool(subprocess.run(command, cwd=copy, env=environment, timeout=60 + 4 * BUDGET, **streams).returncode)
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        file.write_bytes(whole)
+
+
+def campaign(count: int, seed: int, log: Path, folder: Path) -> list[dict[str, object]]:
+    """Plant errors, and log for each whether it was found."""
+    tests, seconds = covering(folder)
+    everything = [m for file in sorted((ROOT / "biper").rglob("*.py")) for m in mutations(file)]
+    chosen = random.Random(seed).sample(everything, count)
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", "__pycache__"))
+        for mutation in tqdm(chosen[len(done) :], initial=len(done), total=count, disable=None):
+            found = is_found(mutation, copy, tests[mutation.file, mutation.line], seconds)
+            done.append(asdict(mutation) | {"found": found})
+            with log.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    return done
+
+
+def main() -> None:
+    """Print a table by room, and the errors that no test has found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=200, help="default 200")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice; default 0")
+    parser.add_argument("--log", type=Path, default=Path("mutations.jsonl"), help="default mutations.jsonl")
+    parser.add_argument("--map", type=Path, default=Path("mutations_map"), help="what the first run has recorded")
+    args = parser.parse_args()
+    if not (args.map / "times.xml").exists():
+        args.map.mkdir(exist_ok=True)
+        record(args.map.resolve())
+    done = campaign(args.count, args.seed, args.log, args.map)
+    planted = Counter(Path(str(m["file"])).parts[1] for m in done)
+    found = Counter(Path(str(m["file"])).parts[1] for m in done if m["found"])
+    print("| room | planted | found |\n| --- | --- | --- |")
+    for room in sorted(planted):
+        print(f"| {room} | {planted[room]} | {found[room]} |")
+    print(f"| all | {len(done)} | {found.total()} ({found.total() / len(done):.0%}) |\n")
+    for m in done:
+        if not m["found"]:
+            print(f"{m['file']}:{m['line']}: {m['before']!r} became {m['after']!r}")
+
+
+if __name__ == "__main__":
+    main()
