@@ -4,14 +4,12 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,6 +18,7 @@ from biper.errors import USERS, ProcessLost, TrainingDiverged, UsageError, one_l
 from biper.experiments.recipe import Given
 from biper.experiments.run import conduct, is_there, logged
 from biper.experiments.studies import Variant
+from biper.lifetime import end_with_parent
 
 log = logging.getLogger("biper")
 
@@ -149,14 +148,7 @@ def _begin(prepare: Callable[[], None]) -> None:
         prepare()
     except USERS as error:
         _UNFIT.append(str(error))
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait_for_any([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _conduct(trial: Trial, last: int) -> str:
