@@ -133,6 +133,7 @@ class PillowReader:
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
             multiprocessing_context=_make_context() if workers else None,
+            generator=torch.Generator(),  # else each pass draws from torch's own, whose state a checkpoint keeps
         )
 
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
