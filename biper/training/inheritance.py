@@ -29,6 +29,7 @@ from biper.training.settings import METHOD, SETTINGS, Settings, differences, mak
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
 NAMED = tuple(name for name in DATASETS if name != FOLDER)
+WHERE = ("dataset", "data_path", "accept_checksums")
 OF_FOLDERS = ("dataset", "data_path", "image_size")
 EARLIER = {"amp": "off", "quantizer": BIPER, "input_quantizer": "", "activation": ""}  # before there was a choice
 
@@ -125,9 +126,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
     _require_same_method(start, given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
-        inherited |= {
-            name: saved[name] for name in ("dataset", "data_path", "image_size", "validation") if name in saved
-        }
+        inherited |= {name: saved[name] for name in (*WHERE, "image_size", "validation") if name in saved}
     _require_same_split(inherited | given, saved, path)
     return inherited
 
@@ -165,7 +164,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
     # the loader too: where images are resized DALI's differ a little, and a sign makes much of little
-    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
+    kept = (*WHERE, "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
     return network, make_settings(m.family, m.stage, taken | given | _identity(m))

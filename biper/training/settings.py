@@ -85,6 +85,9 @@ class Settings:
     data_path: str = setting(
         "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
     )
+    accept_checksums: bool = setting(
+        False, "data", "use CIFAR's files although their MD5 is not the published one", runtime=True
+    )
     image_size: int | None = setting(
         None,
         "data",
