@@ -68,7 +68,11 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
             stored = _defaults(family, stage) | EARLIER | stored  # of an earlier version, which lacked some
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
+            if given.get("extend"):
+                given, stored = _extended(given, stored)
             return _resumed(make_settings(family, stage, stored | given), stored)
+    if given.get("extend"):
+        raise UsageError("--extend adds epochs to a run that is saved: give --resume and its --results_dir")
     if stage == 2 and not fresh:
         if not start:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
@@ -100,6 +104,29 @@ def _require_method(given: Given, stage: int) -> None:
         raise UsageError(f"--quantizer {name} {text} (biper train --stage 2 --from_scratch)")
     if stage == 2:
         require_second_stage(name, quantizer)
+
+
+def _extended(given: Given, stored: Given) -> tuple[Given, Given]:
+    """What the user gave and the settings of the run that goes on, with the epochs of --extend.
+
+    They are counted from those that the run began with, so that the same command may be given again, by torchrun too.
+    Raises UsageError where more epochs would have given another run from the start.
+    """
+    more, there = given["extend"], stored["extend"]
+    began = stored["epochs"] - there
+    if more < there:
+        raise UsageError(f"--extend {more}: the run has been extended by {there} epochs already: give more")
+    why = ""
+    if stored["lr_type"] != "step":
+        why = f"the learning rate of --lr_type {stored['lr_type']} follows from the last epoch, {began}, where it ends"
+    elif stored["regularizer"] and stored["tau_min"] != stored["tau_max"]:
+        why = f"tau follows from the last epoch, {began}, where it reaches --tau_max"
+    if why:
+        text = f"--extend {more}: {why}; with more epochs it is another run"
+        raise UsageError(f"{text}: start one with --epochs {began + more} and another --save")
+    if given.get("epochs") == began:  # the command that began the run
+        given = {name: value for name, value in given.items() if name != "epochs"}
+    return given, stored | {"epochs": began + more, "extend": more}
 
 
 def _resumed(config: Settings, stored: Given) -> Settings:
