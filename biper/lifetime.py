@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from multiprocessing.connection import wait
 
 POLL = 1.0  # seconds
+# what reaches every process of a terminal: Ctrl-C, and that it is closed, which Windows does not tell
+OF_TERMINALS = (signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 def end_with_parent() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from biper.commands.importing import import_file
-from biper.errors import UsageError
+from biper.errors import UsageError, tell
 from biper.lifetime import end_with_parent
 
 if TYPE_CHECKING:
@@ -61,5 +61,5 @@ def run_experiment(conduct: Callable[[], None]) -> None:
         with signals_interrupt():
             conduct()
     except KeyboardInterrupt as error:
-        print(f"stopped by {error}; what is saved stays: the same command goes on from there", file=sys.stderr)
+        tell(f"stopped by {error}; what is saved stays: the same command goes on from there")
         raise

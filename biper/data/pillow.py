@@ -19,7 +19,7 @@ from biper.data.folder import open_image
 from biper.data.samples import Samples
 from biper.data.sharding import make_generator
 from biper.errors import UsageError, WorkerLost, one_line
-from biper.lifetime import end_with_parent
+from biper.lifetime import OF_TERMINALS, end_with_parent
 
 T = TypeVar("T")
 Requests = Iterable["Request"]  # of one batch
@@ -164,7 +164,8 @@ def _make_context() -> multiprocessing.context.BaseContext:
 
 def _start_worker(number: int) -> None:
     end_with_parent()  # torch's worker asks for its parent's number, which is that of the fork server
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
+    for signum in OF_TERMINALS:
+        signal.signal(signum, signal.SIG_IGN)  # the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # of Pillow, about odd metadata in files that it reads
 
