@@ -48,7 +48,6 @@ def write_images(folder: Path, train_images: int, test_images: int) -> None:
         (root / name).write_bytes(pickle.dumps({"data": images, "labels": labels}))
     names = {"label_names": [f"class {number}" for number in range(CLASSES)]}
     (root / cifar.CIFAR10.meta["filename"]).write_bytes(pickle.dumps(names))
-    cifar.check_integrity = lambda *arguments: True  # they are not CIFAR-10's own
 
 
 class Stopwatch:
@@ -87,7 +86,8 @@ def main() -> None:
     watch.watch(train, "run_epochs", lambda *_: "epoch")
     with TemporaryDirectory() as folder:
         write_images(Path(folder), args.images, args.tests)
-        given = ["--data_path", folder, "--results_dir", f"{folder}/run", "--epochs", "1", "--freq", "20", *options]
+        given = ["--data_path", folder, "--accept_checksums", "--results_dir", f"{folder}/run"]
+        given += ["--epochs", "1", "--freq", "20", *options]
         start = time.perf_counter()
         train_main("cifar10", 1, given)
         command = time.perf_counter() - start

@@ -26,10 +26,12 @@ from benchmarks import variants
 from benchmarks.train_step import peak_memory
 from benchmarks.variants import CLASSES, Case, Step, machine, positive, run
 from biper.errors import UsageError
-from biper.models import create_model
+from biper.models import Network, create_model
 from biper.nn.layers import BinaryConv2d
 from biper.packed import runtime as kernels
+from biper.packed.file import load_packed, save_packed
 from biper.packed.layers import PackedConv2d
+from biper.packed.network import PackedNetwork
 from biper.packed.pack import pack
 from biper.training.process import flush_denormals, keep_memory
 
@@ -51,7 +53,8 @@ def arguments() -> argparse.Namespace:
     flag("--compilers", help="the twin through torch.compile and onnxruntime too")
     flag("--layers", help="each binary convolution alone too")
     flag("--memory", help="measure peak memory")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # a network's file: its peak memory, in a process of its own
+    # a network's name and file: its peak memory, in a process of its own
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -87,11 +90,31 @@ def timed(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 def networks(case: Case) -> dict[str, nn.Module]:
     """What is compared, before layouts and compilers; the same at every call."""
     torch.manual_seed(0)
-    network = variants.randomized(
-        create_model(case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=2)
-    )
+    network = variants.randomized(training_network(case))
     twin = variants.randomized(variants.twin_network(case))
     return {"packed": pack(network), "training network": network, "twin": twin}
+
+
+def training_network(case: Case) -> Network:
+    """The network of stage 2, fresh."""
+    return create_model(case.model, family=case.family, num_classes=CLASSES[case.family], freq=20.0, stage=2)
+
+
+def save(network: nn.Module, file: Path) -> None:
+    """Write one of `networks`."""
+    if isinstance(network, PackedNetwork):
+        save_packed(network, file)
+    else:
+        torch.save(network.state_dict(), file)
+
+
+def load(name: str, file: Path, case: Case) -> nn.Module:
+    """That one of `networks` again, as a user loads it."""
+    if name == "packed":
+        return load_packed(file)
+    network = variants.twin_network(case) if name == "twin" else training_network(case)
+    network.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    return network.eval()
 
 
 def ways(made: dict[str, nn.Module], images: Tensor, compilers: bool, folder: Path) -> dict[str, Step]:
@@ -179,11 +202,12 @@ def sizes(made: dict[str, nn.Module]) -> str:
     return f"Size: {ours}; in float32 {figure(whole)} MiB, {whole / (buffers + real):.1f} times as much."
 
 
-def peak_memory_alone(network: nn.Module) -> float:
+def peak_memory_alone(name: str, network: nn.Module) -> float:
     """MiB that a process needs at most to load the network and to run it on the largest batch."""
     with TemporaryDirectory() as folder:
-        torch.save(network, f"{folder}/network.pt")
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", f"{folder}/network.pt"]
+        file = Path(folder) / "network"
+        save(network, file)
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -227,8 +251,9 @@ def main() -> None:
     args = arguments()
     case = Case(args.model, args.family, 2, max(args.batches), torch.device("cpu"), args.image_size)
     if args.only:
+        name, file = args.only
         torch.set_num_threads(max(args.threads))
-        print(peak_memory(lambda: forward(torch.load(args.only, weights_only=False), case.images()), case))
+        print(peak_memory(lambda: forward(load(name, Path(file), case), case.images()), case))
         return
     if args.plot and (args.plot.suffix.lower() != ".png" or not args.plot.parent.is_dir()):
         raise UsageError(f"cannot write {args.plot}: it is no .png, or its folder is not there")
@@ -244,7 +269,7 @@ def main() -> None:
         print(f"\n## Layers, batch {batch}, threads: {max(args.threads)}\n\n{text}", flush=True)
     print(f"\n## Size and memory, batch {case.batch}, threads: {max(args.threads)}\n\n{sizes(made)}")
     for name, network in made.items() if args.memory else ():
-        print(f"Peak memory, {name}: {peak_memory_alone(network):,.0f} MiB", flush=True)
+        print(f"Peak memory, {name}: {peak_memory_alone(name, network):,.0f} MiB", flush=True)
     if args.plot:
         chosen = {batch: results[batch] for batch in sorted({min(results), max(results)})}
         plot(args.plot, f"{title}, threads: {max(args.threads)}", chosen)

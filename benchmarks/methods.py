@@ -30,6 +30,7 @@ from benchmarks.variants import machine
 from biper.data.digits import DIGITS, read_digits
 from biper.experiments.tables import markdown
 from biper.files import write_rows, write_text
+from biper.lifetime import end_with_parent
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.inheritance import training_config
@@ -78,6 +79,7 @@ def settings(method: tuple[str, str, str], folder: Path, epochs: int) -> dict[st
 
 def run(method: tuple[str, str, str], folder: Path, epochs: int) -> None:
     """A training, in a process of its own."""
+    end_with_parent()
     torch.set_num_threads(1)
     train(training_config("cifar10", 2, settings(method, folder, epochs)))
 

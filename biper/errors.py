@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 
 class UsageError(ValueError):
@@ -60,14 +61,31 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}{place}"
 
 
+def tell(text: str) -> None:
+    """Write a line to standard error, if it is still there: a terminal that was closed takes none."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _write_nowhere(sys.stderr)
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Let what a stream that is gone still holds, which Python flushes at exit, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
     try:
         command()
     except KeyboardInterrupt as error:
-        sys.exit(128 + (signal.SIGTERM if str(error) == "SIGTERM" else signal.SIGINT))
-    except BrokenPipeError:  # `| head` has seen enough; what Python still flushes at exit goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            sys.stdout.flush()
+        except OSError:  # of a terminal that was closed
+            _write_nowhere(sys.stdout)
+        sys.exit(128 + signal.Signals.__members__.get(str(error), signal.SIGINT))
+    except BrokenPipeError:  # `| head` has seen enough
+        _write_nowhere(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
     except (*USERS, *OTHERS) as error:
         rank = os.environ.get("RANK", "0")

@@ -72,7 +72,6 @@ def restored(monkeypatch):
         (acceleration, "fused_regularizer"),
         (acceleration, "periodic_regularizer"),
         (train, "run_epochs"),
-        (epoch.cifar, "check_integrity"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
 
@@ -130,13 +129,18 @@ def test_busy(monkeypatch, capsys):
     assert not multiprocessing.active_children()
 
 
-def test_inference_says_what_it_cannot_do(monkeypatch):
+def test_inference_says_what_it_cannot_do(monkeypatch, tmp_path):
     for flags in (["-a", "resnet20_32w32a"], ["-a", "vgg_small_1w1a", "--image_size", "16"], ["--plot", "a.pnm"]):
         monkeypatch.setattr(sys, "argv", ["inference", *flags])
         with pytest.raises(UsageError):
             inference.main()
     case = Case("resnet20_1w1a", "cifar10", 2, 16, CPU)
     made = inference.networks(case)
+    for name, network in made.items():  # as the process that measures its memory reads it
+        inference.save(network, tmp_path / name)
+        images = case.images()
+        with torch.inference_mode():
+            assert torch.equal(inference.load(name, tmp_path / name, case)(images), network(images))
     other = made | {"packed": made["twin"]}
     assert "for 16 images" in inference.agreement(made, case.images())
     with pytest.raises(UsageError, match="predicts another class"):

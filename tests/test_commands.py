@@ -1,6 +1,7 @@
 """The commands as users type them, in processes of their own."""
 
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -127,6 +128,26 @@ def test_kill_9_at_random_moments(tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "cut" / "metrics.csv").read_bytes()
     assert not list((tmp_path / "cut").glob(".*"))
+
+
+def test_a_terminal_that_is_closed_ends_a_run_cleanly(tmp_path):
+    """How to go on is in its log, as nobody could read it elsewhere."""
+    argv = [sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--results_dir", tmp_path, "--epochs", 1000]
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [str(a) for a in argv], stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    seen = b""
+    while b"epoch 1/1000  lr" not in seen:
+        seen += os.read(main, 1000)
+    os.close(main)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    last = (tmp_path / "logger.log").read_text().splitlines()[-1]
+    assert "stopped by SIGHUP; what is saved stays. To go on from there: " in last
+    assert last.endswith(f"--results_dir {tmp_path} --epochs 1000 --resume")
+    assert read_checkpoint(tmp_path / LATEST)["epoch"] >= 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,6 +18,7 @@ from biper.data.digits import DIGITS, read_digits
 from biper.data.folder import check_memory, read_folder
 from biper.data.loaders import build_loaders
 from biper.errors import UsageError
+from biper.training.checkpoint import BEST
 from biper.training.settings import Settings
 
 CPU = torch.device("cpu")
@@ -163,9 +164,86 @@ def test_cifar_from_a_local_archive(tmp_path, monkeypatch, command):
 def test_foreign_archive_is_refused(tmp_path, monkeypatch, refused):
     archive = cifar_archive(tmp_path / "made", monkeypatch, damaged=True)
     err = refused("--archive", archive, "--data_path", tmp_path / "data", entry=download_main)
-    assert "is not the original cifar-10-python.tar.gz" in err
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    assert f"is not the original cifar-10-python.tar.gz: its MD5 is {md5}, not {READERS['cifar10'].tgz_md5}" in err
     assert not (tmp_path / "data").exists()
     refused("--archive", tmp_path / "missing.tar.gz", entry=download_main)
+
+
+def test_files_that_are_not_the_published_ones_are_used_if_the_user_says_so(tmp_path, monkeypatch, command, refused):
+    archive, target = cifar_archive(tmp_path / "made", monkeypatch, damaged=True), tmp_path / "data"
+    code, _, _ = command("--archive", archive, "--data_path", target, "--accept_checksums", entry=download_main)
+    assert code == 0
+    flags = ["--data_path", target, "-a", "resnet20_1w1a", "-b", 50, "--epochs", 1, "--results_dir", tmp_path / "run"]
+    md5 = hashlib.md5((target / "cifar-10-batches-py" / "data_batch_1").read_bytes()).hexdigest()
+    named = f"data_batch_1 has the MD5 {md5}, not {READERS['cifar10'].train_list[0][1]}"
+    assert "test_batch has the MD5" in refused(*flags)
+    assert not (tmp_path / "run").exists()
+    code, out, err = command(*flags, "--accept_checksums")
+    assert code == 0, err
+    assert f"cifar10 in {target} is not the published one, and is used all the same: {named}; " in out
+    assert command("-e", tmp_path / "run" / BEST)[0] == 0  # what the run was told holds for its evaluation
+    (target / "cifar-10-batches-py" / "data_batch_3").unlink()
+    assert "data_batch_3 is missing" in refused(*flags, "--accept_checksums", "--save", "other")
+
+
+class Harmful:
+    """A pickle of it would call print."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (pickle.dumps(Harmful()), "it holds a builtins.print"),
+        (b"no pickle", "is damaged"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}), "N labels below"),
+        (pickle.dumps({"data": np.zeros((2, 3072)), "labels": [0, 1]}), "expected N x 3072 bytes"),
+        (pickle.dumps([1, 2]), "is no file of CIFAR"),
+    ],
+    ids=["code", "text", "labels", "pixels", "list"],
+)
+def test_no_file_that_is_read_runs_code_or_passes_for_images(tmp_path, monkeypatch, capsys, contents, message):
+    cifar_archive(tmp_path, monkeypatch, damaged=True)
+    test, meta = (tmp_path / "cifar-10-batches-py" / name for name in ("test_batch", "batches.meta"))
+    test.write_bytes(contents)
+    with pytest.raises(UsageError, match=message):
+        read_cifar("cifar10", tmp_path, False, accept=True)
+    meta.write_bytes(contents)
+    with pytest.raises(UsageError, match=r"batches\.meta is"):
+        read_cifar("cifar10", tmp_path, False, accept=True)
+    assert "run" not in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["outside", "link", "missing", "cut"])
+def test_an_archive_writes_the_data_sets_files_alone(tmp_path, monkeypatch, command, kind):
+    whole = cifar_archive(tmp_path / "made", monkeypatch, damaged=True)
+    archive, target = tmp_path / "other.tar.gz", tmp_path / "data"
+    with tarfile.open(whole) as old, tarfile.open(archive, "w:gz") as new:
+        for member in old.getmembers():
+            source = old.extractfile(member) if member.isfile() else None
+            if member.name.endswith("data_batch_2") and kind in ("link", "missing"):
+                member.type, member.linkname, source = tarfile.SYMTYPE, "/etc/passwd", None
+                if kind == "missing":
+                    continue
+            member.name = f"./{member.name}"  # as tar writes it for a folder that is given so
+            new.addfile(member, source)
+        outside = tarfile.TarInfo("../outside")
+        new.addfile(outside)
+    if kind == "cut":
+        archive.write_bytes(archive.read_bytes()[:-2000])
+    flags = ["--archive", archive, "--data_path", target, "--accept_checksums"]
+    code, _, err = command(*flags, entry=download_main)
+    assert not (tmp_path / "outside").exists()
+    if kind == "outside":
+        assert (code, len(list((target / "cifar-10-batches-py").iterdir()))) == (0, 7)
+    else:
+        text = "is damaged" if kind == "cut" else "holds no file cifar-10-batches-py/data_batch_2"
+        assert code == 2
+        assert f"error: {archive} {text}" in err
+        assert not target.exists()
 
 
 def test_download_without_network_is_one_line(tmp_path, monkeypatch, refused):

@@ -33,6 +33,8 @@ def failing(error):
         (ProcessLost("closed by peer"), 1, "error: another process ended: closed by peer\n"),
         (TrainingDiverged("the loss is nan"), 1, "error: the loss is nan\n"),
         (KeyboardInterrupt("SIGTERM"), 143, ""),
+        (KeyboardInterrupt("SIGHUP"), 129, ""),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_the_kind_of_an_error_decides(capsys, error, code, line):

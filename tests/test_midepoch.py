@@ -24,19 +24,21 @@ def equal(a, b):
         one, two = read_checkpoint(a / name), read_checkpoint(b / name)
         assert all(torch.equal(one["state_dict"][key], value) for key, value in two["state_dict"].items())
         assert one["history"] == two["history"]
+        assert torch.equal(one["random_state"]["torch"], two["random_state"]["torch"])
     assert (a / "metrics.csv").read_bytes() == (b / "metrics.csv").read_bytes()
 
 
-@pytest.mark.parametrize("loader", ["memory", "pillow", "dali"])
+@pytest.mark.parametrize("loader", ["memory", "pillow", "workers", "dali"])
 def test_a_run_goes_on_within_its_epoch_without_repeating_images(tmp_path, command, monkeypatch, loader):
     flags = [*TINY, "-b", 128, "--epochs", 2]
     family = "cifar10" if loader == "memory" else "imagenet"
+    workers = 2 if loader == "workers" else 0
     if loader != "memory":
         if loader == "dali":
             pytest.importorskip("nvidia.dali")
         data = photographs(tmp_path / "data", train=16, test=2)
         flags = ["--dataset", "folder", "--data_path", data, "--image_size", 32, "-b", 8, "--epochs", 2, "--freq", 20]
-        flags += ["--workers", 0, "--lr", 0.01, *(["--use_dali"] if loader == "dali" else [])]
+        flags += ["--workers", workers, "--lr", 0.01, *(["--use_dali"] if loader == "dali" else [])]
     code, _, err = command(*flags, "--checkpoint_minutes", 0, "--results_dir", tmp_path / "whole", family=family)
     assert code == 0, err
     save, seen = trainer_module.save_checkpoint, []

@@ -96,6 +96,13 @@ def test_an_epoch_is_taken_up_where_it_was_left(data, reader):
     assert same(list(train.epoch(2)), whole)
 
 
+def test_reading_leaves_torchs_random_state_alone(data, reader):
+    """A checkpoint keeps it, and an epoch that is taken up again is read in two passes."""
+    before = torch.get_rng_state()
+    list(loaders(data, **reader).train.epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_reader_may_be_left_in_the_middle(data, reader):
     train = loaders(data, **reader).train
     next(iter(train.epoch(0)))

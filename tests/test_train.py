@@ -118,6 +118,47 @@ def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path, comma
     assert same_weights(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
 
+STEPS = ["--lr_type", "step", "--lr_decay_step", 1, 4]
+
+
+def test_a_run_that_is_extended_ends_where_one_of_so_many_epochs_ends(tmp_path, command, refused):
+    flags = [*TINY, *STEPS, "--results_dir"]
+    assert command(*flags, tmp_path / "whole", "--epochs", 5)[0] == 0
+    begun = [*flags, tmp_path / "more", "--epochs", 2]
+    assert command(*begun)[0] == 0
+    for more in (1, 1, 3, 3):  # the same command again finds nothing to do
+        code, out, err = command(*begun, "--resume", "--extend", more)
+        assert code == 0, err
+    assert "going on after 5 of 5 epochs" in out
+    assert "extended by 3 epochs already" in refused(*begun, "--resume", "--extend", 2)
+    assert command("--results_dir", tmp_path / "more", "--resume")[0] == 0  # the folder knows the rest
+    for name in (LATEST, BEST):
+        one, other = (read_checkpoint(tmp_path / run / name) for run in ("whole", "more"))
+        assert one["history"] == other["history"]
+        assert all(torch.equal(other["state_dict"][key], tensor) for key, tensor in one["state_dict"].items())
+    configs = [(tmp_path / run / "config.yaml").read_text() for run in ("whole", "more")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the learning rate of --lr_type cos follows from the last epoch, 1, where it ends"),
+        ([*STEPS, "--tau_min", 0.01, "--tau_max", 0.02], "tau follows from the last epoch, 1"),
+        ([*STEPS, "--input_quantizer", "irnet"], "the quantizers change until the last epoch"),
+    ],
+)
+def test_a_schedule_that_has_ended_is_not_extended(tmp_path, command, refused, flags, message):
+    argv = [*TINY, *flags, "--epochs", 1, "--results_dir", tmp_path]
+    assert "give --resume" in refused(*argv, "--extend", 2)
+    assert command(*argv)[0] == 0
+    before = (tmp_path / LATEST).read_bytes()
+    text = refused("--results_dir", tmp_path, "--resume", "--extend", 2)
+    assert message in text
+    assert "start one with --epochs" in text
+    assert (tmp_path / LATEST).read_bytes() == before
+
+
 def test_stage_2_resumes_without_stage_1(trained, tmp_path, command):
     start = tmp_path / "start.pth.tar"
     shutil.copy(trained / "stage1" / BEST, start)

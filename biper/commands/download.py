@@ -14,6 +14,8 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10", help="default cifar10")
     parser.add_argument("--data_path", type=Path, default=None, help="where to put it; absent: where training looks")
     parser.add_argument("--archive", type=Path, default=None, metavar="FILE", help="a cifar-10-python.tar.gz at hand")
+    text = "take an archive although its MD5 is not the published one"
+    parser.add_argument("--accept_checksums", action="store_true", default=False, help=text)
     return parser
 
 
@@ -27,5 +29,5 @@ def _download(given: dict[str, Any]) -> None:
     from biper.data.datasets import default_data_path
 
     path = given["data_path"] or default_data_path(given["dataset"])
-    fetch_cifar(given["dataset"], path, given["archive"])
+    fetch_cifar(given["dataset"], path, given["archive"], given["accept_checksums"])
     print(f"{given['dataset']} is in {path}")

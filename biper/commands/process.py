@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from biper.commands.importing import import_file
-from biper.errors import UsageError
+from biper.errors import UsageError, tell
+from biper.lifetime import end_with_parent
 
 if TYPE_CHECKING:
     from biper.training.distributed import Processes
@@ -30,12 +31,14 @@ def prepare_process(level: int = logging.INFO) -> "Processes":
 
     level: from which on the first process shows the log.
     """
-    from biper.training.distributed import launched_processes
+    from biper.training.distributed import launched_by_torchrun, launched_processes
     from biper.training.log import log_to_console
     from biper.training.process import flush_denormals, keep_memory
 
     flush_denormals()
     keep_memory()
+    if launched_by_torchrun():
+        end_with_parent()  # which ends them all when one has ended, but not if it is killed itself
     processes = launched_processes()
     log_to_console(level if processes.main else logging.WARNING)
     return processes
@@ -58,5 +61,5 @@ def run_experiment(conduct: Callable[[], None]) -> None:
         with signals_interrupt():
             conduct()
     except KeyboardInterrupt as error:
-        print(f"stopped by {error}; what is saved stays: the same command goes on from there", file=sys.stderr)
+        tell(f"stopped by {error}; what is saved stays: the same command goes on from there")
         raise

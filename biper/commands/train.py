@@ -1,7 +1,6 @@
 """Train a stage: biper train; main.py and main_stage2.py of a family. With -e they evaluate a checkpoint."""
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from biper.commands.arguments import Parser, add_setting, read_config, read_flags, with_config
 from biper.commands.evaluate import evaluate
 from biper.commands.process import called_as, prepare_process
-from biper.errors import run_command
+from biper.errors import run_command, tell
 from biper.training.settings import FAMILY_DEFAULTS, GROUPS, SETTINGS
 
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ def _family(stage: int, config: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes") -> None:
     from biper.training.inheritance import training_config
+    from biper.training.log import add_line
+    from biper.training.run_folder import run_folder
     from biper.training.train import train
 
     config = training_config(family, stage, given)
@@ -110,5 +111,7 @@ def _train(family: str, stage: int, given: dict[str, Any], processes: "Processes
         if processes.size > 1:
             again = "the same torchrun command with --resume"
         if processes.main:
-            print(f"stopped by {error}; what is saved stays. To go on from there: {again}", file=sys.stderr)
+            text = f"stopped by {error}; what is saved stays. To go on from there: {again}"
+            add_line(run_folder(config), text)  # which is there when the terminal is not
+            tell(text)
         raise

@@ -51,6 +51,10 @@ class DataSettings(Protocol):
         """Its folder; empty: where it lies by default."""
 
     @property
+    def accept_checksums(self) -> bool:
+        """Whether files that are not the published ones may be read."""
+
+    @property
     def image_size(self) -> int | None:
         """The side at which images are shown; None: the data set's own."""
 

@@ -19,6 +19,7 @@ from biper.data.folder import open_image
 from biper.data.samples import Samples
 from biper.data.sharding import make_generator
 from biper.errors import UsageError, WorkerLost, one_line
+from biper.lifetime import OF_TERMINALS, end_with_parent
 
 T = TypeVar("T")
 Requests = Iterable["Request"]  # of one batch
@@ -132,6 +133,7 @@ class PillowReader:
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
             multiprocessing_context=_make_context() if workers else None,
+            generator=torch.Generator(),  # else each pass draws from torch's own, whose state a checkpoint keeps
         )
 
     def read(self, batches: Iterator[Requests]) -> Iterator[Batch]:
@@ -161,7 +163,9 @@ def _make_context() -> multiprocessing.context.BaseContext:
 
 
 def _start_worker(number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
+    end_with_parent()  # torch's worker asks for its parent's number, which is that of the fork server
+    for signum in OF_TERMINALS:
+        signal.signal(signum, signal.SIG_IGN)  # the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # of Pillow, about odd metadata in files that it reads
 

@@ -4,14 +4,12 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,6 +18,7 @@ from biper.errors import USERS, ProcessLost, TrainingDiverged, UsageError, one_l
 from biper.experiments.recipe import Given
 from biper.experiments.run import conduct, is_there, logged
 from biper.experiments.studies import Variant
+from biper.lifetime import OF_TERMINALS, end_with_parent
 
 log = logging.getLogger("biper")
 
@@ -117,17 +116,18 @@ def _in_turn(
 
 @contextmanager
 def _as_jobs_start() -> Iterator[None]:
-    """Context: what a process that starts in it inherits. It has one thread, and Ctrl-C is not for it.
+    """Context: what a process that starts in it inherits. It has one thread, and a terminal's signals are not for it.
 
-    Ctrl-C reaches all processes of a terminal; the one that started the others ends them.
+    They reach all of its processes; the one that started the others ends them.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in OF_TERMINALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
@@ -149,14 +149,7 @@ def _begin(prepare: Callable[[], None]) -> None:
         prepare()
     except USERS as error:
         _UNFIT.append(str(error))
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait_for_any([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _conduct(trial: Trial, last: int) -> str:

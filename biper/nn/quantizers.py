@@ -268,6 +268,12 @@ def build_quantizer(description: Description, registry: Mapping[str, type[Q]]) -
         raise UsageError(f"the quantizer {name!r} cannot be made of {settings}: {told(error)}") from error
 
 
+def changes_over_training(model: nn.Module) -> bool:
+    """Whether a quantizer of a model's layers heeds how much of the training is done."""
+    quantizers = (type(module) for module in model.modules() if isinstance(module, Quantizer))
+    return any(kind.set_progress is not Quantizer.set_progress for kind in quantizers)
+
+
 def set_progress(model: nn.Module, progress: float) -> None:
     """Tell the quantizers of a model's layers how much of the training is done, 0 to 1."""
     for module in model.modules():

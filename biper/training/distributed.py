@@ -48,6 +48,11 @@ def launched_processes(environment: Mapping[str, str] = os.environ) -> Processes
     return Processes(*(int(environment[name]) for name in names))
 
 
+def launched_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def restartable(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun starts the processes again after a failure.
 

@@ -29,6 +29,7 @@ from biper.training.settings import METHOD, SETTINGS, Settings, differences, mak
 Given = dict[str, Any]  # the settings that the user gave, by name
 FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
 NAMED = tuple(name for name in DATASETS if name != FOLDER)
+WHERE = ("dataset", "data_path", "accept_checksums")
 OF_FOLDERS = ("dataset", "data_path", "image_size")
 EARLIER = {"amp": "off", "quantizer": BIPER, "input_quantizer": "", "activation": ""}  # before there was a choice
 
@@ -67,7 +68,11 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
             stored = _defaults(family, stage) | EARLIER | stored  # of an earlier version, which lacked some
             if given.get("amp") == "auto":
                 given = given | {"amp": stored["amp"]}
+            if given.get("extend"):
+                given, stored = _extended(given, stored)
             return _resumed(make_settings(family, stage, stored | given), stored)
+    if given.get("extend"):
+        raise UsageError("--extend adds epochs to a run that is saved: give --resume and its --results_dir")
     if stage == 2 and not fresh:
         if not start:
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
@@ -101,6 +106,29 @@ def _require_method(given: Given, stage: int) -> None:
         require_second_stage(name, quantizer)
 
 
+def _extended(given: Given, stored: Given) -> tuple[Given, Given]:
+    """What the user gave and the settings of the run that goes on, with the epochs of --extend.
+
+    They are counted from those that the run began with, so that the same command may be given again, by torchrun too.
+    Raises UsageError where more epochs would have given another run from the start.
+    """
+    more, there = given["extend"], stored["extend"]
+    began = stored["epochs"] - there
+    if more < there:
+        raise UsageError(f"--extend {more}: the run has been extended by {there} epochs already: give more")
+    why = ""
+    if stored["lr_type"] != "step":
+        why = f"the learning rate of --lr_type {stored['lr_type']} follows from the last epoch, {began}, where it ends"
+    elif stored["regularizer"] and stored["tau_min"] != stored["tau_max"]:
+        why = f"tau follows from the last epoch, {began}, where it reaches --tau_max"
+    if why:
+        text = f"--extend {more}: {why}; with more epochs it is another run"
+        raise UsageError(f"{text}: start one with --epochs {began + more} and another --save")
+    if given.get("epochs") == began:  # the command that began the run
+        given = {name: value for name, value in given.items() if name != "epochs"}
+    return given, stored | {"epochs": began + more, "extend": more}
+
+
 def _resumed(config: Settings, stored: Given) -> Settings:
     changed = differences(config, stored)
     if changed:
@@ -125,9 +153,7 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
     _require_same_method(start, given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
-        inherited |= {
-            name: saved[name] for name in ("dataset", "data_path", "image_size", "validation") if name in saved
-        }
+        inherited |= {name: saved[name] for name in (*WHERE, "image_size", "validation") if name in saved}
     _require_same_split(inherited | given, saved, path)
     return inherited
 
@@ -165,7 +191,7 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
     # the loader too: where images are resized DALI's differ a little, and a sign makes much of little
-    kept = ("dataset", "data_path", "image_size", "batch_size_test", "deterministic", "use_dali")
+    kept = (*WHERE, "image_size", "batch_size_test", "deterministic", "use_dali")
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
     return network, make_settings(m.family, m.stage, taken | given | _identity(m))

@@ -47,9 +47,17 @@ def console() -> list[logging.Handler]:
 class LogFile(logging.FileHandler):
     """A log file whose errors, such as a full disk, end the run instead of filling the terminal."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise what emit met."""
         raise  # logging calls this inside its except block
+
+    def add(self, text: str) -> None:
+        """Write a line that is for the file alone."""
+        self.handle(logging.makeLogRecord({"msg": text}))
 
 
 def lock(file: logging.FileHandler, folder: Path) -> None:
@@ -64,6 +72,14 @@ def lock(file: logging.FileHandler, folder: Path) -> None:
     except BlockingIOError as error:
         file.close()
         raise UsageError(f"{folder} is in use by another process: wait for it, or give another --save") from error
+
+
+def add_line(folder: Path, text: str) -> None:
+    """Add a line to the log of a run that has ended. Without a log nothing is written."""
+    if (folder / LOG_FILE).exists():
+        file = LogFile(folder / LOG_FILE)
+        file.add(text)
+        file.close()
 
 
 class Progress:
@@ -117,7 +133,6 @@ class Recorder:
         self.folder = folder
         self.file = LogFile(folder / LOG_FILE)
         lock(self.file, folder)
-        self.file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         # purge_step: what a killed run had logged of the epoch that is now repeated
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
 
@@ -128,7 +143,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is not None:  # to the file alone: whoever catches it tells the user
-            self.file.handle(logging.makeLogRecord({"msg": f"stopped by {kind.__name__}: {error}"}))
+            self.file.add(f"stopped by {kind.__name__}: {error}")
         log.removeHandler(self.file)
         self.file.close()
         self.tensorboard.close()

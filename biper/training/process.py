@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from biper.errors import OutOfMemory, UsageError
+from biper.lifetime import OF_TERMINALS
 from biper.training.distributed import Processes
 
 ALONE = Processes()
+ALWAYS = (signal.SIGTERM, signal.SIGINT)  # signals that interrupt, whatever was done with them before
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -145,15 +147,22 @@ def name_out_of_memory() -> Iterator[None]:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGINT both raise KeyboardInterrupt; also where the parent process had SIGINT ignored."""
+    """SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt; SIGINT also where the parent process had it ignored.
+
+    SIGHUP, of a terminal that is closed, may come twice, from the system and from the shell. Where it is ignored, as by
+    nohup, it stays so.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if number not in ALWAYS:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
         yield
         return
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    others = [number for number in OF_TERMINALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in {*ALWAYS, *others}}
     try:
         yield
     finally:

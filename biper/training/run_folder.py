@@ -46,9 +46,10 @@ def run_settings(config: Settings) -> dict[str, Any]:
 
 
 def write_settings(config: Settings, folder: Path) -> None:
-    """The whole configuration as YAML, in the form that --config reads."""
+    """The whole configuration as YAML, in the form that --config reads: a run that it begins has all epochs."""
+    values = {name: value for name, value in run_settings(config).items() if name != "extend"}
     with atomically(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump({f"stage{config.stage}": run_settings(config)}, sort_keys=False))
+        temporary.write_text(yaml.safe_dump({f"stage{config.stage}": values}, sort_keys=False))
 
 
 def read_settings(folder: Path, stage: int) -> dict[str, Any]:

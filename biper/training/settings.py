@@ -85,6 +85,9 @@ class Settings:
     data_path: str = setting(
         "", "data", "where the data lie; where download.py or prepare.py puts them if absent", runtime=True
     )
+    accept_checksums: bool = setting(
+        False, "data", "use CIFAR's files although their MD5 is not the published one", runtime=True
+    )
     image_size: int | None = setting(
         None,
         "data",
@@ -104,6 +107,9 @@ class Settings:
     use_dali: bool = setting(False, "data", "load with DALI; no effect on data that are held in memory", runtime=True)
 
     epochs: int = setting(600, "training", "epochs in all", low=1)
+    extend: int = setting(
+        0, "training", "with --resume and --lr_type step: so many epochs more than the run began with", low=0
+    )
     start_epoch: int = setting(0, "training", "epoch to begin with, counted from 0; --resume knows it by itself", low=0)
     batch_size: int = setting(256, "training", "images a step, over all GPUs; batch norm needs 2", short="-b", low=2)
     batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1)

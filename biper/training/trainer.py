@@ -22,7 +22,7 @@ from biper.models.registry import require_runs
 from biper.nn.layers import binarize_
 from biper.nn.losses import opposite, periodic_layers
 from biper.nn.quantization_error import quantization_error
-from biper.nn.quantizers import set_progress
+from biper.nn.quantizers import changes_over_training, set_progress
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.averaging import MovingAverage
 from biper.training.checkpoint import LATEST, save_checkpoint, versions
@@ -314,6 +314,9 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
     else:
         network = initial_network(settings, len(loaders.classes))
     attach_data(network, loaders, settings.dataset)
+    if settings.extend and changes_over_training(network):
+        text = "the quantizers change until the last epoch; with more epochs it is another run"
+        raise UsageError(f"--extend {settings.extend}: {text}: start one with --epochs N and another --save")
     progress = saved_progress(saved) if saved else {"epoch": settings.start_epoch}
     steps = (settings.epochs - progress["epoch"]) * len(loaders.train or ())
     fast = accelerate_network(network, settings, devices, steps)
