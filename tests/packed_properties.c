@@ -69,7 +69,7 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
         k->columns = fits(wide, c->stride_w, h->width + 2 * c->pad_w);
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
         k->places = h->out_height * h->out_width;
-    } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
+    } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels / c->groups * k->channels > WORK);
     c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, 64) / 64;
     c->bits = WEIGHTS, c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
@@ -89,6 +89,20 @@ static void draw_other(Case *k, Tail *t, Average *a, Head *h) {
         h->out_width = fits(window, t->stride, h->width + 2 * t->pad);
     }
     k->channels = h->code == AVERAGE ? a->out_channels : h->channels, k->places = h->out_height * h->out_width;
+}
+
+static void draw_real(Case *k, Real *c, Head *h) {
+    do {
+        h->channels = some(20), k->channels = some(66);
+        c->kernel_h = between(1, 5), c->stride_h = between(1, 3), c->pad_h = between(0, c->kernel_h);
+        c->kernel_w = between(1, 5), c->stride_w = between(1, 3), c->pad_w = between(0, c->kernel_w);
+        h->height = between(1, 9), h->width = between(1, 9);
+        h->out_height = fits(c->kernel_h, c->stride_h, h->height + 2 * c->pad_h);
+        h->out_width = fits(c->kernel_w, c->stride_w, h->width + 2 * c->pad_w);
+        k->places = h->out_height * h->out_width;
+    } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
+    h->code = REAL, h->in = IN, c->weights = WEIGHTS, c->out_channels = k->channels, c->channels_first = chance(2);
+    k->tensors[WEIGHTS] = numbers(k->channels * h->channels * c->kernel_h * c->kernel_w, -2, 0);
 }
 
 /* A kind for each set of a window's rows, and of its columns, that lie in the image. */
@@ -138,15 +152,20 @@ static void draw(Case *k) {
     Conv *c = (Conv *)k->own;
     Head *h = &c->head;
     *k = (Case){.images = between(1, 5), .threads = between(1, 4), .fused = chance(2), .scratch = 64};
-    chance(3) ? draw_other(k, (Tail *)c, (Average *)c, h) : draw_conv(k, c, h);
-    int conv = h->code == CONV, more = conv || h->code == TAIL; /* bits end with a byte, so groups have to as well */
+    if (chance(3))
+        draw_other(k, (Tail *)c, (Average *)c, h);
+    else if (chance(4))
+        draw_real(k, (Real *)c, h);
+    else
+        draw_conv(k, c, h);
+    int conv = h->code == CONV, sums = conv || h->code == REAL, more = h->code != AVERAGE; /* bits end with a byte, so groups have to as well */
     int bits = conv ? c->groups == 1 || k->channels / c->groups % 8 == 0 : more;
     int activation = more ? between(0, 3) : 0; /* none, hardtanh, prelu, one between two shifts */
     h->clamp = activation == 1, h->slope = activation > 1 ? SLOPE : -1;
     h->before = activation > 2 ? MINUS : -1, h->after = activation > 2 ? PLUS : -1;
     h->out_bits = bits && chance(2) ? BITS_OUT : -1, h->out = h->out_bits < 0 || chance(2) ? REALS : -1;
     h->threshold = h->out_bits >= 0 && chance(2) ? BOUND : -1;
-    h->skip = more && (conv || ((Tail *)c)->kernel * ((Tail *)c)->stride == 1) && chance(2) ? ADDED : -1;
+    h->skip = more && (sums || ((Tail *)c)->kernel * ((Tail *)c)->stride == 1) && chance(2) ? ADDED : -1;
     h->gain = more && !chance(4) ? GAIN : -1, h->shift = h->gain < 0 ? -1 : SHIFT;
     int64_t pixels = h->height * h->width * h->channels, results = k->places * k->channels, extreme = chance(5);
     k->bytes[IN] = 4 * pixels, k->bytes[ADDED] = k->bytes[REALS] = 4 * results;
@@ -186,6 +205,20 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
     const float *bias = k->tensors[BIAS_OF];
     float scaled = total * ((float *)k->tensors[ALPHA])[o];
     return bias ? scaled + bias[o] : scaled;
+}
+
+/* What a convolution of real values gives in one place, product by product in their order. */
+static float real_sum(const Case *k, const Real *c, const float *in, int64_t y, int64_t x, int64_t o) {
+    int64_t area = c->kernel_h * c->kernel_w, channels = c->head.channels;
+    const float *w = (float *)k->tensors[WEIGHTS] + o * area * channels;
+    float total = 0;
+    for (int64_t i = 0; i < area * channels; i++) {
+        int64_t n = c->channels_first ? i / area : i % channels, tap = c->channels_first ? i % area : i / channels;
+        int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w, column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
+        if (within(row, c->head.height) && within(column, c->head.width))
+            total = fmaf(in[(row * c->head.width + column) * channels + n], w[n * area + tap], total);
+    }
+    return total;
 }
 
 static float normed(const Case *k, float x, int64_t channel) {
@@ -228,8 +261,9 @@ static void expect(Case *k, const Conv *c, const Head *h) {
         float v = h->code == CONV ? sum(k, c, in, y << c->pool, x << c->pool, o) : 0;
         for (int p = 1; h->code == CONV && c->pool && p < 4; p++)
             v = fmaxf(v, sum(k, c, in, 2 * y + p / 2, 2 * x + p % 2, o));
+        if (h->code == REAL) v = real_sum(k, (Real *)h, in, y, x, o);
         int64_t copies = h->code == AVERAGE ? ((Average *)h)->copies : 1;
-        if (h->code != CONV && within(channel, copies * h->channels))
+        if (h->code != CONV && h->code != REAL && within(channel, copies * h->channels))
             v = window(k, (Tail *)h, in, y, x, channel % h->channels);
         if (h->code != TAIL || ((Tail *)h)->kernel == 1) { /* else it is done within the window */
             v = normed(k, v, o);
@@ -241,11 +275,19 @@ static void expect(Case *k, const Conv *c, const Head *h) {
     }
 }
 
+/* Words of a tile's patch, as Program.conv and Program.real have them. */
+static int64_t patch_of(const Head *h) {
+    const Real *c = (const Real *)h;
+    if (h->code == REAL)
+        return up(h->channels * c->kernel_h * c->kernel_w * (TILE + up(c->out_channels, LANES)), 2 * TILE) / (2 * TILE);
+    return h->code == CONV ? ((const Conv *)h)->words + 4 : 1;
+}
+
 /* Whether a path gives what is expected. */
 static int right(const Case *k, const Conv *c, int path) {
     int64_t scratch = k->signs[0] != 0, bytes_in_all = sizeof(Header) + 16 * VALUES + (1 + scratch) * 8 * WIDTH;
     Header *program = room(bytes_in_all);
-    *program = (Header){.instructions = 1 + scratch, .values = VALUES, .scratch = k->scratch, .patch = up(c->words + 4, 8)};
+    *program = (Header){.instructions = 1 + scratch, .values = VALUES, .scratch = k->scratch, .patch = up(patch_of(&c->head), 8)};
     int64_t(*values)[2] = (int64_t(*)[2])(program + 1), *rows = values[VALUES];
     for (int64_t i = 0; i < VALUES; i++) values[i][0] = i, values[i][1] = k->bytes[i];
     if (scratch) values[SIGNS][0] = -1, values[SIGNS][1] = k->offset;

@@ -9,12 +9,14 @@ from torch import Tensor, fx, nn
 
 from biper.nn.activations import RPReLU
 from biper.nn.graph import module_of, mutates, trace
+from biper.nn.layers import RealConv2d
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
-from biper.packed.lowering import FLOATS, Segment
-from biper.packed.steps import Steps, known, shape_of
+from biper.packed.lowering import FLOATS, Segment, real_convolution
+from biper.packed.steps import Step, Steps, known, shape_of
 
 WHOLE = (PackedConv2d, PackedLinear, FoldedNorm, nn.PReLU, RPReLU)  # layers that stay whole; they give new tensors
 MEANS = (F.adaptive_avg_pool2d, torch.mean, "mean")  # which add up in another order where channels come last
+PRODUCTS = 256  # of a real convolution's sum, at most, that is not left to torch
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
 
@@ -52,7 +54,7 @@ class Segmented:
             if isinstance(self._module(node), nn.Identity):
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
-        self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)))}
+        self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)) or self._real(n))}
         self.graph, self.owner = fx.Graph(), nn.Module()
         self.new: dict[fx.Node, fx.Node] = {}
         self._rebuild(list(graph.nodes))
@@ -61,6 +63,20 @@ class Segmented:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return module_of(node, self.modules)
+
+    def _real(self, node: fx.Node) -> Step | None:
+        """A small convolution of real values, as a network's first is, if the instructions give torch's very sums.
+
+        In which order torch adds up depends on sizes and layout, and on how many threads it has: both are tried.
+        """
+        module = self._module(node)
+        if not isinstance(module, nn.Conv2d) or not _is_small(module) or len(shape_of(node)) != 4:
+            return None
+        (source,) = node.all_input_nodes
+        x = _noise(shape_of(source))
+        expected = module(x)
+        steps = (Step("real", module, channels_first=first) for first in (False, True))
+        return next((step for step in steps if torch.equal(real_convolution(step, x), expected)), None)
 
     def _rebuild(self, waiting: list[fx.Node]) -> None:
         """Torch's layers as early as they can run, and what runs between two of them as one segment."""
@@ -110,7 +126,7 @@ class Segmented:
 
         The difference would be of the last digit, but a sign makes much of it.
         """
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+        x = _noise(shape)
         same = torch.equal(conv(x), conv(_arranged(x, torch.channels_last)))
         return torch.channels_last if same else torch.contiguous_format
 
@@ -133,6 +149,19 @@ class Segmented:
 def _couples(module: nn.Module) -> bool:
     """Whether a layer looks at the whole batch, in evaluation too."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _is_small(conv: nn.Conv2d) -> bool:
+    """Whether the instructions know a real convolution, and its products are few: then they are as fast as torch."""
+    products = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+    plain = type(conv) in (nn.Conv2d, RealConv2d) and conv.groups == 1 and conv.dilation == (1, 1)
+    zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and conv.bias is None
+    dense = conv.weight.is_contiguous() and conv.weight.dtype == torch.float32
+    return plain and zeros and dense and products <= PRODUCTS
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
 
 
 def _arranged(x: Tensor, layout: torch.memory_format) -> Tensor:

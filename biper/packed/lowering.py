@@ -27,6 +27,7 @@ class Chain:
     source: fx.Node
     nodes: list[fx.Node]
     conv: PackedConv2d | None = None
+    real: Step | None = None  # a convolution of real values
     pool: bool = False
     norm: FoldedNorm | None = None
     skip: fx.Node | None = None
@@ -60,6 +61,8 @@ def _chain(start: fx.Node, steps: Steps, free: set[fx.Node]) -> Chain:
     kind = steps[start].kind
     if kind == "conv":
         order = ["conv", "pool", "norm", "add", "activation"]
+    elif kind == "real":
+        order = ["real", "norm", "add", "activation"]
     elif kind in ("average", "pad"):
         order = ["average", "pad"]
     elif kind == "repeat":
@@ -85,6 +88,8 @@ def _take(chain: Chain, node: fx.Node, step: Step, part: str) -> None:
     if part == "conv":
         assert isinstance(step.module, PackedConv2d)
         chain.conv = step.module
+    elif part == "real":
+        chain.real = step
     elif part == "norm":
         assert isinstance(step.module, FoldedNorm)
         chain.norm = step.module
@@ -134,6 +139,8 @@ class Lowering:
             bits, alpha, *bias = _parameters(self.program, chain.conv, *names)
             seen = self._bits(_signs(chain.source, chain.conv))
             self.program.conv(seen, _geometry(chain), bits, alpha, after, *bias)
+        elif chain.real is not None:
+            _add_real(self.program, chain.real, self.floats[chain.source], after)
         elif chain.average:
             assert after.out is not None
             self.program.average(self.floats[chain.source], after.out, chain.average, chain.front, chain.copies)
@@ -193,6 +200,34 @@ def _geometry(chain: Chain) -> Geometry:
     assert conv is not None
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     return Geometry(_image(chain.source), conv.out_channels, *shape, conv.groups, chain.pool)
+
+
+def _add_real(program: Program, step: Step, x: Value, after: After) -> None:
+    """Add a step's real convolution of the floats x to a program."""
+    conv = step.module
+    assert conv is not None
+    (weight,) = _parameters(program, conv, "weight")
+    program.real(x, _real_geometry(step, x.shape), weight, step.channels_first, after)
+
+
+def _real_geometry(step: Step, shape: Shape) -> Geometry:
+    conv = step.module
+    assert isinstance(conv, nn.Conv2d)
+    assert not isinstance(conv.padding, str)
+    pairs = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    kernel, stride, padding, dilation = ((pair[0], pair[1]) for pair in pairs)
+    return Geometry(shape, conv.out_channels, kernel, stride, padding, dilation, conv.groups)
+
+
+def real_convolution(step: Step, x: Tensor) -> Tensor:
+    """A step's real convolution of x (N, C, H, W), by itself."""
+    program, shape = Program(), (x.shape[1], x.shape[2], x.shape[3])
+    result = _real_geometry(step, shape).result
+    source, target = (program.given() for _ in range(2))
+    _add_real(program, step, Value(shape, outside=source), After(out=Value(result, outside=target)))
+    out = torch.empty((len(x), *result), **FLOATS)
+    Compiled(program)(runtime.chosen(), len(x), x.contiguous(memory_format=torch.channels_last), out)
+    return out
 
 
 class Segment(nn.Module):

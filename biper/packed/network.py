@@ -41,8 +41,8 @@ class PackedNetwork(nn.Module):
         if not self._runs_compiled(images):
             self._require_images(images)
             return self._layer_by_layer(images)
-        few = min(len(images), 2)  # torch convolves a single image in its own way
-        key = (images.shape[1:], few)
+        few = min(len(images), 2)  # torch convolves a single image in its own way, and by one thread in another
+        key = (images.shape[1:], few, torch.get_num_threads() > 1, torch.is_autocast_enabled("cpu"))
         if key not in self._forwards:
             self._require_images(images)  # once a shape: small networks wait for it
             self._forwards[key] = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))

@@ -45,6 +45,8 @@ typedef struct {
  * runtime.py refuses a library with others.
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
  * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1.
+ * channels_first: the order in which a real convolution's products are added up is that of its weights; otherwise a tap's
+ * channels come one after the other.
  * The activation of x is hardtanh if clamp, or, with a slope, prelu(x - before) + after; a bit is 1 where the result is
  * at least the threshold. slope, before, after, threshold: a number for each channel. */
 #define WIDTH 40
@@ -58,7 +60,9 @@ typedef struct {
     F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
-#define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average)
+#define REAL_FIELDS(F)                                                                                                   \
+    F(weights) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w) F(out_channels) F(channels_first)
+#define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average) I(REAL, Real)
 
 #define MEMBER(field) int64_t field;
 typedef struct { HEADER_FIELDS(MEMBER) } Header;
@@ -190,6 +194,38 @@ static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y
         }
 }
 
+/* Weights (out, in, height, width) by sixteen output channels, and for them by products in the order of their sum. */
+static void order_weights(const Real *c, const float *weights, float *to) {
+    int64_t area = c->kernel_h * c->kernel_w, channels = c->head.channels, products = area * channels;
+    for (int64_t first = 0; first < c->out_channels; first += LANES)
+        for (int64_t i = 0; i < products; i++, to += LANES) {
+            int64_t from = c->channels_first ? i : i % channels * area + i / channels;
+            for (int64_t n = 0; n < LANES; n++) to[n] = first + n < c->out_channels ? weights[(first + n) * products + from] : 0;
+        }
+}
+
+/* What a real convolution sees around TILE pixels from `place` on, in the order of its sums, zeros outside of the image. */
+static void gather_reals(const Real *c, const float *in, int64_t place, float *to) {
+    const Head *h = &c->head;
+    int64_t channels = h->channels, area = c->kernel_h * c->kernel_w, line = c->kernel_w * channels;
+    for (int64_t p = 0; p < TILE; p++, to += area * channels) {
+        int64_t at = least(place + p, h->out_height * h->out_width - 1), row = at / h->out_width;
+        int64_t y0 = row * c->stride_h - c->pad_h, x0 = (at - row * h->out_width) * c->stride_w - c->pad_w;
+        int64_t top = most(0, -y0), bottom = least(c->kernel_h, h->height - y0);
+        int64_t left = most(0, -x0), right = least(c->kernel_w, h->width - x0);
+        if (bottom - top < c->kernel_h || right - left < c->kernel_w) memset(to, 0, area * channels * sizeof(float));
+        for (int64_t i = top; i < bottom && left < right; i++) {
+            const float *from = in + ((y0 + i) * h->width + x0) * channels;
+            if (!c->channels_first) {
+                memcpy(to + i * line + left * channels, from + left * channels, (right - left) * channels * sizeof(float));
+                continue;
+            }
+            for (int64_t j = left; j < right; j++)
+                for (int64_t n = 0; n < channels; n++) to[n * area + i * c->kernel_w + j] = from[j * channels + n];
+        }
+    }
+}
+
 #define NAME(x) x##_plain
 #define TARGET
 #define PATH PLAIN
@@ -281,8 +317,11 @@ static void step(const Job *job, const Run *r, int64_t number) {
 #endif
 static int64_t shares_of(const Head *h, int64_t threads) {
     const Conv *c = (const Conv *)h;
-    int64_t work = h->out_height * h->out_width * ((h->code == CONV ? c->out_channels : h->channels) + LANES - 1) / LANES;
+    const Real *real = (const Real *)h;
+    int64_t channels = h->code == CONV ? c->out_channels : h->code == REAL ? real->out_channels : h->channels;
+    int64_t work = h->out_height * h->out_width * ((channels + LANES - 1) / LANES);
     if (h->code == CONV) work *= c->words * (c->pool ? 4 : 1);
+    if (h->code == REAL) work *= h->channels * real->kernel_h * real->kernel_w / 2;
     return most(1, least(4 * threads, work / WORTH));
 }
 

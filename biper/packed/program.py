@@ -15,6 +15,7 @@ from biper.packed.bits import Pair, border, output_size
 NOWHERE = -1
 LINE = 64  # bytes: alignment
 COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
+TILE, LANES = 4, 16  # pixels, and channels, that packed.c works on together
 UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
 Source = Callable[[], Tensor]  # gives a parameter when the program runs
@@ -157,6 +158,21 @@ class Program:
         self._add("CONV", x, g.result, after, bits=bits, alpha=alpha, bias=bias, **own)
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.patch = max(self.patch, words + COPY // 8)
+
+    def real(self, x: Value, geometry: Geometry, weights: int, channels_first: bool, after: After) -> None:
+        """A convolution of the floats x, without bias, groups and dilation, and what follows.
+
+        weights: the number of the parameter. channels_first: products are added up in the order of the weights;
+        otherwise the channels of a tap come one after the other.
+        """
+        g = geometry
+        products = g.shape[0] * g.kernel[0] * g.kernel[1]
+        pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
+        own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
+        own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
+        self._add("REAL", x, g.result, after, **own)
+        floats = products * (TILE + LANES * -(-g.out_channels // LANES))  # what a tile sees, and the weights in order
+        self.patch = max(self.patch, -(-floats // (2 * TILE)))
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""

@@ -18,13 +18,14 @@ Window = tuple[int, int, int]  # size, stride, padding
 
 @dataclass
 class Step:
-    """A node that the instructions know. kind: conv, norm, add, activation, maximum, average, pad or repeat."""
+    """A node that the instructions know. kind: conv, real, norm, add, activation, maximum, average, pad or repeat."""
 
     kind: str
     module: nn.Module | None = None  # of an activation: a PReLU or RPReLU, None if it is hardtanh
     window: Window = (1, 1, 0)  # of maximum and average
     front: int = 0  # channels of zeros before, of pad
     copies: int = 1  # side by side, of repeat
+    channels_first: bool = False  # the order of sums, of real
 
 
 Steps = dict[fx.Node, Step]

@@ -1,0 +1,78 @@
+"""Convolutions of real values among a packed network's instructions: in a known order, torch's where they are taken."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import biper
+from biper.packed import compile as packed_compile
+from biper.packed import runtime
+from biper.packed.lowering import real_convolution
+from biper.packed.steps import Step
+
+CASES = [(3, 16, 3, 1, 1), (3, 20, 7, 2, 3), (1, 5, (2, 3), (2, 1), (0, 2)), (40, 33, 1, 2, 0), (5, 64, 3, 3, 2)]
+
+
+@pytest.fixture(params=[way for way in runtime.available() if way != runtime.TORCH])
+def way(request, monkeypatch):
+    """One way after the other in which this processor runs instructions."""
+    monkeypatch.setenv(runtime.CHOICE, request.param)
+
+
+def summed(x, conv, channels_first):
+    """Product by product: in float64 each is exact, and rounding the sum once is what a fused operation does."""
+    (top, left), (down, across), (high, wide) = conv.padding, conv.stride, conv.kernel_size
+    x, w = F.pad(x.double(), (left, left, top, top)), conv.weight.double()
+    rows, columns = (x.shape[2] - high) // down + 1, (x.shape[3] - wide) // across + 1
+    total = torch.zeros(len(x), conv.out_channels, rows, columns)
+    taps = itertools.product(range(high), range(wide))
+    channels = range(conv.in_channels)
+    order = [(c, i, j) for c in channels for i in range(high) for j in range(wide)]
+    if not channels_first:
+        order = [(c, i, j) for i, j in taps for c in channels]
+    for c, i, j in order:
+        seen = x[:, c, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
+        total = (total.double() + seen[:, None] * w[:, c, i, j].view(1, -1, 1, 1)).float()
+    return total
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_products_are_added_up_one_after_the_other(way, case, channels_first):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(*case, bias=False).requires_grad_(False)
+    x = torch.randn(2, case[0], 9, 7)
+    step = Step("real", conv, channels_first=channels_first)
+    assert torch.equal(real_convolution(step, x), summed(x, conv, channels_first))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@torch.no_grad()
+def test_a_first_layer_that_torch_adds_up_in_another_order_is_torchs(way, monkeypatch, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    network = biper.create_model("resnet20_1w1a", stage=2).eval()
+    images = torch.randn(3, 3, 32, 32)
+    found = {}
+    for name, disturbance in (("same", 0.0), ("other", 1e-6)):
+        monkeypatch.setattr(packed_compile, "real_convolution", lambda s, x, d=disturbance: real_convolution(s, x) + d)
+        packed = biper.pack(network)
+        assert torch.equal(packed(images), network(images))
+        (segmented,) = packed._forwards.values()
+        found[name] = [step.kind for step in segmented.steps.values()].count("real")
+    assert found["same"] in (0, 1)  # as torch's order is on this machine
+    assert found["other"] == 0
+
+
+@torch.no_grad()
+def test_a_network_whose_first_layer_gets_other_weights(way):
+    network = biper.create_model("resnet20_1w1a", stage=2).eval()
+    packed, images = biper.pack(network), torch.randn(2, 3, 32, 32)
+    packed(images)
+    for model in (network, packed.network):
+        model.get_parameter("conv1.weight").mul_(-1)
+    assert torch.equal(packed(images), network(images))
