@@ -15,7 +15,7 @@ from recipes import write_recipe
 from biper.data.pillow import count_cores
 from biper.training.checkpoint import LATEST
 
-STARTING, ENDING = 90, 20  # seconds that a busy machine may take for it
+STARTING, ENDING = 300, 20  # seconds that a busy machine may take for it
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
@@ -48,7 +48,8 @@ def start():
         mark = uuid4().hex
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MARK": mark}
         words = [str(a) for a in (sys.executable, "-u", *argv)]
-        started.append((subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True), mark))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append((subprocess.Popen(words, env=environment, **pipes), mark))
         return started[-1]
 
     yield run
@@ -79,10 +80,17 @@ def test_ranks_end_with_a_launcher_that_is_killed(start, tmp_path):
     assert wait_until(lambda: not marked(mark)), marked(mark)
 
 
-def test_jobs_end_with_an_ablation_that_is_killed(start, tmp_path):
+@pytest.mark.parametrize("killed", ["ablation", "job"])
+def test_jobs_and_their_ablation_end_together(start, tmp_path, killed):
     recipe = write_recipe(tmp_path, epochs=999)
     flags = ["--jobs", 2, "--studies", "frequency", "--results_dir", tmp_path / "out"]
     process, mark = start(ROOT / "ablation.py", recipe, *flags)
     assert wait_until(lambda: any(tmp_path.rglob(LATEST)), STARTING)
-    process.kill()
+    if killed == "ablation":
+        process.kill()
+    else:
+        os.kill(max(number for number, line in marked(mark).items() if "spawn_main" in line), signal.SIGKILL)
+        _, err = process.communicate(timeout=ENDING)
+        assert process.returncode == 1
+        assert "error: another process ended: one of --jobs; the same command goes on from what is saved" in err
     assert wait_until(lambda: not marked(mark)), marked(mark)

@@ -21,6 +21,7 @@ from biper.experiments.studies import Variant
 from biper.lifetime import OF_TERMINALS, end_with_parent
 
 log = logging.getLogger("biper")
+POLL = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,18 @@ def _in_turn(
             waiting.setdefault(first, []).append(home)
         else:
             ready.append(home)
+    alive = 0
     while ready or running:
         while ready and len(running) < jobs:
             home = ready.popleft()
             with _as_jobs_start():
                 running[executor.submit(_conduct, *left[home])] = home
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        alive = max(alive, len(multiprocessing.active_children()))
+        ended = wait(running, POLL, FIRST_COMPLETED).done
+        # the executor itself watches those that were there when it last woke, not the one that was started last
+        if not ended and len(multiprocessing.active_children()) < alive:
+            raise BrokenProcessPool("a process has ended")
+        for future in ended:
             home = running.pop(future)
             error = future.result()
             yield home, error
