@@ -5,7 +5,9 @@ import reprlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -69,6 +71,15 @@ def shown(value: object) -> str:
 def printable(text: str) -> str:
     """A text whose line ends, and whatever else no terminal shows, are written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context: what is found wrong in the contents of a file is told as of that file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
 
 
 def told(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from biper.errors import UsageError, shown
 
 LARGEST = 2**31 - 1  # of whole numbers that count something
+LARGEST_SIDE = 4096  # of an image that a network is shown, in pixels
 LONGEST = 4096  # characters of a name or a path
 
 

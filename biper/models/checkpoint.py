@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biper.errors import UsageError, one_line, shown
+from biper.errors import UsageError, naming, one_line, shown
 from biper.kinds import require
 from biper.models import published
 from biper.models.checksum import require_whole
@@ -64,10 +64,8 @@ def _require_sound(contents: object, path: Path) -> None:
     found = contents.get("format", FORMAT)
     if type(found) is not int or not 1 <= found <= FORMAT:
         raise UsageError(f"{path} has format {shown(found)}, newer than {FORMAT}: update biper to read it")
-    try:
+    with naming(path):
         require(contents, CHECKPOINT if "format" in contents else PUBLISHED)
-    except UsageError as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
 
 
 def load_checkpoint(

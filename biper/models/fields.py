@@ -9,6 +9,7 @@ from torch import Tensor
 from biper.kinds import (
     ANY_NUMBER,
     FLAG,
+    LARGEST_SIDE,
     LINE,
     PLAIN,
     Kind,
@@ -24,7 +25,7 @@ from biper.kinds import (
     whole,
 )
 
-MOST_CLASSES, LARGEST_SIDE = 10**6, 4096  # of networks and of the images that they are shown; in pixels
+MOST_CLASSES = 10**6  # of a network
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
