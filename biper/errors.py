@@ -1,10 +1,13 @@
 """The errors of biper, and how a command ends with one: a line and an exit code."""
 
 import os
+import reprlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 
@@ -54,6 +57,32 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+_SHORT = reprlib.Repr()  # a few levels and items of what a file holds, however deep or long it is
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: short, and in one line. There are values that Python itself refuses to show."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except Exception:  # a whole number of 5,000 digits, and whatever other people's types may do
+        return f"a value of type {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """A text whose line ends, and whatever else no terminal shows, are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context: what is found wrong in the contents of a file is told as of that file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+
+
 def told(error: BaseException) -> str:
     """What somebody else's code raised, in one line: its kind, what it says, and where."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -89,5 +118,6 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (*USERS, *OTHERS) as error:
         rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
+        where = "error" if rank == "0" else f"error in process {rank}"
+        print(f"{where}: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OTHERS) else 2)

@@ -75,6 +75,13 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
+def require_file(path: Path) -> None:
+    """Raise UsageError unless there is a regular file: a pipe or a device may have no end, and no beginning either."""
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "it is no file" if path.exists() else "No such file or directory"
+        raise UsageError(f"cannot read {path}: {what}")
+
+
 def require_free(path: Path, ours: Callable[[Path], bool]) -> None:
     """Raise UsageError before work is done for a file that cannot be written, or would take the place of another kind.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from biper.commands.arguments import Parser, add_published
-from biper.errors import run_command
+from biper.errors import printable, run_command
 
 
 def build_parser(prog: str) -> Parser:
@@ -28,6 +28,6 @@ def _predict(given: dict[str, Any]) -> None:
 
     network = load_network(given["network"], given)
     for image, guesses in zip(given["images"], predict(network, given["images"]), strict=True):
-        print(image)
+        print(printable(str(image)))
         for guess in guesses:
-            print(f"  {guess.probability:7.2%}  {guess.name}")
+            print(f"  {guess.probability:7.2%}  {printable(guess.name)}")

@@ -1,8 +1,10 @@
 """Image folders, `train/<class>/*` and `test/<class>/*` or `val/<class>/*`, decoded once into memory."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +16,10 @@ from tqdm import tqdm
 
 from biper.data.datasets import MemorySet
 from biper.data.memory import Images
-from biper.errors import UsageError
+from biper.errors import UsageError, shown
+from biper.kinds import is_line
 
+LONGEST = 100  # of an image's sides, how many times as long as the other one
 COPIES = 3  # at the peak: the decoded images, their padded copy, and the other split
 
 
@@ -29,8 +33,13 @@ def find_split(path: Path, train: bool) -> Path:
 
 
 def list_classes(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders, sorted: their places are the labels."""
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    """The names of the class folders, sorted: their places are the labels. Raises UsageError for what is no text."""
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    if odd := [name for name in names if not is_line(name)]:
+        raise UsageError(
+            f"{folder}: the class {shown(odd[0])} has a name that is no text of one line in UTF-8: rename it"
+        )
+    return names
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
@@ -59,10 +68,22 @@ def list_split(path: Path, train: bool) -> tuple[Path, tuple[str, ...], list[tup
     return folder, classes, files
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Context: Pillow says nothing of odd metadata in files that it reads. Not to be entered by several threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def open_image(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read."""
+    """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read, or is too long."""
     try:
+        if isinstance(file, str | Path) and os.path.exists(file) and not os.path.isfile(file):
+            raise UsageError("it is no file")  # a pipe would be waited for
         with Image.open(file) as opened:
+            if max(opened.size) > LONGEST * min(opened.size):  # whose shorter side fitted would fill the memory
+                raise UsageError(f"it has {opened.width:,} x {opened.height:,} pixels, more than {LONGEST} to 1")
             if opened.mode.startswith("I;16"):  # which convert() would cut off at 255
                 return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
             image: Image.Image = opened.convert("RGB")
@@ -84,6 +105,7 @@ def decode(file: Path, image_size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
+@without_warnings()
 def read_folder(path: Path, train: bool, image_size: int | None, workers: int) -> Images:
     """Decode a split on `workers` threads, with a progress bar. Raises UsageError if the images differ in size."""
     folder, classes, files = list_split(path, train)

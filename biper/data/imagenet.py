@@ -143,6 +143,8 @@ def has_class_folders(archive: Path) -> bool:
 
 
 def _copy(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    if member.islnk() or member.issym():  # tarfile would look for what they point to
+        raise UsageError(f"{member.name} in its archive is a link, not an image: download it again")
     source = tar.extractfile(member)
     if source is not None:
         with source, (folder / Path(member.name).name).open("wb") as file:  # its name alone: never outside the folder

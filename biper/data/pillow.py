@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from biper.data.crops import View, cut
-from biper.data.folder import open_image
+from biper.data.folder import open_image, without_warnings
 from biper.data.samples import Samples
 from biper.data.sharding import make_generator
 from biper.errors import UsageError, WorkerLost, one_line
@@ -87,6 +86,7 @@ class PillowDataset(Dataset[Batch]):
     def __init__(self, source: Source) -> None:
         self.source = source
 
+    @without_warnings()
     def __getitem__(self, requests: Requests) -> Batch:
         try:
             images, labels, wrong = zip(*(self.source.read_intact(r, self._pixels) for r in requests), strict=True)
@@ -167,7 +167,6 @@ def _start_worker(number: int) -> None:
     for signum in OF_TERMINALS:
         signal.signal(signum, signal.SIG_IGN)  # the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # of Pillow, about odd metadata in files that it reads
 
 
 def _pass_on(batch: Any) -> Any:  # noqa: ANN401

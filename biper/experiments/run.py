@@ -84,13 +84,15 @@ def _run(family: str, stage: int, settings: Given, folder: Path) -> Run:
     else:
         train(config)
     contents = read_checkpoint(folder / LATEST)
+    if not contents.get("history"):
+        raise UsageError(f"{folder / LATEST} is damaged: it has no history of a finished run")
     return Run(config, contents["history"], contents.get("seconds", ()))
 
 
 def _keep_paths(given: dict[str, Any], stored: Given, folder: Path) -> None:
     """Where a run started from stays what it was when its folder has moved since; other data are worth a line."""
     if "load_ckpt_stage1" in given:
-        given["load_ckpt_stage1"] = stored["load_ckpt_stage1"]
+        given["load_ckpt_stage1"] = stored.get("load_ckpt_stage1") or given["load_ckpt_stage1"]
     here = str(Path(given["data_path"]).absolute()) if given.get("data_path") else ""
     if here and stored.get("data_path", "") not in ("", here):
         log.warning("%s was trained on the data in %s, not in %s", folder, stored["data_path"], here)
@@ -109,7 +111,7 @@ def is_there(folder: Path, stage: int) -> bool:
     """Whether a folder holds a finished run of a stage."""
     if not (folder / BEST).exists() or not (folder / LATEST).exists():
         return False
-    return bool(len(logged(folder)) == read_settings(folder, stage)["epochs"])
+    return bool(len(logged(folder)) == read_settings(folder, stage).get("epochs"))
 
 
 def logged(folder: Path) -> list[dict[str, str]]:

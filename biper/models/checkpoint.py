@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from biper.errors import UsageError, one_line
+from biper.errors import UsageError, naming, one_line, shown
+from biper.kinds import require
 from biper.models import published
+from biper.models.checksum import require_whole
+from biper.models.fields import CHECKPOINT, PUBLISHED, is_tensor
 from biper.models.metadata import Metadata, metadata_from
 from biper.models.registry import Network, network_like
 from biper.nn.quantizers import set_progress
@@ -23,31 +26,46 @@ FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU: plain values and tensors only.
 
-    Raises UsageError if the file is missing, damaged, of a newer format, no checkpoint, or would run code.
+    Every value is of its kind in `fields.CHECKPOINT`. Raises UsageError if the file is missing, damaged, of a newer
+    format, no checkpoint, or would run code.
     """
     if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}" + (": that is a folder" if path.is_dir() else ""))
+        what = ": that is a folder" if path.is_dir() else ": that is no file" if path.exists() else ""
+        raise UsageError(f"no checkpoint at {path}{what}")
     if path.suffix == ".safetensors":
         raise UsageError(
             f"{path} is a packed network, for eval.sh and predict.py; here its training checkpoint is needed"
         )
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            require_whole(file, path)
+            contents = torch.load(file, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "unrecognized" in str(error):
             raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
         raise UsageError(f"{path} is damaged or no checkpoint") from error
     except Exception as error:  # a foreign file can fail in any way
         raise UsageError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    _require_sound(contents, path)
+    return contents  # type: ignore[no-any-return]
+
+
+def _require_sound(contents: object, path: Path) -> None:
+    """Raise UsageError unless the contents of a file are a checkpoint's that this code reads."""
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no state_dict")
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in contents["state_dict"].items()):
         raise UsageError(f"{path} is no checkpoint of a BiPer network: its state_dict holds more than named tensors")
-    if "format" in contents and not (isinstance(contents["format"], int) and contents["format"] <= FORMAT):
-        raise UsageError(f"{path} has format {contents['format']}, newer than {FORMAT}: update biper to read it")
-    return contents
+    if odd := [name for name, tensor in contents["state_dict"].items() if not is_tensor(tensor)]:
+        raise UsageError(f"{path}: {shown(odd[0])} is no dense tensor of real numbers")
+    found = contents.get("format", FORMAT)
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise UsageError(f"{path} has format {shown(found)}, newer than {FORMAT}: update biper to read it")
+    with naming(path):
+        require(contents, CHECKPOINT if "format" in contents else PUBLISHED)
 
 
 def load_checkpoint(
@@ -87,10 +105,7 @@ def build_network(
         weights = published.weights(contents["state_dict"])
         metadata = published.metadata(contents, weights, path, freq=freq, model=model, family=family, stage=stage or 2)
     network = rebuild(metadata, weights, path).eval()
-    progress = contents.get("progress", 1.0)
-    if not isinstance(progress, int | float) or not 0 <= progress <= 1:
-        raise UsageError(f"{path} is damaged: its progress is {progress!r}, not between 0 and 1")
-    set_progress(network, progress)
+    set_progress(network, contents.get("progress", 1.0))
     return network
 
 
@@ -124,15 +139,21 @@ def load_model(
 def own_metadata(contents: Mapping[str, Any], path: Path) -> Metadata:
     """The metadata of one of our own checkpoints. Raises UsageError if they are damaged."""
     try:
-        return metadata_from(contents["metadata"])
+        return metadata_from(contents.get("metadata", {}))
     except UsageError as error:
-        raise UsageError(f"{path} cannot be rebuilt: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} has no readable metadata: {error}") from error
 
 
 def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Network:
-    """The network that metadata describe, with these weights. Raises UsageError listing names that do not fit."""
+    """The network that metadata describe, with these weights.
+
+    Raises UsageError listing names that do not fit, or naming a weight that is not finite.
+    """
+    if metadata.num_classes > max((size for tensor in weights.values() for size in tensor.shape), default=0):
+        text = (
+            f"{metadata.num_classes} classes are more than any of its tensors has"  # nor does memory have to hold them
+        )
+        raise UsageError(f"{path} does not fit {metadata.model}: {text}")
     try:
         network = network_like(metadata)
     except UsageError:
@@ -149,4 +170,17 @@ def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Ne
         text = "; ".join(f"{', '.join(names[:3])} {what} ({len(names)})" for what, names in parts.items() if names)
         raise UsageError(f"{path} does not fit {metadata.model}: {text}")
     network.load_state_dict(weights)
+    require_finite(network, path)
     return network
+
+
+def require_finite(network: nn.Module, path: Path | str) -> None:
+    """Raise UsageError naming a weight or statistic of a file's network with which it computes nothing.
+
+    A sign makes a number of NaN, so the network's logits may well be finite.
+    """
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UsageError(f"{path} holds no trained network: {name} is not finite (NaN or infinity)")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UsageError(f"{path} holds no trained network: {name} is negative")

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from biper.errors import UsageError
+from biper.errors import UsageError, shown
+from biper.kinds import require
+from biper.models.fields import METADATA
 from biper.nn.quantizers import WEIGHT_QUANTIZERS, Description, PolynomialSign, Sine, SquareWave, describe
 
 REAL_INPUTS = ("_1w32a", "_32w32a")  # models whose layers take real activations
@@ -101,11 +103,20 @@ def biper_activation(model: str) -> str:
 def metadata_from(saved: Mapping[str, Any]) -> Metadata:
     """The metadata of `to_plain` or, as older files have them, with freq and stage in place of the quantizers.
 
-    Those had the published activations alone. Raises TypeError, KeyError or ValueError for others.
+    Those had the published activations alone. Raises UsageError for others: for what is missing or not known, not of
+    its kind in `fields.METADATA`, or contradicts the rest.
     """
+    if unknown := [name for name in saved if name not in METADATA]:
+        raise UsageError(f"its metadata have {shown(unknown[0])}, which is not known here")
+    older = "freq" in saved or "stage" in saved
+    pair = ("freq", "stage") if older else ("weight_quantizer", "input_quantizer")
+    require(saved, METADATA, ("model", "family", "num_classes", *pair))
     values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in saved.items()}
-    if "freq" in values or "stage" in values:
-        pair = biper_quantizers(values["model"], values.pop("freq"), values.pop("stage"))
-        values["weight_quantizer"], values["input_quantizer"] = pair
+    if older:
+        quantizers = biper_quantizers(values["model"], values.pop("freq"), values.pop("stage"))
+        values["weight_quantizer"], values["input_quantizer"] = quantizers
     values.setdefault("activation", biper_activation(values["model"]))
-    return Metadata(**values)
+    m = Metadata(**values)
+    if not {len(m.classes), len(m.class_names)} <= {0, m.num_classes} or (m.std and len(m.mean) != len(m.std)):
+        raise UsageError("its metadata contradict themselves: as many classes as names of them, a std for each mean")
+    return m

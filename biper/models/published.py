@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from biper.errors import UsageError
+from biper.kinds import is_line
 from biper.models.metadata import Metadata, biper_activation, biper_quantizers
 
 TOP1 = {  # of stage 2 in percent, by family, which is the data set's name too, and model [BiPer, results]
@@ -28,6 +29,8 @@ def weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_config_txt(checkpoint: Path) -> dict[str, str]:
     """The settings of the `config.txt` beside a checkpoint, lines of `name:  value`; empty if there is none."""
     file = checkpoint.with_name("config.txt")
+    if not file.is_file():
+        return {}
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
@@ -57,8 +60,10 @@ def metadata(
     name = model or saved or config.get("model")
     if not isinstance(name, str):
         raise UsageError(f"{path} does not say its model: give --model")
+    if not is_line(name) or not is_line(config.get("dataset", "")):
+        raise UsageError(f"{path}: its model or its data set is no text of one line")
     head = next((tensors[key] for key in ("linear.weight", "fc.weight") if key in tensors), None)
-    if head is None or head.ndim != 2:
+    if head is None or head.ndim != 2 or not len(head):
         raise UsageError(f"{path} is no checkpoint of a BiPer network: it has no classifier linear.weight or fc.weight")
     weights, inputs = biper_quantizers(name, _freq(path, config, freq), stage)
     return Metadata(

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,11 @@ from safetensors.torch import save as written
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from biper.errors import UsageError, one_line
-from biper.files import atomically
+from biper.errors import UsageError, one_line, shown
+from biper.files import atomically, require_file
+from biper.kinds import require
+from biper.models.checkpoint import require_finite
+from biper.models.fields import PACKED
 from biper.models.metadata import Metadata, metadata_from
 from biper.models.registry import network_like
 from biper.nn.layers import binary_layers
@@ -45,6 +47,8 @@ def is_packed(path: Path) -> bool:
     """Whether a file is a packed network by its name, or begins as one."""
     if path.suffix == ".safetensors":
         return True
+    if not path.is_file():  # a pipe would never end
+        return False
     try:
         with path.open("rb") as file:
             return file.read(LENGTH + 1)[LENGTH:] == b"{"
@@ -106,16 +110,17 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module | None = None) ->
 
 def read(path: Path, model: nn.Module | None = None) -> Packed:
     """A file's network and what is known of it, as `load_packed`."""
+    require_file(path)
     try:
         contents = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     facts = _facts(contents, path)
-    top1, own, layers = (facts.pop(name, None) for name in ("top1", "own", "layers"))
+    rest = {name: value for name, value in facts.items() if name not in PACKED}
+    top1, own, layers = facts.get("top1"), facts.get("own", ""), facts.get("layers")
     try:
-        metadata = None if own else metadata_from(facts)
-        if metadata is not None:
-            _require_sound(metadata)
+        require(facts, PACKED)
+        metadata = None if own else metadata_from(rest)
         if metadata is not None and model is not None:
             raise UsageError(f"it holds a {metadata.model}, which it describes itself: leave model out")
         network = _skeleton(metadata) if metadata is not None else _shape_of(model, own)
@@ -128,6 +133,7 @@ def read(path: Path, model: nn.Module | None = None) -> Packed:
     if layers is not None:
         _require_same_layers(layers, _layers(network), path)
     network.network.load_state_dict(tensors, assign=True)
+    require_finite(network.network, path)
     return Packed(network, metadata, top1)
 
 
@@ -139,15 +145,17 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
         kind, summed = header["kind"], header["sha256"]
         facts: dict[str, Any] = json.loads(header["biper"])
         newer = int(facts.pop("format")) > FORMAT
+        if not isinstance(summed, str):
+            raise TypeError("its checksum is no text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if contents[:2] == b"PK":
             raise UsageError(f"{path} is no packed network: a checkpoint is read by biper.load_checkpoint") from error
         raise UsageError(f"{path} is damaged, or no packed network ({one_line(error)})") from error
     if kind != KIND:
-        raise UsageError(f"{path} is no packed network: it is a {kind!r}")
+        raise UsageError(f"{path} is no packed network: it is a {shown(kind)}")
     if newer:
         raise UsageError(f"{path} is of a newer format than {FORMAT}: update biper to read it")
-    blank = contents.replace(str(summed).encode(errors="replace"), UNSUMMED.encode(), 1)
+    blank = contents.replace(summed.encode(errors="replace"), UNSUMMED.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != summed:
         raise UsageError(f"{path} is damaged: its contents do not have the checksum that it states")
     return facts
@@ -177,18 +185,6 @@ def _shape_of(model: nn.Module | None, own: str) -> PackedNetwork:
     if not any(True for _ in binary_layers(model)):
         raise UsageError("model has no binary layers: convert it as the one that was packed (see biper.convert)")
     return pack_shape(copy.deepcopy(model).cpu())
-
-
-def _require_sound(m: Metadata) -> None:
-    """Raise TypeError or ValueError for metadata that no saved network has."""
-    texts = (m.model, m.family, m.dataset, *m.classes, *m.class_names)
-    numbers = (*m.mean, *m.std)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
-        raise TypeError("its metadata are of other types")
-    lengths = ({len(m.classes), len(m.class_names)} - {0, m.num_classes}) | ({len(m.mean), len(m.std)} - {0, 3})
-    size = m.image_size is None or (isinstance(m.image_size, int) and m.image_size > 0)
-    if lengths or not size or not all(math.isfinite(n) for n in numbers) or not all(s > 0 for s in m.std):
-        raise ValueError("its metadata contradict themselves")
 
 
 def _require_fit(network: PackedNetwork, tensors: Mapping[str, Tensor], path: Path | str, name: str) -> None:

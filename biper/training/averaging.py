@@ -1,11 +1,12 @@
 """Exponential moving averages of what may be averaged: real parameters and batch norm's statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from biper.errors import UsageError
 from biper.nn.layers import binary_layers
 
 
@@ -62,8 +63,14 @@ class MovingAverage:
         return dict(zip(self.names, self.averages, strict=True))
 
     @torch.no_grad()
-    def go_on_from(self, live: dict[str, Tensor]) -> None:
-        """Take the network as it is for the average, and give it what `hidden` said inside `shown`."""
+    def go_on_from(self, live: Mapping[str, Tensor]) -> None:
+        """Take the network as it is for the average, and give it what `hidden` said inside `shown`.
+
+        Raises UsageError for what is not of this network, or not finite.
+        """
+        for name, tensor in zip(self.names, self.live, strict=True):
+            if name not in live or live[name].shape != tensor.shape or not bool(live[name].isfinite().all()):
+                raise UsageError(f"what is not averaged of {name} is missing, of another shape, or not finite")
         for name, tensor, average in zip(self.names, self.live, self.averages, strict=True):
             average.copy_(tensor)
             tensor.copy_(live[name])

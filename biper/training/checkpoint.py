@@ -11,6 +11,7 @@ import torch
 import biper
 from biper.errors import one_line
 from biper.files import atomically
+from biper.models.checksum import seal
 
 LATEST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
@@ -26,10 +27,11 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole."""
+    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole, with its checksum."""
     with atomically(path) as temporary:
         try:
             torch.save(dict(contents), temporary)
+            seal(temporary)
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):
                 raise

@@ -96,7 +96,7 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
         *(network.metadata.model, network.metadata.stage, agreement.images, source, agreement.equal),
         agreement.difference,
     )
-    if agreement.equal < agreement.images or agreement.difference > TOLERANCE:
+    if agreement.equal < agreement.images or not agreement.difference <= TOLERANCE:
         raise Different("the packed network differs from the checkpoint: nothing was written; please report this")
     file.save_packed(packed, target, top1_of(read_checkpoint(checkpoint)))
     if not _same(file.load_packed(target), packed):
@@ -115,7 +115,7 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
 def top1_of(contents: dict[str, Any]) -> float | None:
     """The test accuracy of a checkpoint's own epoch in percent; of a published file, that of its best."""
     history = contents.get("history")
-    value = history[-1].get("test_top1") if history else contents.get("best_prec1")
+    value = history[-1]["test_top1"] if history else contents.get("best_prec1")
     return float(value) if isinstance(value, int | float | Tensor) else None
 
 
@@ -171,10 +171,12 @@ def images_of(network: Network | PackedNetwork, config: Settings, required: bool
 
 @torch.inference_mode()
 def compared(network: torch.nn.Module, packed: PackedNetwork, batches: Iterator[Tensor]) -> Agreement:
-    """Both networks on the same images (N, 3, H, W)."""
+    """Both networks on the same images (N, 3, H, W). Raises UsageError if the logits are not finite."""
     count, difference, equal = 0, 0.0, 0
     for images in batches:
         expected, found = network(images), packed(images)
+        if not bool(expected.isfinite().all()):
+            raise UsageError("the checkpoint's logits are not finite: its weights are not those of a training")
         count += len(images)
         difference = max(difference, (expected - found).abs().max().item())
         equal += int((expected.argmax(1) == found.argmax(1)).sum())

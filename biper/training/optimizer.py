@@ -1,5 +1,6 @@
 """The optimizer of a run, and which of its parameters decay."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,10 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from biper.errors import UsageError, shown
+from biper.kinds import is_number
 from biper.models.blocks import NO_WEIGHT_DECAY
+from biper.models.fields import is_tensor
 from biper.nn.activations import RPReLU
 from biper.nn.layers import BinaryConv2d, BinaryLinear
 from biper.nn.quantizers import Quantizer
@@ -94,10 +98,47 @@ def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("factor", 1.0)
 
 
-def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state, with its tensors laid out as the parameters are: the fused optimizers rely on it."""
-    optimizer.load_state_dict(state)
+def load_optimizer(optimizer: optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over a saved state, with its tensors laid out as the parameters are: the fused optimizers rely on it.
+
+    Raises UsageError for one that is not of such an optimizer, or not finite.
+    """
+    _require_fit(optimizer, state)
+    optimizer.load_state_dict(dict(state))
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _require_fit(optimizer: optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise UsageError unless a saved state has the groups and parameters of an optimizer, and values of its kinds."""
+    own = optimizer.state_dict()["param_groups"]
+    groups = state["param_groups"]
+    if [g.get("params") for g in groups] != [g["params"] for g in own]:
+        raise UsageError("its optimizer has other parameters than the network")
+    for mine, theirs in zip(own, groups, strict=True):
+        for name, value in theirs.items():  # of another version of torch, which may have more of them or fewer
+            if name in mine and _kind(value) != _kind(mine[name]):
+                raise UsageError(f"its optimizer's {name} is {shown(value)}, here it is {shown(mine[name])}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, Mapping):
+            raise UsageError(f"its optimizer has a state of {shown(number)}, which is none of its parameters")
+        for name, value in values.items():
+            if not _fits(value, parameters[number]):
+                raise UsageError(f"its optimizer's {shown(name)} of parameter {number} is {shown(value)}")
+
+
+def _kind(value: object) -> str:
+    """The kind of a group's setting: whole and other numbers are one, and what is a sequence has its length."""
+    if isinstance(value, list | tuple):
+        return "".join(["(", *map(_kind, value), ")"])
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+def _fits(value: object, parameter: Tensor) -> bool:
+    """Whether a value is what optimizers keep of a parameter: nothing, a finite number, or a tensor of its shape."""
+    if isinstance(value, Tensor):
+        return is_tensor(value) and value.shape in (parameter.shape, ()) and bool(value.isfinite().all())
+    return value is None or is_number(value)

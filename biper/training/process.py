@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biper.errors import OutOfMemory, UsageError
+from biper.errors import OutOfMemory, UsageError, one_line
 from biper.lifetime import OF_TERMINALS
 from biper.training.distributed import Processes
 
@@ -119,13 +119,19 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to a state of `random_state`. CUDA's is left alone where the number of GPUs is another."""
-    random.setstate(state["python"])
+    """Go back to a state of `random_state`. CUDA's is left alone where the number of GPUs is another.
+
+    Raises UsageError for one that a generator refuses.
+    """
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    try:
+        random.setstate(state["python"])
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"its random_state is none: {one_line(error)}") from error
 
 
 @contextmanager

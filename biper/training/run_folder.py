@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from biper.errors import UsageError
+from biper.errors import UsageError, shown
 from biper.files import atomically
 from biper.models.checkpoint import own_metadata, read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
@@ -73,5 +73,7 @@ def settings_of(contents: Mapping[str, Any]) -> dict[str, Any]:
     settings = contents.get("settings", {})
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
-        raise UsageError(f"the checkpoint has a setting {unknown[0]!r} that this biper does not know: update biper")
+        raise UsageError(
+            f"the checkpoint has a setting {shown(unknown[0])} that this biper does not know: update biper"
+        )
     return {name: convert(name, value) for name, value in settings.items()}

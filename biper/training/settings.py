@@ -2,6 +2,7 @@
 
 import math
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from biper.data.datasets import DATASETS, FLIPS, PADDINGS
-from biper.errors import UsageError
+from biper.errors import UsageError, shown
+from biper.files import require_file
+from biper.kinds import LARGEST_SIDE, is_line
 from biper.nn import DEFAULT_FREQ, fitted
 from biper.training.schedule import CYCLES, LR_TYPES
 
@@ -18,6 +21,7 @@ REGULARIZERS = ("sin2", "cos2")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 METHOD = ("quantizer", "input_quantizer", "activation")  # what stage 2 has of stage 1's network, as the file says
 SHORTHANDS = ("tau", "freq_scale")  # numbers that stand for other settings
+LONGEST_YAML = 100_000  # bytes of a file, and values that its aliases stand for
 GROUPS = ("run", "network", "data", "training", "hardware")
 
 
@@ -93,6 +97,7 @@ class Settings:
         "data",
         "show images as N x N; if absent 224 for ImageNet's data sets and networks, else as they are",
         low=8,
+        high=LARGEST_SIDE,
     )
     validation: int = setting(
         0,
@@ -225,15 +230,19 @@ def make_settings(family: str, stage: int, given: Mapping[str, Any]) -> Settings
 
 def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401
     """Raise UsageError unless the value is one of the choices and within the bounds."""
+    if isinstance(value, str) and not is_line(value):
+        raise UsageError(f"--{name} {shown(value)} is no text of one line")
     if facts["choices"] and value not in facts["choices"]:
         raise UsageError(f"--{name} {value}: choose from {', '.join(facts['choices'])}")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, str) or number is None:
             continue
+        if isinstance(number, int) and number >= 2**63:
+            raise UsageError(f"--{name} {shown(number)} is too large: below 2**63")
+        if isinstance(number, int) and number < -(2**63):
+            raise UsageError(f"--{name} {shown(number)} is too small: above -2**63")
         if not math.isfinite(number):
             raise UsageError(f"--{name} {number} is not a finite number")
-        if isinstance(number, int) and number >= 2**63:
-            raise UsageError(f"--{name} {number} is too large: below 2**63")
         if facts["low"] is not None and number < facts["low"]:
             raise UsageError(f"--{name} {number} is too small: at least {facts['low']}")
         if facts["above"] is not None and number <= facts["above"]:
@@ -267,10 +276,10 @@ def _scalar(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401
             if kind is float and isinstance(value, int | str):
                 return float(value)
             if kind is str and isinstance(value, int):
-                return str(value)
+                return str(value)  # ValueError from 4,301 digits on
         except (ValueError, OverflowError):
             pass
-    raise UsageError(f"{name}: expected {kind.__name__}, not {value!r}")
+    raise UsageError(f"{name}: expected {kind.__name__}, not {shown(value)}")
 
 
 def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,20 +326,44 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As the base class does."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((key for key, count in counts.items() if count > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{shown(twice)} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """As the base class does; a file whose aliases stand for more than it could hold itself is refused."""
+        node = super().get_single_node()
+        if node is not None and _expanded(node, {}) > LONGEST_YAML:
+            raise yaml.constructor.ConstructorError(
+                None, None, "its aliases stand for too many values", node.start_mark
+            )
+        return node
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, aliases written out; infinitely many if it holds itself. known: by id."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        own = parts if isinstance(node, yaml.CollectionNode) else ()
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in own)
+    return known[id(node)]
 
 
 def load_yaml(path: Path) -> Any:  # noqa: ANN401
     """What a YAML file holds. Raises UsageError if it cannot be read."""
+    require_file(path)
     try:
+        if path.stat().st_size > LONGEST_YAML:
+            raise UsageError(f"{path} is larger than any recipe: {LONGEST_YAML:,} bytes at most")
         return yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that there is not
-        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # no UTF-8, a date that there is not, too deep: what PyYAML does not foresee
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def typed(section: Any, where: str, name: str) -> dict[str, Any]:  # noqa: ANN401
@@ -339,7 +372,7 @@ def typed(section: Any, where: str, name: str) -> dict[str, Any]:  # noqa: ANN40
         raise UsageError(f"{where}: section {name} has no settings: give some, or leave it out")
     for key in section:
         if key not in SETTINGS and key not in SHORTHANDS:
-            raise UsageError(f"{where}: unknown key {key!r} in {name}; main.py --help lists the names")
+            raise UsageError(f"{where}: unknown key {shown(key)} in {name}; main.py --help lists the names")
     try:
         return expand_shorthands({key: convert(key, value) for key, value in section.items()})
     except UsageError as error:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from biper.data.loaders import Loader, Loaders, Shard, build_loaders, require_same_classes
-from biper.errors import UsageError
+from biper.errors import UsageError, naming
+from biper.kinds import require
 from biper.models import Network
 from biper.models.checkpoint import FORMAT, load_checkpoint, own_metadata, read_checkpoint, rebuild
 from biper.models.metadata import Metadata
@@ -317,7 +318,8 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
     if settings.extend and changes_over_training(network):
         text = "the quantizers change until the last epoch; with more epochs it is another run"
         raise UsageError(f"--extend {settings.extend}: {text}: start one with --epochs N and another --save")
-    progress = saved_progress(saved) if saved else {"epoch": settings.start_epoch}
+    with naming(latest):
+        progress = saved_progress(saved) if saved else {"epoch": settings.start_epoch}
     steps = (settings.epochs - progress["epoch"]) * len(loaders.train or ())
     fast = accelerate_network(network, settings, devices, steps)
     optimizer = build_optimizer(
@@ -332,17 +334,23 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
     )
     average = MovingAverage(network, settings.ema) if settings.ema else None
     if saved:
-        if average:
-            average.go_on_from(saved["not_averaged"])
-        load_optimizer(optimizer, saved["optimizer"])
-        set_random_state(saved["random_state"])
+        with naming(latest):
+            _require_place(progress, settings.epochs, len(loaders.train or ()))
+            if average:
+                average.go_on_from(saved.get("not_averaged", {}))
+            load_optimizer(optimizer, saved["optimizer"])
+            set_random_state(saved["random_state"])
     all_gather_equal((progress["epoch"], progress.get("step", 0)), "where to go on")
     model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast, network.metadata, devices[0])
     return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, average, **progress)
 
 
 def saved_progress(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """How far a run has got, of its checkpoint, as arguments of Trainer."""
+    """How far a run has got, of its checkpoint, as arguments of Trainer.
+
+    Raises UsageError if it lacks what training goes on from.
+    """
+    require(saved, {}, ("epoch", "history", "optimizer", "random_state"))
     history = saved["history"]
     return {
         "epoch": saved["epoch"],
@@ -351,6 +359,14 @@ def saved_progress(saved: Mapping[str, Any]) -> dict[str, Any]:
         "step": saved.get("step", 0),
         "partial": saved.get("partial", {}),
     }
+
+
+def _require_place(progress: Mapping[str, Any], epochs: int, steps: int) -> None:
+    """Raise UsageError for a place that a run of so many epochs, of so many steps each, does not come to."""
+    epoch, step, history = progress["epoch"], progress["step"], progress["history"]
+    rows = [row["epoch"] for row in history] == list(range(epoch - len(history) + 1, epoch + 1))
+    if epoch > epochs or step > steps or (epoch == epochs and step) or not rows:
+        raise UsageError(f"epoch {epoch}, step {step} and {len(history)} rows of history do not belong together")
 
 
 def accelerate_network(
