@@ -101,8 +101,8 @@ def test_help_of_train_says_both_families_defaults(capsys):
     assert "--family {cifar10,imagenet}" in text
 
 
-def test_the_readme_names_every_command():
-    text = (ROOT / "README.md").read_text()
+def test_the_page_of_commands_names_every_command():
+    text = (ROOT / "docs" / "commands.md").read_text()
     assert all(f"`biper {name}" in text for name in COMMANDS)
 
 

@@ -23,7 +23,16 @@ from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 
 DOCS = ROOT / "docs"
 PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.glob("*.md")) + sorted(ROOT.glob("*/dataset/*.md"))
-RUN = ("method", "first_training", "own_model", "own_quantizer", "microcontroller")  # pages whose Python is run here
+RUN = (  # pages whose Python is run here
+    "method",
+    "first_training",
+    "own_model",
+    "own_quantizer",
+    "microcontroller",
+    "evaluation",
+    "deployment",
+    "api",
+)
 SCRIPTS = {file: file for file in ("export", "predict", "summary", "reproduce", "ablation", "download", "prepare")}
 SCRIPTS |= {"compute_QE": "quantization_error", "eval": "evaluate", "main": "train", "main_stage2": "train"}
 SCRIPTS |= {"run_stage1": "train", "run_stage2": "train"}

@@ -98,16 +98,26 @@ assert not torch.cuda.is_initialized()
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
-def test_readme_names_what_exists():
-    text = (ROOT / "README.md").read_text()
-    ours = re.sub(r"^\| `[^|]*\|", "", text, flags=re.MULTILINE)  # without the column of the paper's commands
-    ours = re.sub(r"cd (\w+); python (?:-u )?", r"python \1/", ours)
-    for name in re.findall(r"(?:bash|python) ([\w/]+\.(?:sh|py))", ours) + re.findall(r"\]\((?!http)([^)]+)\)", text):
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda p: p.stem)
+def test_a_page_names_what_exists(page):
+    text = page.read_text()
+    ours = text
+    if page.stem == "paper":
+        ours = re.sub(r"^\| `[^|]*\|", "", text, flags=re.MULTILINE)  # without the column of the paper's commands
+        ours = re.sub(r"cd (\w+); python (?:-u )?", r"python \1/", ours)
+    for name in re.findall(r"(?:bash|python) ([\w/]+\.(?:sh|py))", ours):
         assert (ROOT / name).exists(), name
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", prose):
+        assert (page.parent / name).exists(), name
     for name in re.findall(r"`(test_\w+)`", text):
         assert (ROOT / "tests" / f"{name}.py").exists(), name
-    for model in {name.rsplit("_", 1)[0] for family in ("cifar10", "imagenet") for name in list_models(family)}:
-        assert f"`{model}`" in text
+
+
+@pytest.mark.parametrize(("family", "page"), [("cifar10", "training"), ("imagenet", "imagenet")])
+def test_the_page_of_a_family_names_every_model(family, page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert {model for name in list_models(family) if f"`{(model := name.rsplit('_', 1)[0])}`" not in text} == set()
 
 
 def test_python_in_the_readme_runs():

@@ -32,7 +32,7 @@ def same_weights(a, b):
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_a_run_leaves_what_the_readme_lists(trained):
+def test_a_run_leaves_what_the_first_training_lists(trained):
     folder = trained / "stage1"
     assert {p.name for p in folder.iterdir()} == {
         LATEST,
