@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from PIL import Image
@@ -267,6 +268,34 @@ def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path,
     assert code == 1
     assert "differs from the checkpoint" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_only_its_own_files_are_replaced(trained, exported, command, refused, tmp_path):
+    best, packed, onnx_file = trained / "stage2/model_best.pth.tar", tmp_path / "a.safetensors", tmp_path / "a.onnx"
+    packed.write_bytes(safetensors.torch.save({"theirs": torch.zeros(3)}))
+    onnx_file.write_bytes(best.read_bytes())  # a name alone is no kind
+    before = packed.read_bytes(), onnx_file.read_bytes()
+    assert "a.safetensors exists and is another" in refused(best, "-o", packed, entry=export_main)
+    for flag in ("--onnx", "--qonnx"):
+        argv = (best, "-o", tmp_path / "b", flag, onnx_file)
+        assert "a.onnx exists and is another" in refused(*argv, entry=export_main)
+    assert (packed.read_bytes(), onnx_file.read_bytes()) == before
+    packed.write_bytes(exported.read_bytes())
+    onnx_file.write_bytes((trained / "net.onnx").read_bytes())
+    code, _, err = command(best, "-o", packed, "--onnx", onnx_file, entry=export_main)
+    assert code == 0, err
+
+
+def test_what_stands_there_stays_whatever_fails(trained, exported, command, tmp_path, monkeypatch, small_disk):
+    best, target = trained / "stage2/model_best.pth.tar", tmp_path / "a.safetensors"
+    target.write_bytes(exported.read_bytes())
+    with small_disk(1000):
+        code, _, err = command(best, "-o", target, entry=export_main)
+    assert (code, f"File too large: '{target}'" in err) == (2, True)
+    monkeypatch.setattr("biper.training.export._same", lambda *_: False)
+    code, _, err = command(best, "-o", target, entry=export_main)
+    assert (code, "is left as it was" in err) == (1, True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {target: exported.read_bytes()}
 
 
 def test_accuracy_of_published_files():
