@@ -159,4 +159,5 @@ def draw_bars(axes: "Axes", names: Sequence[str], groups: Sequence[tuple[str, Se
     axes.set_yticks(places + height * (len(groups) - 1) / 2, names)
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
-    axes.legend(fontsize=8)
+    # below the axes, where it can cover no bar
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))
