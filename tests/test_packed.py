@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from biper.packed import runtime as kernels
 from biper.packed.compile import Segmented
 from biper.packed.layers import PackedConv2d
 from biper.packed.lowering import Segment
+from biper.packed.network import KEPT
 from biper.packed.pack import pack
 
 WAYS = kernels.available()
@@ -76,6 +78,31 @@ def test_everything_between_real_layers_is_one_segment(family, name, segments):
     packed = pack(network(name, family))
     cut = Segmented(packed.network, torch.zeros(2, 3, 64, 64))
     assert sum(isinstance(m, Segment) for m in cut.owner.modules()) == segments
+
+
+@pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
+@torch.no_grad()
+def test_the_last_shapes_are_kept_and_threads_may_differ_in_them():
+    packed = pack(network("resnet20_1w1a"))
+    batches = [torch.randn(2, 3, 8 + i, 8) for i in range(KEPT + 3)]
+    expected = [packed(x) for x in batches]
+    assert [key[0][1] for key in packed._forwards] == list(range(8 + 3, 8 + KEPT + 3))
+    first = packed._forwards[batches[3].shape[1:], 2]
+    packed(batches[3])  # of those that are kept the one that was used longest ago, and now the last
+    packed(batches[0])
+    assert packed._forwards[batches[3].shape[1:], 2] is first
+    assert len(packed._forwards) == KEPT
+
+    batches, expected = batches[5:], expected[5:]  # which are all kept: no thread has to trace, which torch.fx cannot
+
+    def mine(shift):
+        with torch.no_grad():
+            return [packed(x) for x in batches[shift:] + batches[:shift]]
+
+    with ThreadPoolExecutor(4) as pool:
+        for shift, results in enumerate(pool.map(mine, range(4))):
+            assert all(map(torch.equal, results, expected[shift:] + expected[:shift]))
+    assert len(packed._forwards) == KEPT
 
 
 @torch.no_grad()

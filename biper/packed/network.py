@@ -13,6 +13,7 @@ from biper.packed.compile import Segmented
 
 log = logging.getLogger("biper")
 CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
+KEPT = 8  # shapes of images whose segments are kept: half a megabyte each
 FEW = 16  # images: as many are taken at a time at least
 
 
@@ -41,12 +42,7 @@ class PackedNetwork(nn.Module):
         if not self._runs_compiled(images):
             self._require_images(images)
             return self._layer_by_layer(images)
-        few = min(len(images), 2)  # torch convolves a single image in its own way
-        key = (images.shape[1:], few)
-        if key not in self._forwards:
-            self._require_images(images)  # once a shape: small networks wait for it
-            self._forwards[key] = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
-        segmented = self._forwards[key]
+        segmented = self._segmented_for(images)
         if segmented is None:
             return self._layer_by_layer(images)
         at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), FEW)
@@ -92,6 +88,23 @@ class PackedNetwork(nn.Module):
         if images.dim() != 4 or not len(images) or (images.requires_grad and torch.is_grad_enabled()):
             return False
         return runtime.chosen() != runtime.TORCH and not any(self._hooks)
+
+    def _segmented_for(self, images: Tensor) -> Segmented | None:
+        """What runs images of this shape; of the shapes that came last it is kept."""
+        few = min(len(images), 2)  # torch convolves a single image in its own way
+        key = (images.shape[1:], few)
+        kept = self._forwards
+        if key in kept and key == next(reversed(kept)):
+            return kept[key]
+        kept = dict(kept)  # never changed in place: other threads may be reading it, and at worst make theirs anew
+        if key in kept:
+            segmented = kept.pop(key)
+        else:
+            self._require_images(images)  # once a shape: small networks wait for it
+            segmented = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
+        recent = list(kept.items())[-KEPT + 1 :]
+        self._forwards = {**dict(recent), key: segmented}
+        return segmented
 
     def _segmented(self, example: Tensor) -> Segmented | None:
         try:
