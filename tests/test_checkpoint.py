@@ -79,8 +79,8 @@ def test_errors_of_writing_name_what_was_to_be_written(tmp_path, writes, small_d
         (place / "part" if place.is_dir() else place).write_text("x" * 100)
     with pytest.raises(OSError, match=r"/mine cannot be written: encoder error$"), writes(tmp_path / "mine"):
         raise OSError("encoder error")
-    with pytest.raises(OSError, match="No such file or directory: '/none'$"), writes(tmp_path / "mine"):
-        open("/none")
+    with pytest.raises(OSError, match=r"No such file or directory: '/none'$"), writes(tmp_path / "mine"):
+        os.stat("/none")
     assert os.listdir(tmp_path) == []
 
 
