@@ -105,19 +105,48 @@ def _write_nowhere(stream: TextIO) -> None:
 
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
+    if sys.stdout is None:  # closed by whoever started this: nobody reads it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        command()
-    except KeyboardInterrupt as error:
         try:
-            sys.stdout.flush()
-        except OSError:  # of a terminal that was closed
-            _write_nowhere(sys.stdout)
+            command()
+        except SystemExit:  # of --help
+            with writing_output():
+                sys.stdout.flush()
+            raise
+        with writing_output():
+            sys.stdout.flush()  # here, and not by Python at exit, which tells errors in its own way
+    except KeyboardInterrupt as error:
+        _discard_output()  # of a terminal that was closed
         sys.exit(128 + signal.Signals.__members__.get(str(error), signal.SIGINT))
     except BrokenPipeError:  # `| head` has seen enough
-        _write_nowhere(sys.stdout)
+        _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except (*USERS, *OTHERS) as error:
+        if _discard_output() and isinstance(error, OSError):
+            error = OSError(f"standard output cannot be written: {error.strerror or error}")
         rank = os.environ.get("RANK", "0")
         where = "error" if rank == "0" else f"error in process {rank}"
         print(f"{where}: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OTHERS) else 2)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Context of writing to standard output. Raises BrokenPipeError if nobody reads it, UsageError if it is full."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+def _discard_output() -> bool:
+    """Send what cannot be written, and what Python still flushes at exit, nowhere; whether there was any."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _write_nowhere(sys.stdout)
+        return True
+    return False

@@ -4,40 +4,54 @@ import csv
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from biper.errors import UsageError
 
+PREFIX = ".biper-"  # of folders that are being written
 
-class atomically:
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Context: an OSError of what is written at a temporary place says what was to be written, `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        if error.filename is not None and not str(error.filename).startswith(str(temporary)):
+            raise  # of another file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
     """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
-
-    def __enter__(self) -> Path:
-        if not self.path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{self.path} cannot be written: there is no folder {self.path.parent}")
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                with self.temporary.open("rb+") as file:
-                    os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
-                os.replace(self.temporary, self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
+    try:
+        with naming(path, temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # where nothing can be written, nothing can be removed, and the first error counts
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Context: gives a new folder; if nothing was raised it takes the place of `path`, which is missing or empty."""
     path = path.absolute()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".biper-") as place:
+    with (
+        naming(path, path.parent / PREFIX),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX, ignore_cleanup_errors=True) as place,
+    ):
         folder = Path(place) / path.name
         folder.mkdir()
         yield folder
@@ -80,6 +94,13 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "it is no file" if path.exists() else "No such file or directory"
         raise UsageError(f"cannot read {path}: {what}")
+
+
+def require_different(paths: Mapping[str, Path]) -> None:
+    """Raise UsageError where two of the files to be written are one. paths: by the flag."""
+    for (flag, path), (other, same) in combinations(paths.items(), 2):
+        if path.resolve() == same.resolve():
+            raise UsageError(f"{flag} and {other} are both {path}: give two names")
 
 
 def require_free(path: Path, ours: Callable[[Path], bool]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import biper
 from biper.errors import UsageError
-from biper.files import atomically
+from biper.files import atomically, folder_atomically
 from biper.models.checkpoint import FORMAT, build_network, load_checkpoint, read_checkpoint
 from biper.training.checkpoint import save_checkpoint
 
@@ -46,7 +46,7 @@ def test_contradictions_are_refused(trained):
         load_checkpoint(path, model="resnet18_1w1a")
 
 
-def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_crash_while_saving_leaves_the_old_file(tmp_path):
     path = tmp_path / "c.pth.tar"
     save_checkpoint({"state_dict": {}, "format": FORMAT}, path)
     before = path.read_bytes()
@@ -60,13 +60,30 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["c.pth.tar"]
 
-    def full(*_):
-        raise RuntimeError("PytorchStreamWriter failed writing file\nstack")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"failed writing file$"):
-        save_checkpoint({}, path)
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path, small_disk):
+    path = tmp_path / "c.pth.tar"
+    save_checkpoint({"state_dict": {}}, path)
+    before = path.read_bytes()
+    with small_disk(1000), pytest.raises(OSError, match=r"File too large: '.*/c\.pth\.tar'$"):
+        save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.pth.tar"]
+
+
+@pytest.mark.parametrize("writes", [atomically, folder_atomically])
+def test_errors_of_writing_name_what_was_to_be_written(tmp_path, writes, small_disk):
+    with (
+        small_disk(10),
+        pytest.raises(OSError, match=r"File too large: '.*/mine'$"),
+        writes(tmp_path / "mine") as place,
+    ):
+        (place / "part" if place.is_dir() else place).write_text("x" * 100)
+    with pytest.raises(OSError, match=r"/mine cannot be written: encoder error$"), writes(tmp_path / "mine"):
+        raise OSError("encoder error")
+    with pytest.raises(OSError, match=r"No such file or directory: '/none'$"), writes(tmp_path / "mine"):
+        os.stat("/none")
+    assert os.listdir(tmp_path) == []
 
 
 def test_replaced_never_shows_half_a_file(tmp_path):

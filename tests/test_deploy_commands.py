@@ -4,11 +4,13 @@ import copy
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT
 from PIL import Image
@@ -126,6 +128,33 @@ def test_predictions_of_images(trained, exported, command, tmp_path):
         assert [int(name) for _, name in found] == expected.indices.flatten().tolist()
         percent = torch.tensor([float(p) for p, _ in found])
         torch.testing.assert_close(percent, 100 * expected.values.flatten().detach(), rtol=0, atol=0.006)
+
+
+def test_predictions_of_a_folder_as_json_go_on_after_a_bad_image(exported, command, refused, tmp_path):
+    grey, folder = read_digits(False, 8).pixels[0].numpy(), tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    upright, exif = Image.fromarray(grey), Image.Exif()
+    exif[0x0112] = 6  # is to be turned by 90 degrees clockwise
+    upright.save(folder / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "below" / "turned.png", exif=exif)
+    Image.fromarray(grey[..., 0].astype(np.uint16) << 8).save(folder / "c.png")
+    Image.fromarray(np.dstack([grey, np.full((8, 8), 9, np.uint8)])).save(folder / "d.png")  # its alpha is left out
+    Image.fromarray(grey[..., 0].astype(np.float32)).save(folder / "float.tif")
+    (folder / "b.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image by its name")
+    code, out, err = command(exported, folder, "--json", entry=predict_main)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 2
+    assert [Path(image["file"]).name for image in found] == ["a.png", "turned.png", "c.png", "d.png"]
+    assert all(image["classes"] == found[0]["classes"] for image in found)
+    assert sum(guess["probability"] for guess in found[0]["classes"]) <= 1
+    bad = err.splitlines()
+    assert [line.split(":")[:2] for line in bad] == [
+        ["error", f" cannot read the image {folder / name}"] for name in ("b.png", "float.tif")
+    ]
+    assert "its pixels are 32-bit numbers" in bad[1]
+    (tmp_path / "empty").mkdir()
+    assert "no images in" in refused(exported, tmp_path / "empty", entry=predict_main)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +296,34 @@ def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path,
     assert code == 1
     assert "differs from the checkpoint" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_only_its_own_files_are_replaced(trained, exported, command, refused, tmp_path):
+    best, packed, onnx_file = trained / "stage2/model_best.pth.tar", tmp_path / "a.safetensors", tmp_path / "a.onnx"
+    packed.write_bytes(safetensors.torch.save({"theirs": torch.zeros(3)}))
+    onnx_file.write_bytes(best.read_bytes())  # a name alone is no kind
+    before = packed.read_bytes(), onnx_file.read_bytes()
+    assert "a.safetensors exists and is another" in refused(best, "-o", packed, entry=export_main)
+    for flag in ("--onnx", "--qonnx"):
+        argv = (best, "-o", tmp_path / "b", flag, onnx_file)
+        assert "a.onnx exists and is another" in refused(*argv, entry=export_main)
+    assert (packed.read_bytes(), onnx_file.read_bytes()) == before
+    packed.write_bytes(exported.read_bytes())
+    onnx_file.write_bytes((trained / "net.onnx").read_bytes())
+    code, _, err = command(best, "-o", packed, "--onnx", onnx_file, entry=export_main)
+    assert code == 0, err
+
+
+def test_what_stands_there_stays_whatever_fails(trained, exported, command, tmp_path, monkeypatch, small_disk):
+    best, target = trained / "stage2/model_best.pth.tar", tmp_path / "a.safetensors"
+    target.write_bytes(exported.read_bytes())
+    with small_disk(1000):
+        code, _, err = command(best, "-o", target, entry=export_main)
+    assert (code, f"File too large: '{target}'" in err) == (2, True)
+    monkeypatch.setattr("biper.training.export._same", lambda *_: False)
+    code, _, err = command(best, "-o", target, entry=export_main)
+    assert (code, "is left as it was" in err) == (1, True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {target: exported.read_bytes()}
 
 
 def test_accuracy_of_published_files():

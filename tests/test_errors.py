@@ -1,7 +1,9 @@
 """How a command ends: the exit code and the one line of an error."""
 
+import io
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from conftest import photographs
 
 from biper.data.loaders import build_loaders
 from biper.errors import OutOfMemory, ProcessLost, TrainingDiverged, UsageError, WorkerLost, run_command
+from biper.training.log import log, log_to_console
 from biper.training.settings import make_settings
 
 
@@ -47,6 +50,24 @@ def test_the_kind_of_an_error_decides(capsys, error, code, line):
 def test_what_is_nobodys_fault_but_ours_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="out of memory, shared memory, gloo"):
         run_command(failing(RuntimeError("out of memory, shared memory, gloo")))
+
+
+@pytest.mark.parametrize("unbuffered", [True, False])
+def test_output_that_cannot_be_written_is_named(capsys, monkeypatch, unbuffered):
+    with open("/dev/full", "wb", 0) as raw:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+        log_to_console()
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda: log.warning("a line") if unbuffered else print("a line"))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_output_that_is_closed_is_not_missed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    log_to_console()
+    run_command(lambda: log.warning("a line"))
+    sys.stdout.close()
 
 
 def test_a_reading_process_that_is_killed(tmp_path):

@@ -1,19 +1,20 @@
 import csv
 import logging
+import threading
 from datetime import datetime, timedelta
 
 import pytest
 
 from biper import create_model
 from biper.errors import UsageError
-from biper.training.log import Clock, Progress, Recorder, log, log_to_console, metric_columns
+from biper.training.log import Clock, Progress, Recorder, histograms_due, log, log_to_console, metric_columns
 from biper.training.loop import Metrics
 
 ROW = {"epoch": 1, "lr": 0.1, "tau": 0.0, "train_loss": 2.0, "test_top1": 10.0}
 
 
 def test_metrics_file_is_rewritten_whole(tmp_path):
-    with Recorder(tmp_path, 0) as recorder:
+    with Recorder(tmp_path, 0, 2) as recorder:
         recorder.metrics([ROW])
         recorder.metrics([ROW, ROW | {"epoch": 2, "train_loss": 1 / 3}])
         recorder.epoch(ROW, create_model("resnet20_1w1a"), 1.5)
@@ -25,13 +26,13 @@ def test_metrics_file_is_rewritten_whole(tmp_path):
 
 def test_the_log_says_why_a_run_ended_and_goes_on(tmp_path):
     def interrupted():
-        with Recorder(tmp_path, 0):
+        with Recorder(tmp_path, 0, 2):
             log.info("first")
             raise KeyboardInterrupt("SIGTERM")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    with Recorder(tmp_path, 1):
+    with Recorder(tmp_path, 1, 2):
         log.info("second")
     text = (tmp_path / "logger.log").read_text()
     assert [word in text for word in ("first", "stopped by KeyboardInterrupt: SIGTERM", "second")] == [True] * 3
@@ -48,10 +49,28 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    with Recorder(tmp_path, 0), pytest.raises(UsageError, match="in use by another process"):
-        Recorder(tmp_path, 0)
-    with Recorder(tmp_path, 0):
+    with Recorder(tmp_path, 0, 2), pytest.raises(UsageError, match="in use by another process"):
+        Recorder(tmp_path, 0, 2)
+    with Recorder(tmp_path, 0, 2):
         pass
+
+
+def test_a_full_disk_is_told_once_and_everything_is_closed(tmp_path, small_disk):
+    """Not by TensorBoard's thread too, whose traceback would be an error here."""
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="File too large"), Recorder(tmp_path, 0, 2) as recorder, small_disk(1000):
+        recorder.epoch(ROW, create_model("resnet20_1w1a"), 1.5)
+    assert threading.excepthook is hook
+    assert recorder.file not in log.handlers
+    with Recorder(tmp_path, 0, 2):
+        pass
+
+
+@pytest.mark.parametrize(("epochs", "most"), [(1, 1), (30, 30), (300, 51), (400, 51), (1000, 51)])
+def test_histograms_are_few_and_of_the_last_epoch_too(epochs, most):
+    due = [epoch for epoch in range(1, epochs + 1) if histograms_due(epoch, epochs)]
+    assert most - 15 <= len(due) <= most
+    assert (due[0], due[-1]) == (1, epochs)
 
 
 def test_clock():

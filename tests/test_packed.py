@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 import biper
 from biper.errors import UsageError
 from biper.nn.activations import RPReLU
+from biper.packed import compile as packed_compile
 from biper.packed import runtime as kernels
-from biper.packed.compile import Segmented
+from biper.packed.compile import Segmented, traced
 from biper.packed.layers import PackedConv2d
 from biper.packed.lowering import Segment
+from biper.packed.network import KEPT
 from biper.packed.pack import pack
 
 WAYS = kernels.available()
@@ -72,10 +75,36 @@ def test_logits_and_predictions_equal_the_training_networks(family, name, way, m
     ],
 )
 @torch.no_grad()
-def test_everything_between_real_layers_is_one_segment(family, name, segments):
+def test_everything_between_real_layers_is_one_segment(family, name, segments, monkeypatch):
+    """Where torch runs those, as where their sums are not its own."""
+    monkeypatch.setattr(packed_compile, "real_convolution", lambda step, x: x.new_empty(0))
     packed = pack(network(name, family))
-    cut = Segmented(packed.network, torch.zeros(2, 3, 64, 64))
+    cut = Segmented(packed.network, traced(packed.network), torch.zeros(2, 3, 64, 64))
     assert sum(isinstance(m, Segment) for m in cut.owner.modules()) == segments
+
+
+@pytest.mark.skipif(WAYS == (kernels.TORCH,), reason="needs the compiled instructions")
+@torch.no_grad()
+def test_the_last_shapes_are_kept_and_threads_may_differ_in_them():
+    packed = pack(network("resnet20_1w1a"))
+    batches = [torch.randn(2, 3, 8 + i, 8) for i in range(KEPT + 3)]
+    expected = [packed(x) for x in batches]
+    assert [key[0][1] for key in packed._forwards] == list(range(8 + 3, 8 + KEPT + 3))
+    key = next(key for key in packed._forwards if key[0] == batches[3].shape[1:])
+    first = packed._forwards[key]
+    packed(batches[3])  # of those that are kept the one that was used longest ago, and now the last
+    packed(batches[0])
+    assert packed._forwards[key] is first
+    assert len(packed._forwards) == KEPT
+
+    def mine(shift):
+        with torch.no_grad():
+            return [packed(x) for x in batches[shift:] + batches[:shift]]  # some are made anew, beside other threads
+
+    with ThreadPoolExecutor(4) as pool:
+        for shift, results in enumerate(pool.map(mine, range(4))):
+            assert all(map(torch.equal, results, expected[shift:] + expected[:shift]))
+    assert len(packed._forwards) == KEPT
 
 
 @torch.no_grad()

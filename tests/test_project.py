@@ -131,3 +131,21 @@ def test_every_dependency_has_a_version_that_was_tested():
     lines = (ROOT / "requirements-tested.txt").read_text().splitlines()
     tested = {line.split("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
     assert named <= tested
+
+
+def test_the_citation_is_that_of_the_readme():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # which the format asks for
+    paper, text = citation["preferred-citation"], (ROOT / "README.md").read_text()
+    authors = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    for name, value in {"title": paper["title"], "author": authors, "year": paper["year"]}.items():
+        assert re.search(rf"{name} += \{{{re.escape(str(value))}\}}", text), name
+    assert f"{{{paper['collection-title']}}}" in text
+
+
+def test_hooks_before_a_commit_call_this_projects_own_tools():
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    for hook in local["hooks"]:
+        assert {"id", "name", "entry", "language"} <= hook.keys()
+        assert hook["entry"] in (ROOT / "test.sh").read_text()

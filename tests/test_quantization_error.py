@@ -93,9 +93,33 @@ def test_bad_input(trained, tmp_path, command, refused):
     assert (code, "no checkpoint with binarized layers" in err) == (2, True)
     refused(entry=quantization_error_main)
     refused(good, "--freq", "30", entry=quantization_error_main)
-    assert "No such file" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
-    assert "No such file" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
+    assert "no such folder" in refused(good, "--csv", tmp_path / "no" / "qe.csv", entry=quantization_error_main)
+    assert "no such folder" in refused(good, "--plot", tmp_path / "no" / "qe.png", entry=quantization_error_main)
     assert "cannot write" in refused(good, "--plot", tmp_path / "qe.nonsense", entry=quantization_error_main)
+
+
+def test_only_files_of_their_own_kind_are_replaced(trained, tmp_path, command, refused, small_disk):
+    own, table, picture = (tmp_path / name for name in ("own.png", "qe.csv", "qe.png"))
+    own.write_bytes((trained / "stage1" / "model_best.pth.tar").read_bytes())  # a name alone is no kind
+    table.write_text("mine,too\n1,2\n")
+    picture.write_text("mine")
+    before = {path: path.read_bytes() for path in (own, table, picture)}
+    for flag, path in (("--csv", own), ("--plot", own), ("--csv", table), ("--plot", picture)):
+        assert f"{path} exists and is another" in refused(own, flag, path, entry=quantization_error_main)
+    assert "--csv and --plot are both" in refused(
+        own, "--csv", "x.png", "--plot", "x.png", entry=quantization_error_main
+    )
+    assert {path: path.read_bytes() for path in (own, table, picture)} == before
+    table.unlink()
+    picture.unlink()
+    argv = (own, "--csv", table, "--plot", picture)
+    for _ in range(2):
+        assert command(*argv, entry=quantization_error_main)[0] == 0
+    before = {path: path.read_bytes() for path in (own, table, picture)}
+    for flag, path in (("--csv", table), ("--plot", picture)):
+        with small_disk(1000):
+            assert str(path) in refused(own, flag, path, entry=quantization_error_main)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_another_quantizers_error_is_that_of_the_weights_that_it_makes_binary():

@@ -80,7 +80,10 @@ def test_bad_input(trained, refused, tmp_path):
     published = tmp_path / "published.pth.tar"
     torch.save({"state_dict": {}, "best_prec1": 1.0}, published)
     target, before = tmp_path / "new.pth.tar", best.read_bytes()
+    own = tmp_path / "own.pth.tar"
+    torch.save({**read_checkpoint(best), "recalibrated": True}, own)
     cases = {
+        "CHECKPOINT and -o are both": [own, "-o", own],
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "is packed: recalibrate the checkpoint": [packed, "-o", target],
         "mine.txt exists and was not written by recalibrate": [best, "-o", other],

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import save_packed
 from biper.packed.pack import pack
 from biper.training import trainer as trainer_module
-from biper.training.checkpoint import BEST, LATEST
+from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes
 from biper.training.loop import LossTerm, Metrics
 from biper.training.settings import make_settings
@@ -223,6 +224,29 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatc
     assert err.startswith("error: the loss is nan in epoch 2, step 1; the last good checkpoint, of epoch 1, is")
     assert read_checkpoint(tmp_path / LATEST)["epoch"] == 1
     assert "stopped by TrainingDiverged" in (tmp_path / "logger.log").read_text()
+
+
+def test_a_full_disk_in_mid_run(tmp_path, refused, command, monkeypatch, small_disk):
+    with ExitStack() as disk:
+
+        def then_full(folder):
+            publish_best(folder)
+            disk.enter_context(small_disk(200_000))
+
+        monkeypatch.setattr("biper.training.train.publish_best", then_full)
+        err = refused(*TINY, "--epochs", 2, "--results_dir", tmp_path)
+    assert f"cannot write to {tmp_path}: [Errno 27] File too large: '{tmp_path / LATEST}'" in err
+    assert "what was saved before is intact: then go on with --resume" in err
+    assert read_checkpoint(tmp_path / LATEST)["epoch"] == 1
+    monkeypatch.undo()
+    assert command("--results_dir", tmp_path, "--resume")[0] == 0
+
+
+def test_a_folder_that_vanishes_in_mid_run(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("biper.training.train.publish_best", shutil.rmtree)
+    err = refused(*TINY, "--epochs", 2, "--results_dir", tmp_path / "run")
+    assert "there is no folder" in err
+    assert "it holds no checkpoint: then start again" in err
 
 
 def test_a_term_that_is_added_to_a_trainer_is_a_column_of_its_own(tmp_path):

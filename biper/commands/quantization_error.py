@@ -7,6 +7,7 @@ from typing import Any
 
 from biper.commands.arguments import Parser, add_published
 from biper.errors import UsageError, run_command
+from biper.files import require_different, require_free
 
 
 def build_parser(prog: str) -> Parser:
@@ -28,6 +29,7 @@ def _compute(given: dict[str, Any]) -> None:
     from biper.models.checkpoint import load_checkpoint
     from biper.nn.quantization_error import format_table, quantization_error, write_csv
 
+    _require_outputs(given)
     rows = []
     for path in given["checkpoints"]:
         model = load_checkpoint(path, given.get("freq"), model=given.get("model"))
@@ -47,3 +49,16 @@ def _compute(given: dict[str, Any]) -> None:
 
         plot_quantization_error([(path.absolute().parent.name, model) for path, model, _ in rows], given["plot"])
         print(f"wrote {given['plot']}")
+
+
+def _require_outputs(given: dict[str, Any]) -> None:
+    """Raise UsageError before work is done for what cannot be written, or would take the place of other files."""
+    if "csv" in given:
+        from biper.nn.quantization_error import is_table
+
+        require_free(given["csv"], is_table)
+    if "plot" in given:
+        from biper.experiments.plots import require_picture
+
+        require_picture(given["plot"])
+    require_different({f"--{name}": given[name] for name in ("csv", "plot") if name in given})

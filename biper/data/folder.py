@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -76,18 +76,25 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def open_image(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as RGB. Raises UsageError saying what is wrong with one that cannot be read, or is too long."""
+def open_image(file: str | Path | BinaryIO, turned: bool = False) -> Image.Image:
+    """A whole image as RGB; turned: as its EXIF says. Raises UsageError saying what is wrong with one that is unfit.
+
+    It is what torchvision's loader gives, whose alpha is dropped, but for 16 bits: they are divided by 256. What has
+    more, or is no integer, is refused, as nobody knows what its white is; so is an image that is too long.
+    """
     try:
         if isinstance(file, str | Path) and os.path.exists(file) and not os.path.isfile(file):
             raise UsageError("it is no file")  # a pipe would be waited for
         with Image.open(file) as opened:
             if max(opened.size) > LONGEST * min(opened.size):  # whose shorter side fitted would fill the memory
                 raise UsageError(f"it has {opened.width:,} x {opened.height:,} pixels, more than {LONGEST} to 1")
-            if opened.mode.startswith("I;16"):  # which convert() would cut off at 255
+            sixteen = opened.mode == "I" and opened.format == "PNG"  # as some versions of Pillow call it
+            if sixteen or opened.mode.startswith("I;16"):  # which convert() would cut off at 255
                 return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
+            if opened.mode in ("I", "F"):
+                raise ValueError(f"its pixels are 32-bit numbers (mode {opened.mode}): save it with 8 or 16 bits")
             image: Image.Image = opened.convert("RGB")
-            return image
+            return ImageOps.exif_transpose(image) if turned else image
     except Exception as error:  # decoders fail in their own ways
         raise UsageError(f"cannot read the image {file}: {error}") from error
 
@@ -97,12 +104,16 @@ def decode(file: Path, image_size: int | None) -> np.ndarray:
 
     Raises UsageError naming a file that cannot be read.
     """
-    image = open_image(file)
+    return np.asarray(fit(open_image(file), image_size))
+
+
+def fit(image: Image.Image, image_size: int | None) -> Image.Image:
+    """With image_size the shorter side is resized to it and the centre cut out."""
     if image_size is not None and image.size != (image_size, image_size):
         from torchvision.transforms import functional as TF  # here, as it takes as long to load as torch itself
 
         image = TF.center_crop(TF.resize(image, [image_size]), [image_size])
-    return np.asarray(image)
+    return image
 
 
 @without_warnings()

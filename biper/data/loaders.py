@@ -19,7 +19,7 @@ from biper.data.datasets import (
     find_dataset,
     find_folder,
 )
-from biper.data.folder import decode, open_image
+from biper.data.folder import fit, open_image
 from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.data.pillow import PillowReader, Reader, Source
 from biper.data.samples import Samples
@@ -171,10 +171,11 @@ def _streamed(data: StreamSet, settings: DataSettings, place: Place, splits: Seq
 def view_image(file: Path, data: MemorySet | StreamSet, size: int) -> np.ndarray:
     """One image as evaluation on a data set shows it, (size, size, 3) uint8.
 
-    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. Raises
+    Images of memory's data sets have one size: another's shorter side is resized to it, and its centre cut out. A
+    photograph is turned as its camera says (EXIF), which torchvision's loader, and so training, leaves out. Raises
     UsageError naming an image that cannot be read.
     """
+    image = open_image(file, turned=True)
     if isinstance(data, MemorySet):
-        return decode(file, size)
-    image = open_image(file)
+        return np.asarray(fit(image, size))
     return cut(image, data.view(size, False).window(image.width, image.height, np.random.default_rng(0)))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from biper.errors import UsageError
+from biper.files import atomically, require_free
 from biper.models import Network
 from biper.nn.layers import binary_layers
 from biper.nn.quantization_error import quantization_error
@@ -27,7 +29,7 @@ Lines = Sequence[tuple[str, Sequence[Line]]]  # a title, and a line a seed
 
 @contextmanager
 def picture(path: Path, rows: int, columns: int, width: float, height: float) -> Iterator[tuple["Figure", np.ndarray]]:
-    """A figure and its axes (rows, columns), each of some inches, written at the end. Raises UsageError."""
+    """A figure and its axes (rows, columns), each of some inches, written at the end, whole or not at all."""
     import matplotlib
 
     matplotlib.use("Agg")  # a file, also where there is no screen
@@ -35,14 +37,34 @@ def picture(path: Path, rows: int, columns: int, width: float, height: float) ->
 
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise UsageError(f"cannot write {path}: its ending is none of {', '.join(sorted(formats))}")
     try:
         yield figure, axes
-        figure.savefig(path, dpi=120)
+        with atomically(path) as temporary:
+            figure.savefig(temporary, dpi=120, format=path.suffix[1:].lower())
     finally:
         plt.close(figure)
+
+
+def require_picture(path: Path) -> None:
+    """Raise UsageError before work is done for an ending that is no picture's, or a file that may not be replaced."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise UsageError(f"cannot write {path}: its ending is none of {', '.join(sorted(formats))}")
+    require_free(path, is_picture)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture of the usual kinds, whatever its name."""
+    with path.open("rb") as file:
+        if file.read(5) in (b"%PDF-", b"%!PS-", b"<?xml"):
+            return True
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF", "WEBP", "GIF")):
+            return True
+    except (OSError, Image.DecompressionBombError):
+        return False
 
 
 @torch.no_grad()
@@ -137,4 +159,5 @@ def draw_bars(axes: "Axes", names: Sequence[str], groups: Sequence[tuple[str, Se
     axes.set_yticks(places + height * (len(groups) - 1) / 2, names)
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
-    axes.legend(fontsize=8)
+    # below the axes, where it can cover no bar
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(groups))

@@ -3,15 +3,15 @@
 Other quantizers make other weights binary: latent, standardized or clamped ones. Theirs is the error of those.
 """
 
-import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from biper.files import write_rows
 from biper.nn.layers import binary_layers
 from biper.nn.quantizers import Periodic, WeightQuantizer
 
@@ -116,8 +116,10 @@ def _number(value: float, digits: str) -> str:
 
 def write_csv(errors: Sequence[tuple[str, QuantizationError]], path: Path) -> None:
     """One row a layer and checkpoint, (name of the checkpoint, its error), with full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["checkpoint", *(f.name for f in fields(LayerError))])
-        for checkpoint, error in errors:
-            writer.writerows([checkpoint, *astuple(layer)] for layer in error.layers)
+    write_rows([{"checkpoint": name, **asdict(layer)} for name, error in errors for layer in error.layers], path)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of `write_csv`, by its first line."""
+    with path.open("rb") as file:
+        return file.readline(1000).startswith(b"checkpoint,name,weights,l1,squared,")

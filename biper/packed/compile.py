@@ -38,12 +38,19 @@ class Shapes(fx.Interpreter):
         return torch.empty(shape, **FLOATS).zero_()
 
 
-class Segmented:
-    """A packed network's forward pass for images of one size. Raises ValueError for a graph that cannot be cut."""
+def traced(network: nn.Module) -> fx.Graph:
+    """A packed network's graph. Raises what torch.fx raises."""
+    return trace(network, leaves=WHOLE, fresh=WHOLE)
 
-    def __init__(self, network: nn.Module, example: Tensor) -> None:
+
+class Segmented:
+    """A packed network's forward pass for images of one size. Raises ValueError for a graph that cannot be cut.
+
+    graph: the network's, as `traced` gives it; it is changed here.
+    """
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, example: Tensor) -> None:
         self.modules = dict(network.named_modules())
-        graph = trace(network, leaves=WHOLE, fresh=WHOLE)
         Shapes(fx.GraphModule(network, graph)).run(example)
         if any(node.op == "get_attr" or mutates(node, self._module(node)) for node in graph.nodes):
             raise ValueError("its forward pass writes into what it is given, or uses parameters that are in no layer")

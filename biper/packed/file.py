@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written
 from torch import Tensor, nn
@@ -53,6 +53,15 @@ def is_packed(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(LENGTH + 1)[LENGTH:] == b"{"
     except OSError:
+        return False
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a packed network by what it says of itself, and not some other one of safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kind") == KIND
+    except (SafetensorError, OSError):
         return False
 
 

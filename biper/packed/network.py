@@ -1,18 +1,20 @@
 """A packed network, whose binary weights are bits, and how it runs."""
 
+import copy
 import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.packed import runtime
-from biper.packed.compile import Segmented
+from biper.packed.compile import Segmented, traced
 
 log = logging.getLogger("biper")
 CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
+KEPT = 8  # shapes of images whose segments are kept: half a megabyte each
 FEW = 16  # images: as many are taken at a time at least
 
 
@@ -32,21 +34,31 @@ class PackedNetwork(nn.Module):
         self.metadata = metadata
         self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._forwards: dict[Any, Segmented | None] = {}
+        self._graph = self._traced()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_forwards": {}}  # they are made anew
+        return self.__dict__ | {"_forwards": {}, "_graph": None}  # they are made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._graph = self._traced()
+
+    def _traced(self) -> fx.Graph | str:
+        """The network's graph, or why there is none.
+
+        It is traced here, and not when the network runs: meanwhile no thread of the process can call a module.
+        """
+        try:
+            return traced(self.network)
+        except Exception as error:  # whatever a network of somebody's own may do
+            return one_line(error)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, H, W) normalized -> (N, classes). Raises UsageError for other inputs where it is known."""
         if not self._runs_compiled(images):
             self._require_images(images)
             return self._layer_by_layer(images)
-        few = min(len(images), 2)  # torch convolves a single image in its own way, and by one thread in another
-        key = (images.shape[1:], few, torch.get_num_threads() > 1, torch.is_autocast_enabled("cpu"))
-        if key not in self._forwards:
-            self._require_images(images)  # once a shape: small networks wait for it
-            self._forwards[key] = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
-        segmented = self._forwards[key]
+        segmented = self._segmented_for(images)
         if segmented is None:
             return self._layer_by_layer(images)
         at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), FEW)
@@ -93,10 +105,29 @@ class PackedNetwork(nn.Module):
             return False
         return runtime.chosen() != runtime.TORCH and not any(self._hooks)
 
+    def _segmented_for(self, images: Tensor) -> Segmented | None:
+        """What runs images of this shape; of the shapes that came last it is kept."""
+        few = min(len(images), 2)  # torch convolves a single image in its own way, and by one thread in another
+        key = (images.shape[1:], few, torch.get_num_threads() > 1, torch.is_autocast_enabled("cpu"))
+        kept = self._forwards
+        if key in kept and key == next(reversed(kept)):
+            return kept[key]
+        kept = dict(kept)  # never changed in place: other threads may be reading it, and at worst make theirs anew
+        if key in kept:
+            segmented = kept.pop(key)
+        else:
+            self._require_images(images)  # once a shape: small networks wait for it
+            segmented = self._segmented(torch.zeros_like(images[:few], memory_format=torch.contiguous_format))
+        recent = list(kept.items())[-KEPT + 1 :]
+        self._forwards = {**dict(recent), key: segmented}
+        return segmented
+
     def _segmented(self, example: Tensor) -> Segmented | None:
         try:
+            if isinstance(self._graph, str):
+                raise ValueError(self._graph)
             with torch.no_grad():
-                return Segmented(self.network, example)
+                return Segmented(self.network, copy.deepcopy(self._graph), example)
         except UsageError:  # of the network itself, about the images: layer by layer it says it again
             return None
         except Exception as error:  # whatever a network of somebody's own may do

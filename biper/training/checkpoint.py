@@ -1,5 +1,6 @@
 """Checkpoints of a run, written atomically, and the best one published."""
 
+import io
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 
 import biper
-from biper.errors import one_line
 from biper.files import atomically
 from biper.models.checksum import seal
 
@@ -28,17 +28,15 @@ def versions() -> dict[str, str]:
 
 def save_checkpoint(contents: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole, with its checksum."""
+    whole = io.BytesIO()
+    torch.save(dict(contents), whole)  # not into the file: of a full disk torch's writer says nothing that can be told
     with atomically(path) as temporary:
-        try:
-            torch.save(dict(contents), temporary)
-            seal(temporary)
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error):
-                raise
-            raise OSError(one_line(error)) from error  # a full disk, in torch's words
+        temporary.write_bytes(whole.getbuffer())
+        seal(temporary)
 
 
 def publish_best(folder: Path) -> None:
     """Make the latest checkpoint of a run its best one, as atomically as it was saved."""
+    latest = (folder / LATEST).read_bytes()
     with atomically(folder / BEST) as temporary:
-        temporary.write_bytes((folder / LATEST).read_bytes())
+        temporary.write_bytes(latest)

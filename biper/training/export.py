@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from biper.data.loaders import build_loaders
 from biper.errors import Different, UsageError
-from biper.files import require_empty, require_free, write_text
+from biper.files import atomically, require_different, require_empty, require_free, write_text
 from biper.models import Network
 from biper.models.checkpoint import read_checkpoint
 from biper.packed import file
@@ -98,10 +98,7 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     )
     if agreement.equal < agreement.images or not agreement.difference <= TOLERANCE:
         raise Different("the packed network differs from the checkpoint: nothing was written; please report this")
-    file.save_packed(packed, target, top1_of(read_checkpoint(checkpoint)))
-    if not _same(file.load_packed(target), packed):
-        target.unlink()
-        raise Different(f"{target} does not hold what was written: it is removed; is the disk in order?")
+    _save_verified(packed, target, top1_of(read_checkpoint(checkpoint)))
     found = _facts(network, packed, checkpoint, target, agreement, source)
     _log_facts(found)
     if onnx:
@@ -121,16 +118,14 @@ def top1_of(contents: dict[str, Any]) -> float | None:
 
 def require_outputs(paths: dict[str, Path | None], bits: int | None = None) -> None:
     """Raise UsageError before work is done for what cannot be written. paths: by the flag; bits: those of --qonnx."""
-    kinds = {"-o": file.is_packed, "--onnx": _is_onnx, "--facts": _is_facts, "--qonnx": _is_onnx}
+    kinds = {"-o": file.is_ours, "--onnx": _is_onnx, "--facts": _is_facts, "--qonnx": _is_onnx}
     given = {flag: path for flag, path in paths.items() if path}
     for flag, path in given.items():
         if flag in kinds:
             require_free(path, kinds[flag])
         else:
             require_empty(path)
-    for (flag, path), (other, same) in combinations(given.items(), 2):
-        if path.absolute() == same.absolute():
-            raise UsageError(f"{flag} and {other} are both {path}: give two names")
+    require_different(given)
     if "--onnx" in given:
         require_exporter()
     if "--web" in given:
@@ -143,13 +138,15 @@ def require_outputs(paths: dict[str, Path | None], bits: int | None = None) -> N
 
 
 def _is_onnx(path: Path) -> bool:
-    return path.suffix == ".onnx"
+    """Whether a file is ONNX with the input and the output of ours; it is read without the package onnx."""
+    contents = path.read_bytes()
+    return contents[:1] == b"\x08" and b"\x06images" in contents and b"\x06logits" in contents
 
 
 def _is_facts(path: Path) -> bool:
     try:
         return set(json.loads(path.read_text())) == {f.name for f in fields(Facts)}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 
@@ -181,6 +178,20 @@ def compared(network: torch.nn.Module, packed: PackedNetwork, batches: Iterator[
         difference = max(difference, (expected - found).abs().max().item())
         equal += int((expected.argmax(1) == found.argmax(1)).sum())
     return Agreement(count, difference, equal)
+
+
+def _save_verified(packed: PackedNetwork, target: Path, top1: float | None) -> None:
+    """The packed file, read back before it takes its place. Raises Different, and leaves what stood there."""
+    with atomically(target) as temporary:
+        file.save_packed(packed, temporary, top1)
+        try:
+            same = _same(file.load_packed(temporary), packed)
+        except UsageError:
+            same = False
+        if not same:
+            raise Different(
+                f"{target} did not read back as it was written, and is left as it was; is the disk in order?"
+            )
 
 
 def _same(one: PackedNetwork, other: PackedNetwork) -> bool:

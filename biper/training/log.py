@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from biper.errors import UsageError
+from biper.errors import UsageError, writing_output
 from biper.files import write_rows
 from biper.nn.layers import binary_layers
 from biper.training.loop import Metrics
 
 log = logging.getLogger("biper")
 LOG_FILE, METRICS_FILE = "logger.log", "metrics.csv"
+HISTOGRAMS, BINS = 50, 64  # of a layer in a run's TensorBoard, about; of a histogram: they are most of its file
 
 
 class ConsoleHandler(logging.Handler):
@@ -26,8 +29,9 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with writing_output():
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def log_to_console(level: int = logging.INFO) -> None:
@@ -124,29 +128,56 @@ class Clock:
         return seconds, datetime.now() + timedelta(seconds=self.left * (now - self.start) / self.done)
 
 
+@contextmanager
+def quiet_thread() -> Iterator[None]:
+    """Context: TensorBoard's thread prints no traceback; whoever writes next, or closes it, is told what it met."""
+    others = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            others(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = others
+
+
 class Recorder:
     """Writes a run's files, epoch by epoch. A context; going on with a run appends to its log and TensorBoard."""
 
-    def __init__(self, folder: Path, first_epoch: int) -> None:
+    def __init__(self, folder: Path, first_epoch: int, epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.epochs = folder, epochs
         self.file = LogFile(folder / LOG_FILE)
+        self.open = ExitStack()  # closes all of them, whatever one of them meets
+        self.open.callback(self.file.close)
         lock(self.file, folder)
-        # purge_step: what a killed run had logged of the epoch that is now repeated
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+        self.open.enter_context(quiet_thread())
+        try:
+            # purge_step: what a killed run had logged of the epoch that is now repeated
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+        except OSError:
+            self.open.close()
+            raise
+        self.open.callback(self.tensorboard._get_file_writer().close)  # which ends the thread first, and then may raise
 
     def __enter__(self) -> "Recorder":
         log.setLevel(logging.INFO)
         log.addHandler(self.file)
+        self.open.callback(log.removeHandler, self.file)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is not None:  # to the file alone: whoever catches it tells the user
+        if kind is None:
+            self.open.close()
+            return
+        with suppress(OSError):  # to the file alone: whoever catches it tells the user
             self.file.add(f"stopped by {kind.__name__}: {error}")
-        log.removeHandler(self.file)
-        self.file.close()
-        self.tensorboard.close()
+        with suppress(OSError):  # where nothing can be written, the first error counts
+            self.open.close()
 
     def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite metrics.csv, one row an epoch: it always agrees with the checkpoint, also after a kill."""
@@ -159,9 +190,16 @@ class Recorder:
         for name, value in (*row.items(), ("seconds", seconds)):
             if name != "epoch":
                 board.add_scalar(name.replace("_", "/", 1), value, epoch)
-        for name, layer in binary_layers(model):
-            board.add_histogram(f"sin(freq*w)/{name}", layer.weight_quantizer.real(layer.weight), epoch)
+        if histograms_due(epoch, self.epochs):
+            for name, layer in binary_layers(model):
+                values = layer.weight_quantizer.real(layer.weight)
+                board.add_histogram(f"sin(freq*w)/{name}", values, epoch, bins=BINS)
         board.flush()
+
+
+def histograms_due(epoch: int, epochs: int) -> bool:
+    """Whether an epoch, from 1 on, is one of those at even distances whose weights TensorBoard gets, or the last."""
+    return epoch in (1, epochs) or epoch % -(-epochs // HISTOGRAMS) == 0
 
 
 def metric_columns(prefix: str, metrics: Metrics) -> dict[str, float]:

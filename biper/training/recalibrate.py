@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from biper.data.loaders import Loader, build_loaders, require_same_classes
 from biper.errors import UsageError
-from biper.files import require_free
+from biper.files import require_different, require_free
 from biper.models import Network
 from biper.models.checkpoint import FORMAT, read_checkpoint
 from biper.packed.file import is_packed
@@ -44,6 +44,7 @@ def recalibrate(checkpoint: Path, target: Path, given: dict[str, Any]) -> tuple[
     """
     contents = _contents(checkpoint)
     _require_target(target)
+    require_different({"CHECKPOINT": checkpoint, "-o": target})
     saved = settings_of(contents)
     seen = {name: saved[name] for name in SEEN if name in saved}
     network, config = evaluation(None, 2, seen | given | {"evaluate": str(checkpoint)})

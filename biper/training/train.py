@@ -38,7 +38,10 @@ def train(settings: Settings, processes: Processes = ALONE) -> Path:
         except BrokenPipeError:  # of standard output
             raise
         except OSError as error:
-            raise UsageError(f"cannot write to {trainer.folder}: {error}; what was saved before is intact") from error
+            kept = "what was saved before is intact: then go on with --resume"
+            kept = kept if (trainer.folder / LATEST).exists() else "it holds no checkpoint: then start again"
+            text = f"cannot write to {trainer.folder}: {error}; make room there, or make it writable"
+            raise UsageError(f"{text}; {kept}") from error
         return trainer.folder / BEST
 
 
@@ -47,7 +50,7 @@ def _run(trainer: Trainer) -> None:
         run_epochs(trainer, None)
         return
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    with Recorder(trainer.folder, trainer.epoch) as recorder:
+    with Recorder(trainer.folder, trainer.epoch, trainer.settings.epochs) as recorder:
         announce(trainer)
         write_settings(trainer.settings, trainer.folder)
         if trainer.history:  # a run that was killed between two of its files gets the missing one
