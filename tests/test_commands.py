@@ -134,9 +134,11 @@ def test_a_terminal_that_is_closed_ends_a_run_cleanly(tmp_path):
     """How to go on is in its log, as nobody could read it elsewhere."""
     argv = [sys.executable, "-u", ROOT / "cifar10" / "main.py", *TINY, "--results_dir", tmp_path, "--epochs", 1000]
     main, terminal = pty.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, which a process inherits
     process = subprocess.Popen(
         [str(a) for a in argv], stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
     )
+    signal.signal(signal.SIGHUP, before)
     os.close(terminal)
     seen = b""
     while b"epoch 1/1000  lr" not in seen:

@@ -81,23 +81,30 @@ def test_deterministic_mode():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.fixture
+def default_signals():
+    """Signals have their default handlers, also where this was started by nohup."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
 def test_a_terminal_that_is_closed_is_heeded_once_and_not_where_it_was_ignored():
     with signals_interrupt():
         with pytest.raises(KeyboardInterrupt, match="SIGHUP"):
             signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with signals_interrupt():
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals_interrupt():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_become_keyboard_interrupts(number):
-    before = signal.getsignal(number)
-
     def interrupted():
         with signals_interrupt():
             os.kill(os.getpid(), number)
@@ -105,7 +112,7 @@ def test_signals_become_keyboard_interrupts(number):
 
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name):
         interrupted()
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_memory_that_torch_does_not_get():
