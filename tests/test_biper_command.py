@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from biper import places
+from biper.commands import train
 from biper.commands.arguments import choose_recipe
 from biper.commands.main import COMMANDS
 from biper.commands.main import main as biper_main
@@ -21,6 +22,7 @@ from biper.commands.train import _family
 from biper.data.datasets import default_data_path
 from biper.errors import UsageError
 from biper.experiments.plan import planned
+from biper.models.registry import _ARCHITECTURES
 from biper.training.checkpoint import BEST
 
 BIPER = (sys.executable, "-m", "biper")
@@ -90,6 +92,18 @@ def test_bad_input(refused, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(*argv, entry=biper_main)
     assert not list(tmp_path.iterdir())
+
+
+def test_help_of_train_names_the_models_of_each_family():
+    ours = {key for key, made in _ARCHITECTURES.items() if made.build.__module__.startswith("biper.")}
+    named = {(family, name) for family, names in train.ARCHITECTURES.items() for name in names.split()}
+    assert named == ours
+    shown = {family: train.build_parser(family, 1).format_help().split() for family in train.ARCHITECTURES}
+    for family, name in ours:
+        assert name in shown[family]
+        assert name in train.build_parser().format_help().split()
+    assert "mobilenet" not in shown["cifar10"]
+    assert all("DIR/train/<class>/*.jpg" in words for words in shown.values())
 
 
 def test_help_of_train_says_both_families_defaults(capsys):

@@ -1,6 +1,8 @@
 """Train a stage: biper train; main.py and main_stage2.py of a family. With -e they evaluate a checkpoint."""
 
+import argparse
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +23,21 @@ DESCRIPTIONS = {
 }
 TAU_HELP = "weight of the periodic regularizer: sets --tau_min and --tau_max"
 FREQ_SCALE_HELP = "instead: each layer's own freq, X / std of its fresh weights"
+# of the models that come with biper; the registry has them too, but with torch, for which --help does not wait
+ARCHITECTURES = {
+    "cifar10": "resnet18 resnet18A resnet18B resnet18C resnet18_react resnet20 resnet20_react resnet34 vgg_small",
+    "imagenet": "mobilenet mobilenet_react resnet18 resnet18_react resnet34",
+}
+FOLDER = """images of your own, for --dataset folder --data_path DIR:
+  DIR/train/<class>/*.jpg    DIR/test/<class>/*.jpg (or val/); .png and others too
+"""
 FAMILY_HELP = "whose networks and defaults; if absent that of stage 1, of the recipe's or the given data set"
 
 
 def build_parser(family: str | None = None, stage: int | None = None, prog: str | None = None) -> Parser:
     """Every setting as a flag, with a family's defaults in its help, and a flag for a family or a stage of None."""
-    parser = Parser(prog=prog, description=DESCRIPTIONS[stage])
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, description=DESCRIPTIONS[stage], epilog=_epilog(family), formatter_class=formatter)
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     if stage is None:
         groups["run"].add_argument("--stage", type=int, choices=(1, 2), help="default 1")
@@ -40,6 +51,15 @@ def build_parser(family: str | None = None, stage: int | None = None, prog: str 
         if name == "tau_min":
             groups["training"].add_argument("--tau", type=float, metavar="X", help=TAU_HELP)
     return parser
+
+
+def _epilog(family: str | None) -> str:
+    """Which models there are, and what a folder of images looks like."""
+    lines = ["models, each with _1w1a, _1w32a or _32w32a behind its name:"]
+    for name in [family] if family else ARCHITECTURES:
+        indent = f"  {name:<10}"
+        lines.append(textwrap.fill(ARCHITECTURES[name], 78, initial_indent=indent, subsequent_indent=" " * len(indent)))
+    return "\n".join([*lines, "", FOLDER])
 
 
 def _default_text(family: str | None, name: str) -> Any:  # noqa: ANN401
