@@ -82,9 +82,9 @@ def test_files_say_which_quantizers_and_activation(activation, tmp_path):
         ({"activation": "prelu"}, "does not fit"),
         ({"input_quantizer": {"name": "polynomial_sign", "standardized": True}}, r"does not fit .*threshold"),
         ({"input_quantizer": {"name": "rsign", "more": 1}}, "has no setting 'more'; its settings are none"),
-        ({"input_quantizer": "rsign"}, "damaged"),
+        ({"input_quantizer": "rsign"}, "its input_quantizer is 'rsign', not"),
         ({"weight_quantizer": {"name": "recu", "tau_min": 2.0}}, "ReCU takes"),
-        ({"weight_quantizer": {}}, "unknown quantizer None"),
+        ({"weight_quantizer": {}}, "its weight_quantizer is {}, not"),
     ],
 )
 def test_facts_that_are_wrong(facts, message, tmp_path):

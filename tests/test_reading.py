@@ -11,7 +11,7 @@ import pytest
 import torch
 from fuzz.campaign import campaign
 from fuzz.corpus import fuzzed_model, make_corpus
-from fuzz.readers import LAUGHS, MERGES, READERS
+from fuzz.readers import LAUGHS, MERGES, READERS, guessed
 from fuzz.spoil import nest
 from PIL import Image
 
@@ -22,7 +22,6 @@ from biper.data.folder import list_classes, open_image
 from biper.data.imagenet import unpack_train
 from biper.errors import UsageError, printable, shown
 from biper.training.checkpoint import LATEST, save_checkpoint
-from biper.training.predict import predict
 from biper.training.settings import load_yaml, make_settings, read_yaml
 
 RESUMED, EVALUATED = (next(r for r in READERS if r.name == f"checkpoint, {what}") for what in ("resumed", "evaluated"))
@@ -162,7 +161,7 @@ def test_warnings_of_pillow_do_not_stand_around_a_prediction(corpus, tmp_path):
     Image.new("P", (8, 8)).save(path, transparency=bytes(range(200)))  # of which Pillow warns
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predict(corpus.network, [path])
+        guessed(corpus.network, path)
 
 
 def test_a_class_whose_name_is_no_text(tmp_path):

@@ -69,6 +69,7 @@ def release(runs: Mapping[int, Run], folder: Path, data: str, command: str) -> R
     contents = read_checkpoint(runs[2].checkpoint)
     save_checkpoint(without_training_state(contents), folder / MODEL)
     c = runs[2].config
+    (folder / PACKED).unlink(missing_ok=True)  # export replaces nothing that it cannot read
     export(runs[2].checkpoint, folder / PACKED, None, {"data_path": c.data_path} if c.data_path else {})
     result = _measured(runs, folder, data, command)
     write_text(json.dumps(asdict(result), indent=2), folder / FACTS)

@@ -12,6 +12,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as written
 from torch import Tensor
 
+from biper.errors import UsageError
 from biper.experiments.choices import recipe_choices
 from biper.experiments.plan import planned
 from biper.experiments.recipe import read_recipe
@@ -49,6 +50,13 @@ class Reader:
     good: Callable[[Corpus], bytes]
     spoil: Callable[[Draw, Corpus, Path], None]
     read: Callable[[Corpus, Path], object]
+
+
+def guessed(network, image):
+    """What a network sees in an image. Raises what predict gives for one that cannot be read."""
+    (found,) = predict(network, [image])
+    if isinstance(found, UsageError):
+        raise found
 
 
 def _bytes_of_checkpoint(draw: Draw, corpus: Corpus, path: Path) -> None:
@@ -118,7 +126,7 @@ def _evaluated(corpus: Corpus, path: Path) -> None:
     if path.read_bytes()[LENGTH : LENGTH + 1] != b"{":
         top1_of(read_checkpoint(path))
         quantization_error(load_checkpoint(path))
-    predict(network, corpus.images[:1])
+    guessed(network, corpus.images[0])
 
 
 def _resumed(corpus: Corpus, path: Path) -> None:
@@ -152,6 +160,6 @@ READERS = (
         "image",
         lambda c: c.images[0].read_bytes(),
         _image,
-        lambda corpus, path: predict(corpus.network, [path]),
+        lambda corpus, path: guessed(corpus.network, path),
     ),
 )
