@@ -95,6 +95,15 @@ def test_bad_input_of_ablation(refused, tmp_path):
     path = write_recipe(tmp_path)
     assert "at least 1 each" in refused(path, "--epochs", 0, 1, entry=ablation_main)
     assert "invalid choice: 'colour'" in refused(path, "--studies", "colour", entry=ablation_main)
+    assert "are those of one study" in refused(path, "--variants", "sign", entry=ablation_main)
+    text = refused(path, "--studies", "quantizers", "--variants", "sing", "recu", entry=ablation_main)
+    assert "no variant is called 'sing'; there are biper, biper, one stage, irnet, recu, sign" in text
+
+
+def test_the_variants_of_a_study_can_be_named(tmp_path):
+    study = studies.quantizers(read_recipe(write_recipe(tmp_path), {})).only(["recu", "sign"])
+    assert [variant.title for variant in study.variants] == ["biper", "recu", "sign"]
+    assert study.base == "biper"
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=text)
     add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
     parser.add_argument("--studies", nargs="+", choices=(*STUDIES, CHOICES), help=f"default: {' '.join(BIPER_STUDIES)}")
+    text = "only these variants of a study, by their names in its table, and the one it compares with"
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--choices", type=Path, metavar="FILE.yaml", help="changes of the recipe for the study recipe")
     text = "train the choices for 1/2**N of the epochs, then N times the better half of them for twice as long"
     parser.add_argument("--halvings", type=int, metavar="N", help=text)
@@ -44,9 +46,14 @@ def _ablate(given: dict[str, Any], prog: str) -> None:
         raise UsageError(f"--choices is the file of the study {CHOICES}: add it to --studies, or leave --studies out")
     if halvings is not None and (choices is None or tuple(studies) != (CHOICES,)):
         raise UsageError("--halvings is of the choices in a file: give --choices FILE.yaml, and no other --studies")
+    variants = given.get("variants", ())
+    if variants and len(studies) > 1:
+        raise UsageError("--variants are those of one study: name it, as in --studies quantizers")
+    if variants and halvings:
+        raise UsageError("--halvings trains all choices first: leave --variants out")
     jobs = Jobs(given.pop("jobs", 1), functools.partial(prepare_job, given.get("import", [])))
     experiment = planned("ablation", given, prog)
     if halvings and choices:
         run_experiment(lambda: halve(experiment, choices, halvings, jobs))
     else:
-        run_experiment(lambda: ablate(experiment, studies, choices, jobs))
+        run_experiment(lambda: ablate(experiment, studies, choices, jobs, variants))

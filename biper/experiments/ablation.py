@@ -26,15 +26,24 @@ Found = dict[str, dict[str, dict[int, Outcome]]]  # by the study, the variant an
 log = logging.getLogger("biper")
 
 
-def ablate(experiment: Experiment, names: Sequence[str], choices: Path | None = None, jobs: Jobs = SERIAL) -> None:
+def ablate(
+    experiment: Experiment,
+    names: Sequence[str],
+    choices: Path | None = None,
+    jobs: Jobs = SERIAL,
+    variants: Sequence[str] = (),
+) -> None:
     """Train what is missing of the named studies, and write their tables and pictures into the experiment's folder.
 
-    choices: the file of the study `recipe`. Raises TrainingDiverged at the end, naming what the tables leave out, and
-    what `conduct_studies` raises.
+    choices: the file of the study `recipe`; variants: those of one study that are trained, with its base; empty for
+    all. Raises TrainingDiverged at the end, naming what the tables leave out, and what `conduct_studies` raises.
     """
     experiment.require_folder("runs")
+    studies = {name: _study(name, experiment.recipe, choices) for name in names}
+    if variants:
+        studies = {name: study.only(variants) for name, study in studies.items()}
     experiment.announce()
-    _, diverged = conduct_studies(experiment, {name: _study(name, experiment.recipe, choices) for name in names}, jobs)
+    _, diverged = conduct_studies(experiment, studies, jobs)
     require_all(diverged)
 
 
@@ -102,7 +111,8 @@ def _require_variants(study: Study, table: Path) -> None:
     """Raise UsageError if a table that is there has a variant which the study lacks: it would be lost."""
     if lost := variants_there(table) - {variant.title for variant in study.variants}:
         text = f"{table} has {', '.join(sorted(lost))}, which nothing registers or names now"
-        raise UsageError(f"{text}: --import the file that does, or add it to --choices, or give another --results_dir")
+        remedy = "--import the file that does, add it to --choices or --variants, or give another --results_dir"
+        raise UsageError(f"{text}: {remedy}")
 
 
 def _seeds_there(variant: Variant, folder: Path) -> list[int]:

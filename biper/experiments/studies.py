@@ -4,7 +4,7 @@ STUDIES, at the end, are those that ablation.py knows. The parser imports them, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from biper.errors import UsageError
@@ -43,6 +43,13 @@ class Study:
     over_freq: bool = False
     histograms: bool = False
     listed: str = ""
+
+    def only(self, titles: Sequence[str]) -> "Study":
+        """The study of these variants and of its base. Raises UsageError for one that it lacks."""
+        known = [variant.title for variant in self.variants]
+        if unknown := [title for title in titles if title not in known]:
+            raise UsageError(f"no variant is called {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+        return replace(self, variants=tuple(v for v in self.variants if v.title in (*titles, self.base)))
 
 
 def recipe_itself(recipe: Recipe, title: str) -> Variant:
