@@ -10,7 +10,7 @@
 /* Numbers of the tensors; the first ones are the values too. */
 enum {
     IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES,
-    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, TERMS, KINDS, TENSORS
+    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, KINDS, ACCUMULATED, OFFSETS, TENSORS
 };
 
 typedef struct {
@@ -70,8 +70,9 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels / c->groups * k->channels > WORK);
-    c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, 64) / 64;
-    c->bits = WEIGHTS, c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->masks = MASKS, c->terms = TERMS, c->classes = KINDS;
+    c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, WORD) / WORD;
+    c->weights = ACCUMULATED, c->offsets = OFFSETS, c->masks = MASKS, c->classes = KINDS;
+    c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
 }
 
@@ -109,14 +110,14 @@ static void draw_real(Case *k, Real *c, Head *h) {
 static void draw_tables(Case *k, Conv *c, const Head *h) {
     int64_t channels = h->channels / c->groups, taps = c->kernel_h * c->kernel_w;
     int64_t count = 1 << (c->kernel_h + c->kernel_w), places = c->conv_height + k->columns;
-    uint64_t *masks = k->tensors[MASKS] = memset(room(count * c->words * 8), 0, count * c->words * 8);
-    int32_t *terms = k->tensors[TERMS] = memset(room(count * 4), 0, count * 4);
+    uint32_t *masks = k->tensors[MASKS] = memset(room(count * c->words * 4), 0, count * c->words * 4);
+    int32_t *terms = memset(room(count * 4), 0, count * 4);
     int32_t *kinds = k->tensors[KINDS] = memset(room(places * 4), 0, places * 4), *right = kinds + c->conv_height;
     for (int64_t i = 0; i < count * taps; i++) {
-        int64_t kind = i / taps, tap = i % taps, bit = 64 * kind * c->words + tap * up(channels, 8);
+        int64_t kind = i / taps, tap = i % taps, bit = WORD * kind * c->words + tap * up(channels, 8);
         if (!(kind >> c->kernel_w >> tap / c->kernel_w & kind >> tap % c->kernel_w & 1)) continue;
         terms[kind] += channels;
-        for (int64_t end = bit + channels; bit < end; bit++) masks[bit / 64] |= 1ull << bit % 64;
+        for (int64_t end = bit + channels; bit < end; bit++) masks[bit / WORD] |= 1u << bit % WORD;
     }
     for (int64_t y = 0; y < c->conv_height; y++)
         for (int64_t tap = 0; tap < c->kernel_h; tap++)
@@ -124,7 +125,13 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     for (int64_t x = 0; x < k->columns; x++)
         for (int64_t tap = 0; tap < c->kernel_w; tap++)
             right[x] |= within(x * c->stride_w - c->pad_w + tap * c->dilation_w, h->width) << tap;
-    c->inside = taps * channels == c->words * 64 ? count - 1 : -1;
+    int64_t blocks = c->groups * up(k->channels / c->groups, LANES) / LANES, block = c->words * LANES, all = blocks * block;
+    const uint32_t *weights = k->tensors[WEIGHTS];
+    uint32_t *accumulated = k->tensors[ACCUMULATED] = room(4 * all);
+    for (int64_t i = 0; i < all; i++) accumulated[i] = weights[i] ^ (i % block < LANES ? 0 : accumulated[i - LANES]);
+    c->kinds = count;
+    k->tensors[OFFSETS] = room(4 * 2 * count * blocks * LANES);
+    biper_offsets(k->own, accumulated, masks, terms, kinds, k->tensors[OFFSETS]);
 }
 
 /* The activations' bits with the slack of Program.conv around them, or their place in scratch, at one end of it. */
@@ -181,7 +188,7 @@ static void draw(Case *k) {
         if ((i ? h->out_bits : h->out) >= 0) k->tensors[REALS + i] = room(k->images * k->bytes[REALS + i]);
     }
     if (!conv) return;
-    int64_t weights = c->groups * up(k->channels / c->groups, LANES) * c->words * 8;
+    int64_t weights = c->groups * up(k->channels / c->groups, LANES) * c->words * 4;
     k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
     k->tensors[ALPHA] = numbers(k->channels, -2, 0);
     if (c->bias >= 0) k->tensors[BIAS_OF] = numbers(k->channels, -2, 0);
@@ -193,14 +200,14 @@ static void draw(Case *k) {
 static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64_t x, int64_t o) {
     int64_t channels = c->head.channels / c->groups, each = c->out_channels / c->groups, g = o / each, total = 0;
     int64_t lane = o % each % LANES, block = g * up(each, LANES) + o % each - lane;
-    const uint64_t *w = (uint64_t *)k->tensors[WEIGHTS] + block * c->words + lane;
+    const uint32_t *w = (uint32_t *)k->tensors[WEIGHTS] + block * c->words + lane;
     for (int64_t tap = 0; tap < c->kernel_h * c->kernel_w; tap++) {
         int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w * c->dilation_h;
         int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w * c->dilation_w;
         if (!within(row, c->head.height) || !within(column, c->head.width)) continue;
         const float *pixel = in + (row * c->head.width + column) * c->head.channels + g * channels;
         for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
-            total += (w[bit / 64 * LANES] >> bit % 64 & 1) == (uint64_t)(pixel[n] >= 0) ? 1 : -1;
+            total += (w[bit / WORD * LANES] >> bit % WORD & 1) == (uint32_t)(pixel[n] >= 0) ? 1 : -1;
     }
     const float *bias = k->tensors[BIAS_OF];
     float scaled = total * ((float *)k->tensors[ALPHA])[o];
@@ -275,19 +282,22 @@ static void expect(Case *k, const Conv *c, const Head *h) {
     }
 }
 
-/* Words of a tile's patch, as Program.conv and Program.real have them. */
-static int64_t patch_of(const Head *h) {
-    const Real *c = (const Real *)h;
+/* Bytes of what an instruction gathers, as Program.conv and Program.real have them. */
+static int64_t gathered(const Head *h) {
+    const Conv *c = (const Conv *)h;
+    const Real *real = (const Real *)h;
     if (h->code == REAL)
-        return up(h->channels * c->kernel_h * c->kernel_w * (TILE + up(c->out_channels, LANES)), 2 * TILE) / (2 * TILE);
-    return h->code == CONV ? ((const Conv *)h)->words + 4 : 1;
+        return up(4 * h->channels * real->kernel_h * real->kernel_w * (TILE + up(real->out_channels, LANES)), 64);
+    if (h->code != CONV) return 64;
+    int64_t rows = (h->height + 2 * c->pad_h) * 4 * (1 + (h->width + 2 * c->pad_w) * up(h->channels, WORD) / WORD);
+    return up(GROUP * TILE * up(4 * c->words + COPY, 64) + rows + COPY, 64);
 }
 
 /* Whether a path gives what is expected. */
 static int right(const Case *k, const Conv *c, int path) {
     int64_t scratch = k->signs[0] != 0, bytes_in_all = sizeof(Header) + 16 * VALUES + (1 + scratch) * 8 * WIDTH;
     Header *program = room(bytes_in_all);
-    *program = (Header){.instructions = 1 + scratch, .values = VALUES, .scratch = k->scratch, .patch = up(patch_of(&c->head), 8)};
+    *program = (Header){.instructions = 1 + scratch, .values = VALUES, .scratch = k->scratch, .gathered = gathered(&c->head)};
     int64_t(*values)[2] = (int64_t(*)[2])(program + 1), *rows = values[VALUES];
     for (int64_t i = 0; i < VALUES; i++) values[i][0] = i, values[i][1] = k->bytes[i];
     if (scratch) values[SIGNS][0] = -1, values[SIGNS][1] = k->offset;

@@ -59,7 +59,7 @@ def test_a_library_of_another_version_is_refused(stated, monkeypatch, caplog, fr
 def test_rows_are_written_by_name():
     row = fields.instruction("TAIL", TAIL | {"in": 3, "pad": 7})
     assert row == [2, 3, *[0] * (len(TAIL) - 2), 7]
-    assert fields.header({"patch": 4, "scratch": 3, "values": 2, "instructions": 1}) == [1, 2, 3, 4]
+    assert fields.header({"gathered": 4, "scratch": 3, "values": 2, "instructions": 1}) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("odd", ["code", "window", "pads"])
@@ -75,8 +75,8 @@ def test_a_missing_field_is_an_error(missing):
 
 
 def test_a_header_is_checked_too():
-    with pytest.raises(ValueError, match=r"HEADER .*patch, patches"):
-        fields.header({"instructions": 1, "values": 2, "scratch": 3, "patches": 4})
+    with pytest.raises(ValueError, match=r"HEADER .*gatherd, gathered"):
+        fields.header({"instructions": 1, "values": 2, "scratch": 3, "gatherd": 4})
 
 
 def test_a_program_names_the_fields_of_the_table(monkeypatch):

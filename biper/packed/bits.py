@@ -6,6 +6,7 @@ by side, so that a processor's vector takes them together: words[block][word][ch
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,15 +47,21 @@ def unpack_bits(
     return (2 * ones - 1).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
-@lru_cache(maxsize=256)
-def border(
-    channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, size: Pair
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which weights of a filter over `channels` channels lie in an image of `size`, by kinds of output pixels.
+class Border(NamedTuple):
+    """Which weights of a filter lie in an image, by kinds of output pixels.
 
-    masks (kinds, words) int64: ones where they do; terms (kinds,) int32: how many; kinds (H' + W',) int32: an output
+    masks (kinds, words) int64: ones where they do; terms (kinds,) int32: how many; classes (H' + W',) int32: an output
     pixel's kind is that of its row plus that of its column.
     """
+
+    masks: Tensor
+    terms: Tensor
+    classes: Tensor
+
+
+@lru_cache(maxsize=256)
+def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, size: Pair) -> Border:
+    """What it is for a filter over `channels` channels and an image of `size`."""
     rows, columns = (_cuts(*axis) for axis in zip(kernel, stride, padding, dilation, size, strict=True))
     row_kinds, column_kinds = sorted(set(rows)), sorted(set(columns))
     shape = len(row_kinds), len(column_kinds), *kernel, channels
@@ -67,7 +74,7 @@ def border(
     masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous()
     kinds = [row_kinds.index(row) * len(column_kinds) for row in rows] + [column_kinds.index(c) for c in columns]
     terms = inside.flatten(1).sum(1, dtype=torch.int32)
-    return masks, terms, torch.tensor(kinds, dtype=torch.int32, device="cpu")
+    return Border(masks, terms, torch.tensor(kinds, dtype=torch.int32, device="cpu"))
 
 
 def _cuts(kernel: int, stride: int, padding: int, dilation: int, size: int) -> list[Pair]:

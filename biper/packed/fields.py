@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 WIDTH = 40  # numbers of an instruction
-HEADER = "instructions values scratch patch"  # how a program begins
+HEADER = "instructions values scratch gathered"  # how a program begins
 # how an instruction begins, behind its code
 HEAD = "in out out_bits skip clamp gain shift slope before after threshold height width channels out_height out_width"
 INSTRUCTIONS = {  # and their own fields; the codes are 1, 2 and so on in this order
-    "CONV": "bits alpha bias masks terms classes kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w "
-    "out_channels groups words pool conv_height inside",
+    "CONV": "weights alpha bias masks offsets classes kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h "
+    "dilation_w out_channels groups words pool conv_height kinds",
     "TAIL": "kernel stride pad",
     "AVERAGE": "window front copies out_channels",
     "REAL": "weights kernel_h kernel_w stride_h stride_w pad_h pad_w out_channels channels_first",

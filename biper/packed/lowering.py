@@ -187,7 +187,7 @@ def _gives_bits(chain: Chain) -> bool:
 def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
     """Looked up whenever the program runs: a module that was moved has other tensors."""
     tensors = ((module._buffers if name in module._buffers else module._parameters, name) for name in names)
-    return [program.parameter(partial(own.__getitem__, name)) for own, name in tensors]  # type: ignore[arg-type]
+    return [program.parameter(partial(own.__getitem__, name)) for own, name in tensors]
 
 
 def _image(node: fx.Node) -> Shape:

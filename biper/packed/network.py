@@ -11,6 +11,7 @@ from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.packed import runtime
 from biper.packed.compile import Segmented, traced
+from biper.packed.layers import PackedConv2d
 
 log = logging.getLogger("biper")
 CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
@@ -31,6 +32,7 @@ class PackedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.eval().requires_grad_(False)
+        _count_versions(self.network)
         self.metadata = metadata
         self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._forwards: dict[Any, Segmented | None] = {}
@@ -133,3 +135,11 @@ class PackedNetwork(nn.Module):
         except Exception as error:  # whatever a network of somebody's own may do
             log.warning("this packed network runs layer by layer, which is slower: %s", one_line(error))
             return None
+
+
+def _count_versions(network: nn.Module) -> None:
+    """Let torch count when values are written into bits, as it does not for tensors that inference mode made."""
+    with torch.inference_mode(False):
+        for module in network.modules():
+            if isinstance(module, PackedConv2d) and module.bits.is_inference():
+                module.bits = module.bits.clone()

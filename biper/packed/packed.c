@@ -1,12 +1,16 @@
 /* Packed binary networks on the CPU: a small machine that runs a network's instructions, image by image.
  *
- * Weights and activations are bits (1 is +1, 0 is -1); a convolution's sum is `terms - 2 * mismatches`, where mismatches
- * are the ones of `(activations ^ weights) & mask` and the mask holds the terms that lie in the image: zero padding adds
- * nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
+ * Weights and activations are bits (1 is +1, 0 is -1). A convolution's sum is `offset - 2 * mismatches`, where mismatches
+ * are the ones of `activations ^ weights`. Activations outside of the image are 0 there; the offset is the number of terms
+ * inside, and makes good what the ones of the weights outside were counted for: zero padding adds nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
  * skip, activation, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
- * / 8) bytes, taps in rows, zeros up to whole words of 64; words[block][word][16]: sixteen output channels side by side.
+ * / 8) bytes, taps in rows, zeros up to whole words of 32; words[block][word][16]: sixteen output channels side by side.
+ *
+ * Instead of words w0, w1, w2, ... both lie in memory as w0, w0 ^ w1, w0 ^ w1 ^ w2, ...: where activations and weights so
+ * written differ is the last bit of how many of the words up to there do. From three of those follows the carry of two
+ * words, of which alone the ones are counted, twice: half as many counts (`carry`, in packed_instructions.h).
  *
  * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
 #include <math.h>
@@ -24,19 +28,22 @@
 #endif
 
 #define LANES 16
+#define WORD 32   /* bits */
 #define TILE 4   /* pixels that are worked on together */
+#define GROUP 8  /* tiles whose activations are gathered before any of them is worked on */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t octet __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* One thread's view of the run of one image: `share` of the `shares` into which an instruction is divided. */
 typedef struct {
     char *scratch;
-    uint64_t *gathered; /* TILE patches of activations */
+    uint32_t *gathered; /* patches of activations */
     void *const *tensors;
     const int64_t (*values)[2];
-    int64_t gather_words, image, share, shares;
+    int64_t gathered_bytes, image, share, shares;
     int fused; /* whether batch norm's product is rounded together with its sum */
 } Run;
 
@@ -44,20 +51,21 @@ typedef struct {
  * in rows of WIDTH numbers. Structs and what biper_fields() says are made of them; fields.py has them too, and
  * runtime.py refuses a library with others.
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
- * pool: 2x2 windows follow; conv_height: before them; inside: the kind of pixel whose mask is all ones, or -1.
+ * pool: 2x2 windows follow; conv_height: before them; kinds: of pixels, by what of a window lies in the image;
+ * offsets[2][kind][block][16]: see `words_seen`.
  * channels_first: the order in which a real convolution's products are added up is that of its weights; otherwise a tap's
  * channels come one after the other.
  * The activation of x is hardtanh if clamp, or, with a slope, prelu(x - before) + after; a bit is 1 where the result is
  * at least the threshold. slope, before, after, threshold: a number for each channel. */
 #define WIDTH 40
-#define HEADER_FIELDS(F) F(instructions) F(values) F(scratch) F(patch)
+#define HEADER_FIELDS(F) F(instructions) F(values) F(scratch) F(gathered)
 #define HEAD_FIELDS(F)                                                                                                   \
     F(code) F(in) F(out) F(out_bits) F(skip) F(clamp) F(gain) F(shift)                                                   \
     F(slope) F(before) F(after) F(threshold)                                                                             \
     F(height) F(width) F(channels) F(out_height) F(out_width)
 #define CONV_FIELDS(F)                                                                                                   \
-    F(bits) F(alpha) F(bias) F(masks) F(terms) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)                \
-    F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(inside)
+    F(weights) F(alpha) F(bias) F(masks) F(offsets) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)           \
+    F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(kinds)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
 #define REAL_FIELDS(F)                                                                                                   \
@@ -174,6 +182,57 @@ INLINE int64_t taps(int64_t distance, int64_t dilation) {
     return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
+/* The words from `first` to `last` in which a window meets the image, or all of them. Pixels of a tile that see the same
+ * rows leave the others out, and have offsets of their own for it: the second half. */
+typedef struct {
+    int64_t first, last;
+} Words;
+
+INLINE Words words_seen(const Conv *c, int64_t y, int64_t dilation) {
+    int64_t start = y * c->stride_h - c->pad_h, row_bits = c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8);
+    int64_t top = least(c->kernel_h, taps(-start, dilation));
+    int64_t bottom = least(c->kernel_h, taps(c->head.height - start, dilation));
+    return top < bottom ? (Words){top * row_bits / WORD, (bottom * row_bits + WORD - 1) / WORD} : (Words){0, 0};
+}
+
+/* Some pixels of a convolution's result that are worked on together: `count` of them from `place` on, and for each of
+ * them its row and column before pooling, the mask of its kind and its offset for the first output channel. */
+typedef struct {
+    int64_t place, count, y[TILE], x[TILE];
+    Words seen;
+    const uint32_t *masks[TILE];
+    const int32_t *offsets[TILE];
+} Tile;
+
+/* Whether a pixel's activations are whole words, and windows leave nothing out: then rows are summed up before windows
+ * are cut out of them. */
+INLINE int has_whole_words(const Conv *c) {
+    return c->groups == 1 && c->dilation_h == 1 && c->dilation_w == 1 && c->head.channels % WORD == 0;
+}
+
+/* Words from one row of the image to the next, with a zero, and the padding on both sides. */
+INLINE int64_t line_of(const Conv *c) { return 1 + (c->head.width + 2 * c->pad_w) * (c->head.channels / WORD); }
+
+/* The rows from `first` to `last` of a padded image: of each word the parity with all before it in its row. */
+static void sum_rows(const Conv *c, const uint8_t *bits, int64_t first, int64_t last, uint32_t *to) {
+    int64_t pixel = c->head.channels / WORD, line = line_of(c), width = c->head.width * pixel, pad = c->pad_w * pixel;
+    for (int64_t y = first; y < last; y++) {
+        uint32_t *row = to + y * line, sum = 0, word;
+        memset(row, 0, line * sizeof(uint32_t));
+        if (y < c->pad_h || y >= c->pad_h + c->head.height) continue;
+        const uint8_t *from = bits + (y - c->pad_h) * width * sizeof(word);
+        row += 1 + pad;
+        for (int64_t i = 0; i < width; i++) {
+            memcpy(&word, from + i * sizeof(word), sizeof(word));
+            row[i] = sum ^= word;
+        }
+        for (int64_t i = 0; i < pad; i++) row[width + i] = sum;
+    }
+}
+
+/* Words from one patch to the next: copies may write a little more. */
+INLINE int64_t patch_of(const Conv *c) { return (c->words + COPY / 4 + 15) / 16 * 16; }
+
 /* The activations that group g sees around the pixel y, x of the result, tap by tap, in the order of the weights' bits;
  * bit by bit if the group begins within a byte. What lies outside of the image is left as it was: it is masked. */
 static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
@@ -261,8 +320,8 @@ static void gather_reals(const Real *c, const float *in, int64_t place, float *t
 #endif
 
 /* The fields of the programs that this library reads, a line for each kind of them. */
-#define WORD(field) " " #field
-#define LINE(name, type) "\n" #name name##_FIELDS(WORD)
+#define NAMED(field) " " #field
+#define LINE(name, type) "\n" #name name##_FIELDS(NAMED)
 #define TEXT(number) #number
 #define NUMBER(number) TEXT(number)
 const char *biper_fields(void) {
@@ -284,6 +343,28 @@ int biper_supports(int path) {
 #endif
     default: return 0;
     }
+}
+
+/* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, classes: border() in bits.py. */
+void biper_offsets(const int64_t *row, const uint32_t *weights, const uint32_t *masks, const int32_t *terms,
+                   const int32_t *classes, int32_t *offsets) {
+    const Conv *c = (const Conv *)row;
+    int64_t blocks = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES), words = c->words;
+    for (int64_t part = 0; part < 2; part++)
+        for (int64_t kind = 0; kind < c->kinds; kind++) {
+            int64_t y = -1; /* a row of pixels of this kind */
+            for (int64_t i = 0; i < c->conv_height; i++)
+                if (classes[i] <= kind && (y < 0 || classes[i] > classes[y])) y = i;
+            Words seen = part ? words_seen(c, y, c->dilation_h) : (Words){0, words};
+            for (int64_t n = 0; n < blocks * LANES; n++) {
+                const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + kind * words;
+                uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;
+                int32_t outside = __builtin_popcount(before);
+                for (int64_t i = seen.first; i < seen.last; before = w[i++ * LANES])
+                    outside += __builtin_popcount((w[i * LANES] ^ before) & ~mask[i]);
+                *offsets++ = terms[kind] + 2 * outside;
+            }
+        }
 }
 
 /* A program that runs: its instructions, and what every thread's Run begins with. */
@@ -320,7 +401,7 @@ static int64_t shares_of(const Head *h, int64_t threads) {
     const Real *real = (const Real *)h;
     int64_t channels = h->code == CONV ? c->out_channels : h->code == REAL ? real->out_channels : h->channels;
     int64_t work = h->out_height * h->out_width * ((channels + LANES - 1) / LANES);
-    if (h->code == CONV) work *= c->words * (c->pool ? 4 : 1);
+    if (h->code == CONV) work *= (c->words + 1) / 2 * (c->pool ? 4 : 1);
     if (h->code == REAL) work *= h->channels * real->kernel_h * real->kernel_w / 2;
     return most(1, least(4 * threads, work / WORTH));
 }
@@ -411,7 +492,7 @@ static void note_wait(double worked, double waited) {
 
 /* Fewer images than threads: all work on one. 0, or -1 if there is no memory. */
 static int run_together(const Job *job, int64_t threads) {
-    int64_t count = job->header->instructions, gathered_bytes = TILE * job->run.gather_words * 8, most_shares = 1;
+    int64_t count = job->header->instructions, gathered_bytes = job->run.gathered_bytes, most_shares = 1;
     int64_t *shares = malloc(count * sizeof(int64_t));
     char *memory = aligned_alloc(64, job->header->scratch + threads * gathered_bytes);
     double begun = seconds(), finished = begun;
@@ -427,7 +508,7 @@ static int run_together(const Job *job, int64_t threads) {
             Run r = job->run;
             int64_t me = omp_get_thread_num();
             r.scratch = memory;
-            r.gathered = (uint64_t *)(memory + job->header->scratch + me * gathered_bytes);
+            r.gathered = (uint32_t *)(memory + job->header->scratch + me * gathered_bytes);
             if (me) {
                 help(job, &board, shares, &r);
             } else {
@@ -449,7 +530,7 @@ static int run_apart(const Job *job, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         Run r = job->run;
-        r.scratch = aligned_alloc(64, job->header->scratch), r.gathered = aligned_alloc(64, TILE * r.gather_words * 8);
+        r.scratch = aligned_alloc(64, job->header->scratch), r.gathered = aligned_alloc(64, r.gathered_bytes);
         if (!r.scratch || !r.gathered) {
 #pragma omp atomic write
             failed = -1;
@@ -473,7 +554,7 @@ static int run_apart(const Job *job, int64_t threads) {
 int biper_run(const int64_t *program, void *const *tensors, int64_t images, int64_t threads, int path, int fused) {
     const Header *header = (const Header *)program;
     const int64_t(*values)[2] = (const int64_t(*)[2])(header + 1);
-    Run run = {NULL, NULL, tensors, values, header->patch, 0, 0, 1, fused};
+    Run run = {NULL, NULL, tensors, values, header->gathered, 0, 0, 1, fused};
     Job job = {header, (const int64_t *)(values + header->values), run, images, path};
     return images < threads ? run_together(&job, threads) : run_apart(&job, threads);
 }

@@ -1,23 +1,39 @@
 /* The instructions of packed.c for one kind of processor: NAME, TARGET and PATH say which. */
 
 #if PATH == AVX512
-/* For each pixel of a tile and sixteen output channels: the ones of (a ^ w) & m over all words, or of a ^ w. */
-TARGET INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words,
-                                    int64_t patch, int masked, ints out[TILE]) {
-    __m512i low[TILE], high[TILE];
-    for (int p = 0; p < TILE; p++) low[p] = high[p] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < words; i++) {
-        __m512i w0 = _mm512_loadu_si512(w + LANES * i), w1 = _mm512_loadu_si512(w + LANES * i + 8);
-        for (int p = 0; p < TILE; p++) {
-            __m512i x = _mm512_set1_epi64(a[p * patch + i]), mask = _mm512_set1_epi64(masked ? m[p][i] : 0);
-            __m512i d0 = masked ? _mm512_ternarylogic_epi64(w0, x, mask, 0x28) : _mm512_xor_si512(w0, x);
-            __m512i d1 = masked ? _mm512_ternarylogic_epi64(w1, x, mask, 0x28) : _mm512_xor_si512(w1, x);
-            low[p] = _mm512_add_epi64(low[p], _mm512_popcnt_epi64(d0));
-            high[p] = _mm512_add_epi64(high[p], _mm512_popcnt_epi64(d1));
-        }
+/* The carry of a word and the next one: of the parities up to the word before both (`one`), the first and the second. */
+TARGET INLINE __m512i NAME(carry)(__m512i one, __m512i two, __m512i three) {
+    return _mm512_ternarylogic_epi32(two, three, one, 0x3a);
+}
+
+TARGET INLINE __m512i NAME(differ)(const uint32_t *w, uint32_t a) {
+    return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(a));
+}
+
+/* For each pixel of a tile and sixteen output channels: the ones of a ^ w over the words from `first` to `last`. */
+TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+    __m512i sum[TILE], carries[TILE];
+    int64_t i = seen.first, odd = i == 0 && seen.last % 2;
+    for (int p = 0; p < TILE; p++) {
+        carries[p] = _mm512_setzero_si512();
+        sum[p] = odd ? NAME(differ)(w, a[p * patch]) : i ? _mm512_loadu_si512(w + LANES * (i - 1)) : carries[p];
     }
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    for (int p = 0; p < TILE; p++) out[p] = (ints)_mm512_permutex2var_epi32(low[p], even, high[p]);
+    i += odd;
+#pragma GCC unroll 4
+    for (; i + 1 < seen.last; i += 2)
+        for (int p = 0; p < TILE; p++) {
+            __m512i three = NAME(differ)(w + LANES * (i + 1), a[p * patch + i + 1]);
+            __m512i carry = NAME(carry)(sum[p], NAME(differ)(w + LANES * i, a[p * patch + i]), three);
+            carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(carry));
+            sum[p] = three;
+        }
+    for (int p = 0; p < TILE && i < seen.last; p++) {
+        __m512i two = NAME(differ)(w + LANES * i, a[p * patch + i]);
+        carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(NAME(carry)(sum[p], two, two)));
+        sum[p] = two;
+    }
+    for (int p = 0; p < TILE; p++)
+        out[p] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
 }
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
@@ -40,29 +56,42 @@ static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
 }
 
 #elif PATH == AVX2
-TARGET INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words,
-                                    int64_t patch, int masked, ints out[TILE]) {
+/* The ones of each byte. */
+TARGET INLINE __m256i NAME(ones)(__m256i x) {
     const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
-    for (int p = 0; p < TILE; p++) {
-        __m256i total[4] = {zero, zero, zero, zero};
-        for (int64_t first = 0; first < words; first += 31) { /* 31 times 8 ones still fit a byte */
-            __m256i count[4] = {zero, zero, zero, zero};
-            for (int64_t i = first; i < least(words, first + 31); i++) {
-                __m256i x = _mm256_set1_epi64x(a[p * patch + i]), mask = _mm256_set1_epi64x(masked ? m[p][i] : ~0ull);
-                for (int v = 0; v < 4; v++) {
-                    __m256i bits = _mm256_loadu_si256((const __m256i *)(w + LANES * i + 4 * v));
-                    bits = _mm256_and_si256(_mm256_xor_si256(bits, x), mask);
-                    __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(bits, nibble));
-                    __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble));
-                    count[v] = _mm256_add_epi8(count[v], _mm256_add_epi8(low, high));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+    return _mm256_add_epi8(low, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble)));
+}
+
+/* The ones of each word, of bytes that hold up to 255 of them. */
+TARGET INLINE __m256i NAME(added)(__m256i bytes) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+}
+
+TARGET INLINE __m256i NAME(differ)(const uint32_t *w, uint32_t a) {
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi32(a));
+}
+
+TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+    for (int p = 0; p < TILE; p++, a += patch)
+        for (int v = 0; v < LANES; v += 8) {
+            __m256i total = _mm256_setzero_si256(), sum = total;
+            if (seen.first) sum = _mm256_loadu_si256((const __m256i *)(w + LANES * (seen.first - 1) + v));
+            for (int64_t first = seen.first; first < seen.last; first += 62) { /* 31 times 8 ones still fit a byte */
+                __m256i count = _mm256_setzero_si256();
+                for (int64_t i = first; i < least(seen.last, first + 62); i += 2) {
+                    int64_t j = least(i + 1, seen.last - 1); /* a last word that is alone has no third one */
+                    __m256i two = NAME(differ)(w + LANES * i + v, a[i]), three = NAME(differ)(w + LANES * j + v, a[j]);
+                    __m256i carry = _mm256_xor_si256(sum, _mm256_andnot_si256(_mm256_xor_si256(sum, three), two));
+                    count = _mm256_add_epi8(count, NAME(ones)(carry));
+                    sum = three;
                 }
+                total = _mm256_add_epi32(total, NAME(added)(count));
             }
-            for (int v = 0; v < 4; v++) total[v] = _mm256_add_epi64(total[v], _mm256_sad_epu8(count[v], zero));
+            total = _mm256_add_epi32(_mm256_add_epi32(total, total), NAME(added)(NAME(ones)(sum)));
+            _mm256_storeu_si256((__m256i *)((int32_t *)&out[p] + v), total);
         }
-        for (int v = 0; v < 4; v++)
-            for (int i = 0; i < 4; i++) out[p][4 * v + i] = ((int64_t *)&total[v])[i];
-    }
 }
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
@@ -104,41 +133,51 @@ static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
 
 #else
 #if PATH == NEON
-INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words, int64_t patch,
-                             int masked, ints out[TILE]) {
-    for (int p = 0; p < TILE; p++)
-        for (int v = 0; v < LANES; v += 2) {
-            uint64x2_t total = vdupq_n_u64(0);
-            for (int64_t first = 0; first < words; first += 31) { /* 31 times 8 ones still fit a byte */
+INLINE uint32x4_t NAME(differ)(const uint32_t *w, uint32_t a) { return veorq_u32(vld1q_u32(w), vdupq_n_u32(a)); }
+
+INLINE uint8x16_t NAME(ones)(uint32x4_t x) { return vcntq_u8(vreinterpretq_u8_u32(x)); }
+
+INLINE uint32x4_t NAME(added)(uint8x16_t bytes) { return vpaddlq_u16(vpaddlq_u8(bytes)); }
+
+INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+    for (int p = 0; p < TILE; p++, a += patch)
+        for (int v = 0; v < LANES; v += 4) {
+            uint32x4_t total = vdupq_n_u32(0), sum = seen.first ? vld1q_u32(w + LANES * (seen.first - 1) + v) : total;
+            for (int64_t first = seen.first; first < seen.last; first += 62) { /* 31 times 8 ones still fit a byte */
                 uint8x16_t count = vdupq_n_u8(0);
-                for (int64_t i = first; i < least(words, first + 31); i++) {
-                    uint64x2_t bits = veorq_u64(vld1q_u64(w + LANES * i + v), vdupq_n_u64(a[p * patch + i]));
-                    bits = vandq_u64(bits, vdupq_n_u64(masked ? m[p][i] : ~0ull));
-                    count = vaddq_u8(count, vcntq_u8(vreinterpretq_u8_u64(bits)));
+                for (int64_t i = first; i < least(seen.last, first + 62); i += 2) {
+                    int64_t j = least(i + 1, seen.last - 1); /* a last word that is alone has no third one */
+                    uint32x4_t two = NAME(differ)(w + LANES * i + v, a[i]), three = NAME(differ)(w + LANES * j + v, a[j]);
+                    uint32x4_t carry = veorq_u32(sum, vbicq_u32(two, veorq_u32(sum, three)));
+                    count = vaddq_u8(count, NAME(ones)(carry));
+                    sum = three;
                 }
-                total = vaddq_u64(total, vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(count))));
+                total = vaddq_u32(total, NAME(added)(count));
             }
-            out[p][v] = vgetq_lane_u64(total, 0);
-            out[p][v + 1] = vgetq_lane_u64(total, 1);
+            total = vaddq_u32(vaddq_u32(total, total), NAME(added)(NAME(ones)(sum)));
+            vst1q_s32((int32_t *)&out[p] + v, vreinterpretq_s32_u32(total));
         }
 }
 #else
-INLINE int32_t NAME(ones)(uint64_t x) { /* without any instruction for it */
-    x -= x >> 1 & 0x5555555555555555;
-    x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
-    return ((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56;
+INLINE int32_t NAME(ones)(uint32_t x) { /* without any instruction for it */
+    x -= x >> 1 & 0x55555555;
+    x = (x & 0x33333333) + (x >> 2 & 0x33333333);
+    return ((x + (x >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-INLINE void NAME(mismatches)(const uint64_t *a, const uint64_t *const *m, const uint64_t *w, int64_t words, int64_t patch,
-                             int masked, ints out[TILE]) {
-    for (int p = 0; p < TILE; p++) {
-        int32_t total[LANES] = {0};
-        for (int64_t i = 0; i < words; i++) {
-            uint64_t mask = masked ? m[p][i] : ~0ull;
-            for (int v = 0; v < LANES; v++) total[v] += NAME(ones)((w[LANES * i + v] ^ a[p * patch + i]) & mask);
+INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+    for (int p = 0; p < TILE; p++, a += patch)
+        for (int v = 0; v < LANES; v++) {
+            uint32_t sum = seen.first ? w[LANES * (seen.first - 1) + v] : 0;
+            int32_t total = 0;
+            for (int64_t i = seen.first; i < seen.last; i += 2) {
+                int64_t j = least(i + 1, seen.last - 1); /* a last word that is alone has no third one */
+                uint32_t two = w[LANES * i + v] ^ a[i], three = w[LANES * j + v] ^ a[j];
+                total += NAME(ones)((sum & ~two) | (~three & two));
+                sum = three;
+            }
+            out[p][v] = 2 * total + NAME(ones)(sum);
         }
-        for (int v = 0; v < LANES; v++) out[p][v] = total[v];
-    }
 }
 #endif
 
@@ -199,10 +238,10 @@ TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place,
 }
 
 /* The sums of a tile and sixteen channels: of each pixel, or the maximum of alpha times them in the first. */
-static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE], const int32_t terms[TILE], lanes alpha,
-                                     lanes out[TILE]) {
+static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE], const int32_t *const offsets[TILE],
+                                     lanes alpha, lanes out[TILE]) {
     ints sum[TILE];
-    for (int p = 0; p < TILE; p++) sum[p] = terms[p] - 2 * mismatches[p];
+    for (int p = 0; p < TILE; p++) sum[p] = *(const ints *)offsets[p] - 2 * mismatches[p];
     if (c->pool) {
         ints turned = (ints)(alpha < 0);
         for (int p = 0; p < TILE; p++) sum[p] = (sum[p] ^ turned) - turned;
@@ -217,12 +256,12 @@ static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE],
 
 /* What gather_taps does, for all pixels of a tile, row by row: for one group whose windows leave nothing out. Rows are read
  * on over their ends, into the slack around them. It is a function of its own for the sake of the registers. */
-static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, const uint8_t *bits, const int64_t y[TILE],
-                                                               const int64_t x[TILE], uint64_t *to, int64_t patch) {
+static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, const uint8_t *bits, const Tile *t,
+                                                               uint32_t *to, int64_t patch) {
     int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
     for (int p = 0; p < TILE; p++, to += patch) {
-        int64_t y0 = y[p] * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
-        const uint8_t *from = bits + y0 * line + (x[p] * c->stride_w - c->pad_w) * bytes;
+        int64_t y0 = t->y[p] * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
+        const uint8_t *from = bits + y0 * line + (t->x[p] * c->stride_w - c->pad_w) * bytes;
         if (row <= COPY) /* one step a row, and no loop around it */
             for (int64_t i = most(0, -y0); i < last; i++) memcpy((uint8_t *)to + i * row, from + i * line, COPY);
         else
@@ -230,57 +269,108 @@ static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, co
     }
 }
 
-/* The tiles from `first` to `last`; part of `parts` parts of the output channels. has: what is done with the result. */
+/* The activations of a tile's pixels, as they are to be compared with the weights, of the sums of rows. */
+static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, const uint32_t *rows, const Tile *t,
+                                                               uint32_t *to, int64_t patch) {
+    int64_t pixel = c->head.channels / WORD, line = line_of(c), row = c->kernel_w * pixel;
+    for (int p = 0; p < TILE; p++, to += patch) {
+        const uint32_t *from = rows + t->y[p] * c->stride_h * line + t->x[p] * c->stride_w * pixel;
+        uint32_t sum = 0, *target = to;
+        for (int64_t i = 0; i < c->kernel_h; i++, from += line, target += row) {
+            sum ^= from[0];
+            for (int64_t k = 0; k < row; k += 8) {
+                octet words;
+                memcpy(&words, from + 1 + k, sizeof(words));
+                words ^= sum;
+                memcpy(target + k, &words, sizeof(words));
+            }
+            sum ^= from[row];
+        }
+    }
+}
+
+/* The activations of a tile's pixels, as they are to be compared with the weights. */
+static TARGET __attribute__((noinline)) void NAME(accumulate)(const Tile *t, uint32_t *a, int64_t patch) {
+    uint32_t sum[TILE] = {0};
+    for (int64_t i = t->seen.first; i < t->seen.last; i++)
+        for (int p = 0; p < TILE; p++) a[p * patch + i] = sum[p] ^= a[p * patch + i] & t->masks[p][i];
+}
+
+/* The tile that begins with the pixel `next`, which becomes the one behind it. */
+TARGET INLINE Tile NAME(tile)(const Run *r, const Conv *c, int64_t number, Pixel *next, int64_t dilation) {
+    const int32_t *rows = tensor(r, c->classes), *columns = rows + c->conv_height, *offsets = tensor(r, c->offsets);
+    const uint32_t *masks = tensor(r, c->masks);
+    int64_t size = c->pool ? 1 : TILE, mixed = 0, kinds[TILE];
+    int64_t channels = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES) * LANES;
+    Tile t = {.place = size * number};
+    t.count = least(size, c->head.out_height * c->head.out_width - t.place);
+    for (int p = 0; p < TILE; p++) {
+        t.y[p] = c->pool ? 2 * next->row + p / 2 : next->row;
+        t.x[p] = c->pool ? 2 * next->column + p % 2 : next->column;
+        kinds[p] = rows[t.y[p]] + columns[t.x[p]];
+        t.masks[p] = masks + kinds[p] * c->words;
+        mixed |= rows[t.y[p]] ^ rows[t.y[0]];
+        if (c->pool ? p == TILE - 1 : p < t.count - 1 || t.count == TILE) advance(next); /* else the last one again */
+    }
+    t.seen = mixed ? (Words){0, c->words} : words_seen(c, t.y[0], dilation);
+    for (int p = 0; p < TILE; p++) t.offsets[p] = offsets + ((mixed ? 0 : c->kinds) + kinds[p]) * channels;
+    return t;
+}
+
+/* Sixteen output channels of a tile: block b of the channels of group g. has: what is done with the result. */
+TARGET INLINE void NAME(block)(const Run *r, const Conv *c, const After *a, int has, const Tile *t, const uint32_t *seen,
+                               int64_t g, int64_t b) {
+    int64_t channels = c->out_channels / c->groups, block = g * ((channels + LANES - 1) / LANES) + b;
+    int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
+    const int32_t *offsets[TILE];
+    ints counts[TILE];
+    lanes results[TILE];
+    for (int p = 0; p < TILE; p++) offsets[p] = t->offsets[p] + block * LANES;
+    const uint32_t *weights = tensor(r, c->weights);
+    NAME(mismatches)(seen, weights + block * c->words * LANES, t->seen, patch_of(c), counts);
+    NAME(sums)(c, counts, offsets, load((const float *)tensor(r, c->alpha) + channel, valid), results);
+    if (t->count == TILE) /* unrolled */
+        for (int p = 0; p < TILE; p++) NAME(finish)(a, has, results[p], t->place + p, channel, valid);
+    else
+        for (int p = 0; p < t->count; p++) NAME(finish)(a, has, results[p], t->place + p, channel, valid);
+}
+
+/* The tiles from `first` to `last`; part of `parts` parts of the output channels. Some tiles are gathered, then all of them
+ * take sixteen output channels after the other, whose weights stay near. */
 TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
                                int64_t part, int64_t parts) {
     const uint8_t *in = value(r, c->head.in);
-    const uint64_t *weights = tensor(r, c->bits), *masks = tensor(r, c->masks);
-    const int32_t *terms = tensor(r, c->terms), *rows = tensor(r, c->classes), *columns = rows + c->conv_height;
-    const float *alpha = tensor(r, c->alpha);
-    int64_t pixels = c->head.out_height * c->head.out_width, size = c->pool ? 1 : TILE, patch = r->gather_words;
-    int64_t channels = c->out_channels / c->groups, blocks = (channels + LANES - 1) / LANES, words = c->words;
-    int64_t row_bits = c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8);
+    int64_t patch = patch_of(c), blocks = (c->out_channels / c->groups + LANES - 1) / LANES;
     int64_t dilation = has & ANY ? c->dilation_h : 1; /* of the rows; the other sets are for none at all */
-    Pixel next = pixel_at(c, size * first);
-    for (int64_t tile = first; tile < last; tile++) {
-        int64_t place = size * tile, count = least(size, pixels - place), y[TILE], x[TILE], masked = 0;
-        int64_t top = c->kernel_h, bottom = 0; /* the rows of the kernel that meet the image at all */
-        const uint64_t *m[TILE];
-        int32_t t[TILE];
-        for (int p = 0; p < TILE; p++) {
-            y[p] = c->pool ? 2 * next.row + p / 2 : next.row;
-            x[p] = c->pool ? 2 * next.column + p % 2 : next.column;
-            int64_t kind = rows[y[p]] + columns[x[p]];
-            m[p] = masks + kind * words;
-            t[p] = terms[kind];
-            masked |= kind != c->inside;
-            int64_t start = y[p] * c->stride_h - c->pad_h;
-            top = least(top, taps(-start, dilation));
-            bottom = most(bottom, least(c->kernel_h, taps(c->head.height - start, dilation)));
-            if (c->pool ? p == TILE - 1 : p < count - 1 || count == TILE) advance(&next); /* else the last one again */
-        }
-        int64_t begin = top * row_bits / 64, end = (bottom * row_bits + 63) / 64;
-        for (int p = 0; p < TILE; p++) m[p] += begin;
+    Pixel next = pixel_at(c, (c->pool ? 1 : TILE) * first);
+    Tile tiles[GROUP];
+    uint32_t *rows = r->gathered + GROUP * TILE * patch;
+    int whole = has_whole_words(c);
+    if (whole && first < last) {
+        int64_t end = pixel_at(c, least((c->pool ? 1 : TILE) * last, c->head.out_height * c->head.out_width) - 1).row;
+        int64_t stride = (c->pool ? 2 : 1) * c->stride_h, more = c->pool ? c->stride_h : 0;
+        sum_rows(c, in, next.row * stride, end * stride + more + c->kernel_h, rows);
+    }
+    for (int64_t from = first; from < last; from += GROUP) {
+        int64_t count = least(GROUP, last - from);
+        for (int64_t i = 0; i < count; i++) tiles[i] = NAME(tile)(r, c, from + i, &next, dilation);
         for (int64_t g = 0; g < c->groups; g++) {
-            if (c->groups == 1 && (!(has & ANY) || (c->dilation_h == 1 && c->dilation_w == 1)))
-                NAME(gather_rows)(c, in, y, x, r->gathered, patch);
-            else
-                for (int p = 0; p < TILE; p++) gather_taps(c, in, g, y[p], x[p], (uint8_t *)(r->gathered + p * patch));
-            for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++) {
-                int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
-                const uint64_t *w = weights + ((g * blocks + b) * words + begin) * LANES, *seen = r->gathered + begin;
-                ints counts[TILE];
-                lanes results[TILE];
-                if (masked)
-                    NAME(mismatches)(seen, m, w, end - begin, patch, 1, counts);
+            for (int64_t i = 0; i < count; i++) {
+                const Tile *t = tiles + i;
+                uint32_t *to = r->gathered + i * TILE * patch;
+                if (whole) {
+                    NAME(gather_sums)(c, rows, t, to, patch);
+                    continue;
+                }
+                if (c->groups == 1 && (!(has & ANY) || (c->dilation_h == 1 && c->dilation_w == 1)))
+                    NAME(gather_rows)(c, in, t, to, patch);
                 else
-                    NAME(mismatches)(seen, m, w, end - begin, patch, 0, counts);
-                NAME(sums)(c, counts, t, load(alpha + channel, valid), results);
-                if (count == TILE) /* unrolled */
-                    for (int p = 0; p < TILE; p++) NAME(finish)(a, has, results[p], place + p, channel, valid);
-                else
-                    for (int p = 0; p < count; p++) NAME(finish)(a, has, results[p], place + p, channel, valid);
+                    for (int p = 0; p < TILE; p++) gather_taps(c, in, g, t->y[p], t->x[p], (uint8_t *)(to + p * patch));
+                NAME(accumulate)(t, to, patch);
             }
+            for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++)
+                for (int64_t i = 0; i < count; i++)
+                    NAME(block)(r, c, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);
         }
     }
 }

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from biper.packed import fields, runtime
+from biper.packed.arrange import Arrangement
 from biper.packed.bits import Pair, border, output_size
 
 NOWHERE = -1
 LINE = 64  # bytes: alignment
 COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
-TILE, LANES = 4, 16  # pixels, and channels, that packed.c works on together
+TILE, LANES, GROUP = 4, 16, 8  # pixels, channels, and tiles of pixels, that packed.c works on together
 UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
-Source = Callable[[], Tensor]  # gives a parameter when the program runs
+Source = Callable[[], Tensor | None]  # gives a parameter when the program runs; None: it is made of others then
 
 
 @dataclass(eq=False)
@@ -108,8 +109,9 @@ class Program:
     """A list of instructions under construction; `code()` is what the kernel reads."""
 
     sources: list[Source | None] = field(default_factory=list)  # None: given with each run, in order
+    arranged: list[tuple[int, int, int, Arrangement]] = field(default_factory=list)  # bits, and what is made of them
     rows: list[list[Entry]] = field(default_factory=list)
-    patch: int = 1  # words
+    gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
     def given(self) -> int:
         """The number of a tensor that is given with each run."""
@@ -147,17 +149,22 @@ class Program:
         """
         g = geometry
         channels = g.shape[0] // g.groups
-        masks, terms, kinds = border(channels, g.kernel, g.stride, g.padding, g.dilation, g.shape[1:])
-        words = masks.shape[1]
-        tables = {"masks": masks, "terms": terms, "classes": kinds}
+        edge = border(channels, g.kernel, g.stride, g.padding, g.dilation, g.shape[1:])
+        words = -(-g.kernel[0] * g.kernel[1] * -(-channels // 8) // 4)  # of 32 bits: half of those that are stored
+        edge = edge._replace(masks=edge.masks.view(torch.int32)[:, :words].contiguous())
         pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding, "dilation": g.dilation}
-        own = {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
-        own |= {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
+        own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
-        own |= {"pool": int(g.pool), "conv_height": g.sums[0], "inside": _inside(masks)}
-        self._add("CONV", x, g.result, after, bits=bits, alpha=alpha, bias=bias, **own)
+        own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": len(edge.masks)}
+        tables = {"masks": edge.masks, "classes": edge.classes}
+        own |= {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
+        weights, offsets = (self.parameter(_later) for _ in range(2))
+        own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias}
+        self._add("CONV", x, g.result, after, **own)
+        row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
+        self.arranged.append((bits, weights, offsets, Arrangement(row, edge)))
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
-        self.patch = max(self.patch, words + COPY // 8)
+        self.gathered = max(self.gathered, _gathered(g, words))
 
     def real(self, x: Value, geometry: Geometry, weights: int, channels_first: bool, after: After) -> None:
         """A convolution of the floats x, without bias, groups and dilation, and what follows.
@@ -172,7 +179,7 @@ class Program:
         own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
         self._add("REAL", x, g.result, after, **own)
         floats = products * (TILE + LANES * -(-g.out_channels // LANES))  # what a tile sees, and the weights in order
-        self.patch = max(self.patch, -(-floats // (2 * TILE)))
+        self.gathered = max(self.gathered, aligned(4 * floats))
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
@@ -198,13 +205,16 @@ class Program:
         rows = [[NOWHERE if i is None else numbers[i] if isinstance(i, Value) else i for i in row] for row in self.rows]
         flat = [n for row in rows for n in row + [0] * (fields.WIDTH - len(row))]
         facts = {"instructions": len(rows), "values": len(values), "scratch": scratch}
-        header = fields.header({**facts, "patch": aligned(8 * self.patch) // 8})
+        header = fields.header({**facts, "gathered": self.gathered})
         return torch.tensor(header + table + flat, dtype=torch.int64, device="cpu")
 
 
-def _inside(masks: Tensor) -> int:
-    """The kind of output pixels of which every bit of every word counts; -1 if there is none."""
-    return next((i for i, mask in enumerate(masks) if bool((mask == -1).all())), NOWHERE)
+def _gathered(geometry: Geometry, words: int) -> int:
+    """Bytes of what a convolution sees around some tiles of pixels, and of its padded image, summed up by rows."""
+    (channels, *sides), patch = geometry.shape, aligned(4 * words + COPY)
+    height, width = (side + 2 * pad for side, pad in zip(sides, geometry.padding, strict=True))
+    rows = 4 * height * (1 + width * -(-channels // 32))
+    return aligned(GROUP * TILE * patch + rows + COPY)
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -244,6 +254,7 @@ class Compiled:
         self.numbers = program.code()
         self.sources = [source or _given for source in program.sources]
         self.given = [number for number, source in enumerate(program.sources) if source is None]
+        self.arranged = program.arranged
         self.checked: list[Any] = []  # parameters that were found to be as the instructions read them
 
     def __call__(self, path: str, images: int, *given: Tensor) -> None:
@@ -259,11 +270,17 @@ class Compiled:
             self.checked = tensors.copy()
         for number, tensor in zip(self.given, given, strict=True):
             tensors[number] = tensor
+        for bits, weights, offsets, arrangement in self.arranged:
+            _, tensors[weights], tensors[offsets] = arrangement.of(tensors[bits])
         runtime.run(self.numbers, tensors, images, path)
 
 
 def _given() -> None:
     """The source of a tensor that is given with each run."""
+
+
+def _later() -> None:
+    """The source of a tensor that is made of others (`Program.arranged`) when those are there."""
 
 
 def _require_readable(tensor: Tensor) -> None:

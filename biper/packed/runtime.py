@@ -15,6 +15,7 @@ from torch import Tensor
 from biper.compilers import openmp_library
 from biper.errors import CompilerMissing, UsageError
 from biper.packed import fields
+from biper.packed.bits import Border
 
 log = logging.getLogger("biper")
 HERE = Path(__file__).parent
@@ -33,6 +34,7 @@ def compiled() -> ctypes.CDLL | None:
     except CompilerMissing as error:
         log.warning("packed networks run through plain torch operations, which is slower: %s", error)
         return None
+    library.biper_offsets.argtypes = [ctypes.c_void_p] * 6
     library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
     return library
 
@@ -79,6 +81,17 @@ def run(code: Tensor, tensors: Sequence[Tensor], images: int, path: str) -> None
     addresses = (ctypes.c_void_p * len(tensors))(*map(Tensor.data_ptr, tensors))
     if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
         raise MemoryError("no memory for a packed network's activations: give a smaller batch")
+
+
+def offsets(instruction: Sequence[int], weights: Tensor, border: Border) -> Tensor:
+    """What the sums of a convolution's instruction begin with, int32 (2, kinds, blocks, 16): see packed.c."""
+    library = compiled()
+    assert library is not None
+    blocks, _, lanes = weights.shape
+    result = torch.empty((2, len(border.masks), blocks, lanes), dtype=torch.int32, device="cpu")
+    row = torch.tensor(instruction, dtype=torch.int64, device="cpu")
+    library.biper_offsets(*map(Tensor.data_ptr, (row, weights, *border, result)))
+    return result
 
 
 @cache

@@ -1,0 +1,58 @@
+"""The weights that the compiled instructions read follow the bits of which they were made."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from biper.models.registry import create_model
+from biper.packed import arrange, runtime
+from biper.packed.layers import PackedConv2d
+from biper.packed.pack import pack
+
+pytestmark = pytest.mark.skipif(runtime.available() == ("torch",), reason="there are no compiled instructions")
+ALL = -1  # every bit of a word
+
+
+def layer(channels=64):
+    torch.manual_seed(0)
+    packed = PackedConv2d(nn.Conv2d(channels, 16, 3, padding=1, bias=False))
+    packed.bits = torch.randint(-(2**62), 2**62, packed.bits.shape)
+    return packed
+
+
+def test_values_that_are_written_into_bits_count():
+    packed, x = layer(), torch.randn(2, 64, 6, 7)
+    before = packed(x)
+    packed.bits.bitwise_xor_(torch.tensor(ALL))
+    assert torch.equal(packed(x), -before)
+    with torch.inference_mode():  # here torch counts no versions
+        copied = packed.bits.clone()
+        packed.bits = copied
+        copied.bitwise_xor_(torch.tensor(ALL))
+        assert torch.equal(packed(x), before)
+        copied.bitwise_xor_(torch.tensor(ALL))
+        assert torch.equal(packed(x), -before)
+
+
+def test_images_of_all_sizes_share_the_weights_which_go_with_the_bits():
+    packed = layer()
+    before = len(arrange._WEIGHTS)
+    for size in (5, 6, 7):
+        packed(torch.randn(1, 64, size, size))
+    assert len(arrange._WEIGHTS) == before + 1
+    del packed
+    gc.collect()
+    assert len(arrange._WEIGHTS) == before
+
+
+def test_a_network_made_in_inference_mode_arranges_its_weights_once(monkeypatch):
+    torch.manual_seed(0)
+    network = create_model("resnet20_1w1a", family="cifar10", stage=2).eval()
+    with torch.inference_mode():
+        packed, x = pack(network), torch.randn(2, 3, 32, 32)
+        expected = network(x)
+        assert torch.equal(packed(x), expected)
+        monkeypatch.setattr(runtime, "offsets", lambda *_: pytest.fail("they are there already"))
+        assert torch.equal(packed(x), expected)
