@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import busy, epoch, gradients, inference, scaling, train_step, variants
+from benchmarks import busy, epoch, gradients, inference, peers, scaling, train_step, variants
 from benchmarks.published import published_model
 from benchmarks.variants import Case, eager, ours
 from biper.errors import UsageError
@@ -145,3 +145,25 @@ def test_inference_says_what_it_cannot_do(monkeypatch, tmp_path):
     assert "for 16 images" in inference.agreement(made, case.images())
     with pytest.raises(UsageError, match="predicts another class"):
         inference.agreement(other, case.images())
+
+
+def test_peers(monkeypatch, capsys):
+    flags = ["-a", "resnet20_1w1a", "--batches", "2", "--threads", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["peers", *flags, "--peers", "packed", "OpenVINO BinaryConvolution"])
+    peers.main()
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in table[2:]] == ["| packed", "| OpenVINO BinaryConvolution"]
+    assert table[2][3].startswith("1.00")
+    assert table[3][1].startswith("not run: ModuleNotFoundError") or float(table[3][1]) > 0
+
+
+@pytest.mark.parametrize("name", ["resnet20_1w1a", "vgg_small_1w1a"])
+def test_openvinos_binary_network_predicts_what_ours_does(name):
+    pytest.importorskip("openvino")
+    from benchmarks.openvino_network import compiled, openvino_model
+
+    case = Case(name, "cifar10", 2, 3, CPU)
+    network, images = inference.networks(case)["packed"], case.images()
+    model, _kept = openvino_model(network, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(compiled(model, 1)(images.numpy())), network(images))
