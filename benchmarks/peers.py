@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,7 +40,7 @@ def packed(case: Case, folder: Path) -> Step:
 def openvino_binary(case: Case, folder: Path) -> Step:
     """The packed network with OpenVINO's BinaryConvolution. Raises UsageError unless it predicts what ours does."""
     network, images = networks(case)["packed"], case.images()
-    model, _kept = openvino_model(network, images)
+    model, bits = openvino_model(network, images)
     infer, given = compiled(model, torch.get_num_threads()), images.numpy()
     theirs, ours = torch.from_numpy(infer(given).copy()), network(images)
     worst = float((theirs - ours).abs().max() / ours.abs().max())
@@ -49,7 +49,11 @@ def openvino_binary(case: Case, folder: Path) -> Step:
     print(
         f"OpenVINO's binary network predicts what ours does; logits differ by {worst:.1g}, relatively", file=sys.stderr
     )
-    return lambda: infer(given)
+
+    def step(kept: object = bits) -> None:  # the bits live as long as what runs them
+        infer(given)
+
+    return step
 
 
 def _openvino_twin(case: Case) -> Any:  # noqa: ANN401
@@ -163,41 +167,53 @@ class Process:
 
     def __init__(self, args: argparse.Namespace, peer: str, batch: int, threads: int) -> None:
         given = ["-a", args.model, "--family", args.family, "--serve", peer, str(batch), str(threads)]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.errors = TemporaryFile("w+")  # noqa: SIM115, libraries may say more than a pipe holds
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "text": True}
         self.process = subprocess.Popen([sys.executable, __file__, *given], **pipes)
-        self.failed = "" if self._said(READY) else self.process.communicate()[1].strip().splitlines()[-1]
+        self.failed = ""
+        if not self._said(READY):
+            self._fail()
 
     def _said(self, word: str) -> bool:
         """Whether the word came; libraries may say something before."""
         assert self.process.stdout
         return any(line.strip() == word for line in iter(self.process.stdout.readline, ""))
 
-    def seconds(self) -> float:
-        """Those of a call."""
+    def _fail(self) -> None:
+        code = self.process.wait()
+        self.errors.seek(0)
+        self.failed = next(reversed(self.errors.read().split("\n")[:-1]), f"it ended with {code}")
+
+    def seconds(self) -> float | None:
+        """Those of a call; None from when it has ended."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        if not self.failed:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            if answer := self.process.stdout.readline():
+                return float(answer)
+            self._fail()
+        return None
 
     def end(self) -> None:
         """Let it go."""
-        if not self.failed:
-            self.process.communicate()
+        self.process.communicate()
+        self.errors.close()
 
 
 def compared(args: argparse.Namespace, batch: int, threads: int) -> str:
     """A table of the peers, as Markdown: medians, and how many times as long as ours each takes."""
     processes = {peer: Process(args, peer, batch, threads) for peer in args.peers}
-    there = {peer: process for peer, process in processes.items() if not process.failed}
-    taken: dict[str, list[float]] = {peer: [] for peer in there}
+    taken: dict[str, list[float]] = {peer: [] for peer in processes}
     for _ in range(args.rounds):
-        for peer, process in there.items():
-            taken[peer].append(process.seconds())
+        for peer, process in processes.items():
+            if (seconds := process.seconds()) is not None:
+                taken[peer].append(seconds)
     for process in processes.values():
         process.end()
     lines = [row("", "ms", "quickest, ms", "times packed"), row(*["---"] * 4)]
-    ours = statistics.median(taken["packed"]) if "packed" in taken else None
+    ours = statistics.median(taken["packed"]) if taken.get("packed") else None
     for peer, process in processes.items():
         if process.failed:
             lines.append(row(peer, f"not run: {process.failed}", "", ""))

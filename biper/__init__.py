@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from biper.packed.pack import pack
     from biper.packed.qonnx import export_qonnx
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "XNOR",
     "BinaryConv2d",

@@ -131,7 +131,11 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     for (int64_t i = 0; i < all; i++) accumulated[i] = weights[i] ^ (i % block < LANES ? 0 : accumulated[i - LANES]);
     c->kinds = count;
     k->tensors[OFFSETS] = room(4 * 2 * count * blocks * LANES);
-    biper_offsets(k->own, accumulated, masks, terms, kinds, k->tensors[OFFSETS]);
+    int32_t *rows = memset(room(count * 4), 0, count * 4); /* the first one for kinds that no row has */
+    for (int64_t kind = 0; kind < count; kind++)
+        for (int64_t y = 0; y < c->conv_height; y++)
+            if (kinds[y] >> c->kernel_w == kind >> c->kernel_w) rows[kind] = y;
+    biper_offsets(k->own, accumulated, masks, terms, rows, k->tensors[OFFSETS]);
 }
 
 /* The activations' bits with the slack of Program.conv around them, or their place in scratch, at one end of it. */
@@ -289,7 +293,7 @@ static int64_t gathered(const Head *h) {
     if (h->code == REAL)
         return up(4 * h->channels * real->kernel_h * real->kernel_w * (TILE + up(real->out_channels, LANES)), 64);
     if (h->code != CONV) return 64;
-    int64_t rows = (h->height + 2 * c->pad_h) * 4 * (1 + (h->width + 2 * c->pad_w) * up(h->channels, WORD) / WORD);
+    int64_t rows = has_whole_words(c) ? 4 * (h->height + 2 * c->pad_h) * line_of(c) : 0;
     return up(GROUP * TILE * up(4 * c->words + COPY, 64) + rows + COPY, 64);
 }
 

@@ -1,6 +1,9 @@
 """The weights that the compiled instructions read follow the bits of which they were made."""
 
+import copy
 import gc
+import threading
+import weakref
 
 import pytest
 import torch
@@ -27,6 +30,10 @@ def test_values_that_are_written_into_bits_count():
     before = packed(x)
     packed.bits.bitwise_xor_(torch.tensor(ALL))
     assert torch.equal(packed(x), -before)
+    packed.bits.data = packed.bits.bitwise_not()
+    assert torch.equal(packed(x), before)
+    packed.bits = packed.bits.bitwise_not()
+    assert torch.equal(packed(x), -before)
     with torch.inference_mode():  # here torch counts no versions
         copied = packed.bits.clone()
         packed.bits = copied
@@ -37,14 +44,14 @@ def test_values_that_are_written_into_bits_count():
 
 
 def test_images_of_all_sizes_share_the_weights_which_go_with_the_bits():
-    packed = layer()
-    before = len(arrange._WEIGHTS)
+    packed, made = layer(), []
     for size in (5, 6, 7):
         packed(torch.randn(1, 64, size, size))
-    assert len(arrange._WEIGHTS) == before + 1
+        made.append(weakref.ref(arrange._WEIGHTS.of(packed.bits, lambda: pytest.fail("they are there already"))))
+    assert made[0]() is made[2]() is not None
     del packed
     gc.collect()
-    assert len(arrange._WEIGHTS) == before
+    assert made[0]() is None
 
 
 def test_a_network_made_in_inference_mode_arranges_its_weights_once(monkeypatch):
@@ -52,7 +59,20 @@ def test_a_network_made_in_inference_mode_arranges_its_weights_once(monkeypatch)
     network = create_model("resnet20_1w1a", family="cifar10", stage=2).eval()
     with torch.inference_mode():
         packed, x = pack(network), torch.randn(2, 3, 32, 32)
-        expected = network(x)
+        expected, other = network(x), copy.deepcopy(packed)
         assert torch.equal(packed(x), expected)
+        assert torch.equal(other(x), expected)
         monkeypatch.setattr(runtime, "offsets", lambda *_: pytest.fail("they are there already"))
         assert torch.equal(packed(x), expected)
+        assert torch.equal(other(x), expected)
+
+
+def test_threads_that_come_first_together_get_the_same():
+    packed, x, found = layer(), torch.randn(2, 64, 6, 7), []
+    threads = [threading.Thread(target=lambda: found.append(packed(x))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(torch.equal(out, packed(x)) for out in found)

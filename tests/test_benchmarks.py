@@ -154,7 +154,7 @@ def test_peers(monkeypatch, capsys):
     table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in table[2:]] == ["| packed", "| OpenVINO BinaryConvolution"]
     assert table[2][3].startswith("1.00")
-    assert table[3][1].startswith("not run: ModuleNotFoundError") or float(table[3][1]) > 0
+    assert table[3][1].startswith("not run: ") or float(table[3][1]) > 0
 
 
 @pytest.mark.parametrize("name", ["resnet20_1w1a", "vgg_small_1w1a"])

@@ -106,13 +106,14 @@ def test_bits_give_the_weights_back(channels, groups):
 
 @pytest.mark.parametrize(("dilation", "padding"), [((1, 1), (1, 1)), ((3, 2), (3, 2)), ((4, 5), (5, 6))])
 def test_border_counts_the_terms_inside_the_image(dilation, padding):
-    masks, terms, kinds = border(20, (3, 3), (1, 1), padding, dilation, (4, 5))
+    masks, terms, rows, kinds = border(20, (3, 3), (1, 1), padding, dilation, (4, 5))
     ones, weights = torch.ones(1, 20, 4, 5), torch.ones(1, 20, 3, 3)
     counted = torch.nn.functional.conv2d(ones, weights, padding=padding, dilation=dilation)[0, 0]
     places = kinds[: len(counted), None] + kinds[None, len(counted) :]
     assert torch.equal(terms[places].float(), counted)
     for kind in range(len(masks)):
-        assert sum(bin(word & (1 << 64) - 1).count("1") for word in masks[kind].tolist()) == terms[kind]
+        assert sum(bin(word & (1 << 32) - 1).count("1") for word in masks[kind].tolist()) == terms[kind]
+        assert kind in places[rows[kind]]
     assert len(masks) == 9
 
 

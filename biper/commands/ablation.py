@@ -17,7 +17,7 @@ def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=text)
     add_experiment(parser, "results/ablation_<recipe>_<data>_<epochs>")
     parser.add_argument("--studies", nargs="+", choices=(*STUDIES, CHOICES), help=f"default: {' '.join(BIPER_STUDIES)}")
-    text = "only these variants of a study, by their names in its table, and the one it compares with"
+    text = "of a study only these, and what it compares with; of a table that is there, all that it has"
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--choices", type=Path, metavar="FILE.yaml", help="changes of the recipe for the study recipe")
     text = "train the choices for 1/2**N of the epochs, then N times the better half of them for twice as long"

@@ -1,8 +1,9 @@
 """Weights as the compiled instructions read them: made once of a layer's bits, and kept as long as those."""
 
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,15 +12,42 @@ from torch.utils.weak import WeakIdKeyDictionary
 from biper.packed import runtime
 from biper.packed.bits import Border
 
+T = TypeVar("T")
+State = tuple[int, int]
 
-class Arranged(NamedTuple):
-    """What was made of the bits of a layer when they were of a version.
+
+def state_of(bits: Tensor) -> State | None:
+    """Another one whenever the tensor gets other values in place; None if torch does not count that.
+
+    It counts what its own operations do, but no writes through `.data` or NumPy.
+    """
+    return None if bits.is_inference() else (bits.data_ptr(), bits._version)
+
+
+class Kept(Generic[T]):
+    """What is made of bits, as long as those live and hold the same values."""
+
+    def __init__(self) -> None:
+        self._made = WeakIdKeyDictionary()
+
+    def of(self, bits: Tensor, make: Callable[[], T]) -> T:
+        """What is there, or what `make` gives."""
+        state = state_of(bits)
+        known: tuple[State | None, T] | None = self._made.get(bits)
+        if known is None or state is None or known[0] != state:
+            known = self._made[bits] = state, make()
+        return known[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """What was made of bits when they were in a state.
 
     weights: words of 32 bits, int32 (blocks, words, 16), each XORed with all before it; offsets: int32 (2, kinds,
     blocks, 16). For what packed.c does with them, see there.
     """
 
-    version: int
+    state: State | None
     weights: Tensor
     offsets: Tensor
 
@@ -29,34 +57,31 @@ class Arrangement:
 
     def __init__(self, instruction: Sequence[int], border: Border) -> None:
         self.instruction, self.border = instruction, border
-        self._kept = WeakIdKeyDictionary()  # by the bits
-        self._last: tuple[weakref.ref[Tensor], Arranged] | None = None  # quicker to find: small networks wait for it
+        self._kept: Kept[Arranged] = Kept()
+        self._last: tuple[weakref.ref[Tensor], weakref.ref[Arranged]] | None = None  # small networks wait for it
 
     def of(self, bits: Tensor) -> Arranged:
-        """The weights and the offsets of bits (blocks, words, 16), made anew if values were written into them."""
-        version = -1 if bits.is_inference() else bits._version  # torch does not count that of tensors for inference
-        last = self._last
-        if last is not None and last[0]() is bits and last[1].version == version >= 0:
-            return last[1]
-        known: Arranged | None = self._kept.get(bits)
-        if known is None or known.version != version or version < 0:
-            weights = _accumulated(bits, version, len(self.border.masks[0]))
-            known = Arranged(version, weights, runtime.offsets(self.instruction, weights, self.border))
-            self._kept[bits] = known
-        self._last = weakref.ref(bits), known
+        """The weights and the offsets of bits (blocks, words, 16), made anew if they hold other values than before."""
+        if self._last and self._last[0]() is bits:
+            last = self._last[1]()
+            if last and last.state and last.state == state_of(bits):
+                return last
+        known = self._kept.of(bits, lambda: self._arranged(bits))
+        self._last = weakref.ref(bits), weakref.ref(known)
         return known
 
+    def _arranged(self, bits: Tensor) -> Arranged:
+        words = self.border.masks.shape[1]
+        weights = _WEIGHTS.of(bits, lambda: _accumulated(bits, words))
+        return Arranged(state_of(bits), weights, runtime.offsets(self.instruction, weights, self.border))
 
-_WEIGHTS = WeakIdKeyDictionary()  # by the bits, with their version: images of all sizes share them
+
+_WEIGHTS: Kept[Tensor] = Kept()  # images of all sizes share them
 
 
-def _accumulated(bits: Tensor, version: int, words: int) -> Tensor:
-    known = _WEIGHTS.get(bits)
-    if known is None or known[0] != version or version < 0:
-        halves = bits.view(torch.int32).unflatten(2, (-1, 2))  # (blocks, words, 16, 2)
-        weights = halves.transpose(2, 3).flatten(1, 2)[:, :words].contiguous()
-        for word in range(1, weights.shape[1]):
-            weights[:, word] ^= weights[:, word - 1]
-        known = _WEIGHTS[bits] = version, weights
-    result: Tensor = known[1]
-    return result
+def _accumulated(bits: Tensor, words: int) -> Tensor:
+    halves = bits.view(torch.int32).unflatten(2, (-1, 2))  # (blocks, words, 16, 2)
+    weights: Tensor = halves.transpose(2, 3).flatten(1, 2)[:, :words].contiguous()
+    for word in range(1, words):
+        weights[:, word] ^= weights[:, word - 1]
+    return weights

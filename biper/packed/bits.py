@@ -50,12 +50,14 @@ def unpack_bits(
 class Border(NamedTuple):
     """Which weights of a filter lie in an image, by kinds of output pixels.
 
-    masks (kinds, words) int64: ones where they do; terms (kinds,) int32: how many; classes (H' + W',) int32: an output
-    pixel's kind is that of its row plus that of its column.
+    masks (kinds, words of 32 bits) int32: ones where they do; terms (kinds,) int32: how many; rows (kinds,) int32: an
+    output row with pixels of the kind; classes (H' + W',) int32: an output pixel's kind is that of its row plus that of
+    its column.
     """
 
     masks: Tensor
     terms: Tensor
+    rows: Tensor
     classes: Tensor
 
 
@@ -71,10 +73,12 @@ def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: P
             inside[i, j, top:bottom, left:right] = 1
     inside = inside.flatten(0, 1)  # (kinds, k, k, channels)
     packed = pack_bits(inside.permute(0, 3, 1, 2), 1)  # (blocks, words, 16)
-    masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous()
+    words = -(-kernel[0] * kernel[1] * -(-channels // 8) // 4)
+    masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous().view(torch.int32)[:, :words].contiguous()
+    first = [rows.index(kind) for kind in row_kinds for _ in column_kinds]
     kinds = [row_kinds.index(row) * len(column_kinds) for row in rows] + [column_kinds.index(c) for c in columns]
     terms = inside.flatten(1).sum(1, dtype=torch.int32)
-    return Border(masks, terms, torch.tensor(kinds, dtype=torch.int32, device="cpu"))
+    return Border(masks, terms, *(torch.tensor(n, dtype=torch.int32, device="cpu") for n in (first, kinds)))
 
 
 def _cuts(kernel: int, stride: int, padding: int, dilation: int, size: int) -> list[Pair]:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 WIDTH = 40  # numbers of an instruction
+TILE, GROUP = 4, 8  # pixels that are worked on together, and so many of them that are gathered together
+LANES, WORD = 16, 32  # channels side by side, and bits of a word
+COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
 HEADER = "instructions values scratch gathered"  # how a program begins
 # how an instruction begins, behind its code
 HEAD = "in out out_bits skip clamp gain shift slope before after threshold height width channels out_height out_width"
@@ -22,7 +25,8 @@ T = TypeVar("T")
 
 def table() -> str:
     """All of it, as the library of this version states it."""
-    lines = {"WIDTH": str(WIDTH), "HEADER": HEADER, "HEAD": f"code {HEAD}", **INSTRUCTIONS}
+    sizes = f"{WIDTH} TILE {TILE} GROUP {GROUP} LANES {LANES} WORD {WORD} COPY {COPY}"
+    lines = {"WIDTH": sizes, "HEADER": HEADER, "HEAD": f"code {HEAD}", **INSTRUCTIONS}
     return "\n".join(f"{name} {text}" for name, text in lines.items())
 
 

@@ -25,7 +25,8 @@ class PackedNetwork(nn.Module):
     `network` is the module tree, which torch can run, export and compile as any other. On the CPU its forward pass runs
     as segments of compiled instructions, which round alike, unless it is watched by hooks; large batches go in parts.
     `metadata` says what it is, where it comes from `create_model` or a checkpoint; else it is None.
-    Its layers may be given other values or moved; another layer in the place of one is not seen once it has run.
+    Its layers may be given other values or moved; another layer in the place of one is not seen once it has run, nor
+    are values written into weights' bits past torch, through NumPy or `.data`.
     """
 
     def __init__(self, network: nn.Module, metadata: Metadata | None = None) -> None:
@@ -43,6 +44,7 @@ class PackedNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        _count_versions(self.network)
         self._graph = self._traced()
 
     def _traced(self) -> fx.Graph | str:

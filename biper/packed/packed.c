@@ -2,8 +2,9 @@
  *
  * Weights and activations are bits (1 is +1, 0 is -1). A convolution's sum is `offset - 2 * mismatches`, where mismatches
  * are the ones of `activations ^ weights`. Activations outside of the image are 0 there; the offset is the number of terms
- * inside, and makes good what the ones of the weights outside were counted for: zero padding adds nothing. Real values are float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm,
- * skip, activation, the next one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
+ * inside, and makes good what the ones of the weights outside were counted for: zero padding adds nothing. Real values are
+ * float, pixels in rows, channels last. What follows a convolution (alpha, bias, batch norm, skip, activation, the next
+ * one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
  * / 8) bytes, taps in rows, zeros up to whole words of 32; words[block][word][16]: sixteen output channels side by side.
@@ -161,14 +162,14 @@ INLINE void copy(uint8_t *to, const uint8_t *from, int64_t count) {
     while ((i += COPY) < count);
 }
 
-/* One pixel after the other of a convolution's result: its place there, and which part of the image it sees. */
+/* One pixel after the other of a convolution's result. */
 typedef struct {
-    int64_t row, column, width, pool;
+    int64_t row, column, width;
 } Pixel;
 
 INLINE Pixel pixel_at(const Conv *c, int64_t place) {
     int64_t row = place / c->head.out_width;
-    return (Pixel){row, place - row * c->head.out_width, c->head.out_width, c->pool};
+    return (Pixel){row, place - row * c->head.out_width, c->head.out_width};
 }
 
 INLINE void advance(Pixel *p) {
@@ -182,8 +183,8 @@ INLINE int64_t taps(int64_t distance, int64_t dilation) {
     return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
-/* The words from `first` to `last` in which a window meets the image, or all of them. Pixels of a tile that see the same
- * rows leave the others out, and have offsets of their own for it: the second half. */
+/* The words from `first` to `last` in which a window meets the image, or all of them. A tile whose pixels all see the same
+ * rows skips the words of the others: offsets[1] is for such tiles, offsets[0] for the rest. */
 typedef struct {
     int64_t first, last;
 } Words;
@@ -325,7 +326,8 @@ static void gather_reals(const Real *c, const float *in, int64_t place, float *t
 #define TEXT(number) #number
 #define NUMBER(number) TEXT(number)
 const char *biper_fields(void) {
-    return "WIDTH " NUMBER(WIDTH) LINE(HEADER, Header) LINE(HEAD, Head) INSTRUCTIONS(LINE);
+    return "WIDTH " NUMBER(WIDTH) " TILE " NUMBER(TILE) " GROUP " NUMBER(GROUP) " LANES " NUMBER(LANES)
+           " WORD " NUMBER(WORD) " COPY " NUMBER(COPY) LINE(HEADER, Header) LINE(HEAD, Head) INSTRUCTIONS(LINE);
 }
 
 /* Whether this processor can take a path. */
@@ -345,26 +347,23 @@ int biper_supports(int path) {
     }
 }
 
-/* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, classes: border() in bits.py. */
-void biper_offsets(const int64_t *row, const uint32_t *weights, const uint32_t *masks, const int32_t *terms,
-                   const int32_t *classes, int32_t *offsets) {
-    const Conv *c = (const Conv *)row;
+/* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, rows: as Border in bits.py. */
+void biper_offsets(const int64_t *instruction, const uint32_t *weights, const uint32_t *masks, const int32_t *terms,
+                   const int32_t *rows, int32_t *offsets) {
+    const Conv *c = (const Conv *)instruction;
     int64_t blocks = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES), words = c->words;
-    for (int64_t part = 0; part < 2; part++)
-        for (int64_t kind = 0; kind < c->kinds; kind++) {
-            int64_t y = -1; /* a row of pixels of this kind */
-            for (int64_t i = 0; i < c->conv_height; i++)
-                if (classes[i] <= kind && (y < 0 || classes[i] > classes[y])) y = i;
-            Words seen = part ? words_seen(c, y, c->dilation_h) : (Words){0, words};
-            for (int64_t n = 0; n < blocks * LANES; n++) {
-                const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + kind * words;
-                uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;
-                int32_t outside = __builtin_popcount(before);
-                for (int64_t i = seen.first; i < seen.last; before = w[i++ * LANES])
-                    outside += __builtin_popcount((w[i * LANES] ^ before) & ~mask[i]);
-                *offsets++ = terms[kind] + 2 * outside;
-            }
+    for (int64_t kind = 0; kind < 2 * c->kinds; kind++) {
+        int64_t own = kind % c->kinds;
+        Words seen = kind < c->kinds ? (Words){0, words} : words_seen(c, rows[own], c->dilation_h);
+        for (int64_t n = 0; n < blocks * LANES; n++) {
+            const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + own * words;
+            uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;
+            int32_t outside = __builtin_popcount(before);
+            for (int64_t i = seen.first; i < seen.last; before = w[i++ * LANES])
+                outside += __builtin_popcount((w[i * LANES] ^ before) & ~mask[i]);
+            *offsets++ = terms[own] + 2 * outside;
         }
+    }
 }
 
 /* A program that runs: its instructions, and what every thread's Run begins with. */

@@ -269,7 +269,7 @@ static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, co
     }
 }
 
-/* The activations of a tile's pixels, as they are to be compared with the weights, of the sums of rows. */
+/* The activations of a tile's pixels, each word XORed with all before it: cut out of rows that sum_rows made. */
 static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, const uint32_t *rows, const Tile *t,
                                                                uint32_t *to, int64_t patch) {
     int64_t pixel = c->head.channels / WORD, line = line_of(c), row = c->kernel_w * pixel;
@@ -289,11 +289,25 @@ static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, co
     }
 }
 
-/* The activations of a tile's pixels, as they are to be compared with the weights. */
+/* The same of what was gathered as it lies in the image: masked and XORed in place. */
 static TARGET __attribute__((noinline)) void NAME(accumulate)(const Tile *t, uint32_t *a, int64_t patch) {
     uint32_t sum[TILE] = {0};
     for (int64_t i = t->seen.first; i < t->seen.last; i++)
         for (int p = 0; p < TILE; p++) a[p * patch + i] = sum[p] ^= a[p * patch + i] & t->masks[p][i];
+}
+
+/* What group g sees around the pixels of a tile. rows: of sum_rows, if there are any. */
+TARGET INLINE void NAME(gather)(const Conv *c, int has, const uint8_t *in, const uint32_t *rows, const Tile *t, int64_t g,
+                                uint32_t *to, int64_t patch) {
+    if (rows) {
+        NAME(gather_sums)(c, rows, t, to, patch);
+        return;
+    }
+    if (c->groups == 1 && (!(has & ANY) || (c->dilation_h == 1 && c->dilation_w == 1)))
+        NAME(gather_rows)(c, in, t, to, patch);
+    else
+        for (int p = 0; p < TILE; p++) gather_taps(c, in, g, t->y[p], t->x[p], (uint8_t *)(to + p * patch));
+    NAME(accumulate)(t, to, patch);
 }
 
 /* The tile that begins with the pixel `next`, which becomes the one behind it. */
@@ -344,9 +358,8 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
     int64_t dilation = has & ANY ? c->dilation_h : 1; /* of the rows; the other sets are for none at all */
     Pixel next = pixel_at(c, (c->pool ? 1 : TILE) * first);
     Tile tiles[GROUP];
-    uint32_t *rows = r->gathered + GROUP * TILE * patch;
-    int whole = has_whole_words(c);
-    if (whole && first < last) {
+    uint32_t *rows = has_whole_words(c) ? r->gathered + GROUP * TILE * patch : NULL;
+    if (rows && first < last) {
         int64_t end = pixel_at(c, least((c->pool ? 1 : TILE) * last, c->head.out_height * c->head.out_width) - 1).row;
         int64_t stride = (c->pool ? 2 : 1) * c->stride_h, more = c->pool ? c->stride_h : 0;
         sum_rows(c, in, next.row * stride, end * stride + more + c->kernel_h, rows);
@@ -355,19 +368,8 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
         int64_t count = least(GROUP, last - from);
         for (int64_t i = 0; i < count; i++) tiles[i] = NAME(tile)(r, c, from + i, &next, dilation);
         for (int64_t g = 0; g < c->groups; g++) {
-            for (int64_t i = 0; i < count; i++) {
-                const Tile *t = tiles + i;
-                uint32_t *to = r->gathered + i * TILE * patch;
-                if (whole) {
-                    NAME(gather_sums)(c, rows, t, to, patch);
-                    continue;
-                }
-                if (c->groups == 1 && (!(has & ANY) || (c->dilation_h == 1 && c->dilation_w == 1)))
-                    NAME(gather_rows)(c, in, t, to, patch);
-                else
-                    for (int p = 0; p < TILE; p++) gather_taps(c, in, g, t->y[p], t->x[p], (uint8_t *)(to + p * patch));
-                NAME(accumulate)(t, to, patch);
-            }
+            for (int64_t i = 0; i < count; i++)
+                NAME(gather)(c, has, in, rows, tiles + i, g, r->gathered + i * TILE * patch, patch);
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++)
                 for (int64_t i = 0; i < count; i++)
                     NAME(block)(r, c, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);

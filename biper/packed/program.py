@@ -12,11 +12,10 @@ from torch import Tensor
 from biper.packed import fields, runtime
 from biper.packed.arrange import Arrangement
 from biper.packed.bits import Pair, border, output_size
+from biper.packed.fields import COPY, GROUP, LANES, TILE, WORD
 
 NOWHERE = -1
 LINE = 64  # bytes: alignment
-COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
-TILE, LANES, GROUP = 4, 16, 8  # pixels, channels, and tiles of pixels, that packed.c works on together
 UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
 Source = Callable[[], Tensor | None]  # gives a parameter when the program runs; None: it is made of others then
@@ -150,15 +149,14 @@ class Program:
         g = geometry
         channels = g.shape[0] // g.groups
         edge = border(channels, g.kernel, g.stride, g.padding, g.dilation, g.shape[1:])
-        words = -(-g.kernel[0] * g.kernel[1] * -(-channels // 8) // 4)  # of 32 bits: half of those that are stored
-        edge = edge._replace(masks=edge.masks.view(torch.int32)[:, :words].contiguous())
+        kinds, words = edge.masks.shape
         pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding, "dilation": g.dilation}
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
-        own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": len(edge.masks)}
+        own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": kinds}
         tables = {"masks": edge.masks, "classes": edge.classes}
         own |= {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
-        weights, offsets = (self.parameter(_later) for _ in range(2))
+        weights, offsets = (self.parameter(_absent) for _ in range(2))
         own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias}
         self._add("CONV", x, g.result, after, **own)
         row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
@@ -211,9 +209,10 @@ class Program:
 
 def _gathered(geometry: Geometry, words: int) -> int:
     """Bytes of what a convolution sees around some tiles of pixels, and of its padded image, summed up by rows."""
-    (channels, *sides), patch = geometry.shape, aligned(4 * words + COPY)
+    (channels, *sides), patch = geometry.shape, aligned(WORD // 8 * words + COPY)
     height, width = (side + 2 * pad for side, pad in zip(sides, geometry.padding, strict=True))
-    rows = 4 * height * (1 + width * -(-channels // 32))
+    whole = geometry.groups == 1 and geometry.dilation == (1, 1) and channels % WORD == 0
+    rows = WORD // 8 * height * (1 + width * channels // WORD) if whole else 0
     return aligned(GROUP * TILE * patch + rows + COPY)
 
 
@@ -252,7 +251,7 @@ class Compiled:
 
     def __init__(self, program: Program) -> None:
         self.numbers = program.code()
-        self.sources = [source or _given for source in program.sources]
+        self.sources = [source or _absent for source in program.sources]
         self.given = [number for number, source in enumerate(program.sources) if source is None]
         self.arranged = program.arranged
         self.checked: list[Any] = []  # parameters that were found to be as the instructions read them
@@ -271,16 +270,13 @@ class Compiled:
         for number, tensor in zip(self.given, given, strict=True):
             tensors[number] = tensor
         for bits, weights, offsets, arrangement in self.arranged:
-            _, tensors[weights], tensors[offsets] = arrangement.of(tensors[bits])
+            made = arrangement.of(tensors[bits])
+            tensors[weights], tensors[offsets] = made.weights, made.offsets
         runtime.run(self.numbers, tensors, images, path)
 
 
-def _given() -> None:
-    """The source of a tensor that is given with each run."""
-
-
-def _later() -> None:
-    """The source of a tensor that is made of others (`Program.arranged`) when those are there."""
+def _absent() -> None:
+    """The source of a tensor that is given with each run, or made of others (`Program.arranged`)."""
 
 
 def _require_readable(tensor: Tensor) -> None:

@@ -90,7 +90,7 @@ def offsets(instruction: Sequence[int], weights: Tensor, border: Border) -> Tens
     blocks, _, lanes = weights.shape
     result = torch.empty((2, len(border.masks), blocks, lanes), dtype=torch.int32, device="cpu")
     row = torch.tensor(instruction, dtype=torch.int64, device="cpu")
-    library.biper_offsets(*map(Tensor.data_ptr, (row, weights, *border, result)))
+    library.biper_offsets(*map(Tensor.data_ptr, (row, weights, border.masks, border.terms, border.rows, result)))
     return result
 
 
