@@ -185,7 +185,7 @@ def test_weights_that_come_with_biper_and_those_of_a_file():
 
 
 def test_errors_name_the_choices():
-    with pytest.raises(ValueError, match=r"unknown model 'resnet19_1w1a'; choose from .*resnet20, .*with _1w1a"):
+    with pytest.raises(ValueError, match=r"'resnet19_1w1a'; choose from .*resnet20, .*_1w1a.* mean resnet18_1w1a\?\)"):
         create_model("resnet19_1w1a")
     with pytest.raises(ValueError, match="unknown family 'mnist'; choose from cifar10, imagenet"):
         list_models("mnist")

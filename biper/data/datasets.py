@@ -170,7 +170,7 @@ def find_folder(data: Description, settings: DataSettings) -> Path:
     if not data.needs_folder:
         return Path()
     if not data.default_path and not settings.data_path:
-        text = "needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it"
+        text = "needs --data_path FOLDER, with train/<class>/* and test/<class>/* in it, or --dataset NAME"
         raise UsageError(f"--dataset {settings.dataset} {text}")
     if settings.image_size and data.fixed_size:
         size = f"{data.fixed_size}x{data.fixed_size}"

@@ -30,7 +30,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     format, no checkpoint, or would run code.
     """
     if not path.is_file():
-        what = ": that is a folder" if path.is_dir() else ": that is no file" if path.exists() else ""
+        inside = sorted(p.name for pattern in ("*.pth.tar", "*.safetensors") for p in path.glob(pattern))
+        held = f", which has {', '.join(inside[:5])}" if inside else ""
+        what = f": that is a folder{held}" if path.is_dir() else ": that is no file" if path.exists() else ""
         raise UsageError(f"no checkpoint at {path}{what}")
     if path.suffix == ".safetensors":
         raise UsageError(

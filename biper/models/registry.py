@@ -1,5 +1,6 @@
 """Every network by name, `<architecture>_<precision>`, in one registry for all families."""
 
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,7 +124,10 @@ def unknown_model(name: str, family: str | None = None) -> UsageError:
     """The error that names the architectures of a family, or of all, and the precisions that each has."""
     bodies = sorted({name for f, name in _ARCHITECTURES if family in (None, f)})
     choices = f"choose from {', '.join(bodies)}, each with _{', _'.join(CONVOLUTIONS)}"
-    return UsageError(f"unknown model {name!r}; {choices}, or --import FILE.py that registers it")
+    whole = [f"{body}_{precision}" for body in bodies for precision in CONVOLUTIONS]
+    near = difflib.get_close_matches(name, whole, n=1, cutoff=0.75)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return UsageError(f"unknown model {name!r}; {choices}, or --import FILE.py that registers it{meant}")
 
 
 def create_model(

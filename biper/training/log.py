@@ -75,7 +75,9 @@ def lock(file: logging.FileHandler, folder: Path) -> None:
         fcntl.flock(file.stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise UsageError(f"{folder} is in use by another process: wait for it, or give another --save") from error
+        raise UsageError(
+            f"{folder} is in use by another process: wait for it, or give another --save or --results_dir"
+        ) from error
 
 
 def add_line(folder: Path, text: str) -> None:

@@ -27,9 +27,11 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Raise UsageError if the folder cannot be written, or holds a run that is not to go on. Changes nothing."""
     held = [name for name in (CONFIG_FILE, LATEST, BEST) if (folder / name).exists()]
     if held and not resume:
-        raise UsageError(f"{folder} holds another run ({held[0]}): go on with --resume, or give another --save")
+        raise UsageError(
+            f"{folder} holds another run ({held[0]}): go on with --resume, or give another --save or --results_dir"
+        )
     if BEST in held and LATEST not in held:
-        raise UsageError(f"{folder} holds a {BEST} but no {LATEST} to go on from: give another --save")
+        raise UsageError(f"{folder} holds a {BEST} but no {LATEST} to go on from: give another --save or --results_dir")
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         raise UsageError(f"the results folder {folder} cannot be made: {there} is a file")

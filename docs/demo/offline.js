@@ -1,7 +1,7 @@
 // Keeps the page's files, so that it opens without a network too. Another version has another sum, and a place of its own.
 const FILES = ["app.js", "biper.js", "image.js", "index.html", "network.bin", "paper.js", "pictures.js", "plain.wasm", "simd.wasm", "style.css"];
 const PLACE = `biper ${self.registration.scope} `;
-const VERSION = `${PLACE}3ab218e15912d5bd`;
+const VERSION = `${PLACE}51881234ef872483`;
 
 self.addEventListener("install", (event) => {
   const requests = ["./", ...FILES].map((file) => new Request(file, { cache: "reload" }));
