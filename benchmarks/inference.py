@@ -39,14 +39,20 @@ SECONDS = 0.05  # that a way runs in a round, at least
 LAST = torch.channels_last
 
 
-def arguments() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def timing_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser of what is timed: network, batches, threads and rounds. text: a module's, whose first line says it."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0] if text else None)
     parser.add_argument("-a", "--model", default="resnet18_1w1a", help="default resnet18_1w1a")
     parser.add_argument("--family", choices=("cifar10", "imagenet"), default="cifar10", help="default cifar10")
     parser.add_argument("--batches", type=positive, nargs="+", default=[1, 64], help="images in each; default 1 64")
     parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], help="default 1 2")
     parser.add_argument("--rounds", type=positive, default=7, help="timed turns of each way; default 7")
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = timing_parser(__doc__)
     parser.add_argument("--image_size", type=positive, help="pixels a side; default 32, ImageNet's 224")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the images per second too")
     flag = partial(parser.add_argument, action=argparse.BooleanOptionalAction, default=True)

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import variants
-from benchmarks.inference import LAST, figure, forward, networks, row
+from benchmarks.inference import LAST, figure, forward, networks, row, timing_parser
 from benchmarks.openvino_network import compiled, openvino_model
-from benchmarks.variants import Case, Step, machine, positive, run
+from benchmarks.variants import Case, Step, machine, run
 from biper.errors import UsageError
 from biper.training.process import flush_denormals, keep_memory
 
@@ -135,12 +135,7 @@ PEERS: dict[str, Callable[[Case, Path], Step]] = {
 
 def arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("-a", "--model", default="resnet18_1w1a", help="default resnet18_1w1a")
-    parser.add_argument("--family", choices=("cifar10", "imagenet"), default="cifar10", help="default cifar10")
-    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 64], help="default 1 64")
-    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], help="default 1 2")
-    parser.add_argument("--rounds", type=positive, default=7, help="timed turns of each peer; default 7")
+    parser = timing_parser(__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # a peer, a batch, threads: this is its process
     return parser.parse_args()

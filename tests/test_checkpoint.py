@@ -215,7 +215,8 @@ def test_what_is_no_checkpoint(tmp_path):
     torch.save({"state_dict": {}, "format": FORMAT}, path)
     with pytest.raises(UsageError, match="no readable metadata"):
         load_checkpoint(path)
-    with pytest.raises(UsageError, match="that is a folder"):
+    (tmp_path / "own.pth.tar").touch()
+    with pytest.raises(UsageError, match=r"that is a folder, which has own\.pth\.tar"):
         read_checkpoint(tmp_path)
     with pytest.raises(UsageError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "none")

@@ -23,6 +23,11 @@ from biper.places import PRETRAINED
 FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers by name and settings, progress
 
 
+def _folder_in_words(path: Path) -> str:
+    inside = sorted(p.name for pattern in ("*.pth.tar", "*.safetensors") for p in path.glob(pattern))
+    return ": that is a folder" + (f", which has {', '.join(inside[:5])}" if inside else "")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU: plain values and tensors only.
 
@@ -30,9 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     format, no checkpoint, or would run code.
     """
     if not path.is_file():
-        inside = sorted(p.name for pattern in ("*.pth.tar", "*.safetensors") for p in path.glob(pattern))
-        held = f", which has {', '.join(inside[:5])}" if inside else ""
-        what = f": that is a folder{held}" if path.is_dir() else ": that is no file" if path.exists() else ""
+        what = _folder_in_words(path) if path.is_dir() else ": that is no file" if path.exists() else ""
         raise UsageError(f"no checkpoint at {path}{what}")
     if path.suffix == ".safetensors":
         raise UsageError(
