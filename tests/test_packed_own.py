@@ -98,6 +98,41 @@ def test_under_autocast_and_in_training_mode():
     assert not any(parameter.requires_grad for parameter in packed.parameters())
 
 
+class Headed(nn.Module):
+    """Asks for the sides of its activations, and for the number of its images."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.conv = biper.BinaryConv2d(8, 24, 3, padding=1, weight_quantizer=SquareWave(20.0))
+        self.mean, self.norm, self.linear = mean, nn.BatchNorm1d(24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.mean(self.conv(x))))
+
+
+HEADS = {
+    "shape": lambda y: F.avg_pool2d(y, y.shape[2:]).flatten(1),
+    "sizes": lambda y: torch.flatten(F.avg_pool2d(y, (y.size()[2], y.size(-1))), 1),
+    "batch": lambda y: F.avg_pool2d(y, y.shape[-2:]).view(y.shape[0], -1),
+    "both": lambda y: F.avg_pool2d(y, 6).reshape(y.size()[:2]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_means_over_whole_images_and_norms_behind_them(way, head, monkeypatch):
+    monkeypatch.setenv(kernels.CHOICE, way)
+    own = randomized(Headed(HEADS[head])).eval()
+    packed = pack(own)
+    for images in (1, 3, 7):
+        x = torch.randn(images, 8, 6, 6)
+        assert torch.equal(packed(x), own(x))
+    for segmented in packed._forwards.values():
+        called = {node.target for node in segmented.graph.nodes if node.op == "call_module"}
+        assert head in ("batch", "both") or called == {"segment0", "linear1"}
+
+
 class Own(nn.Module):
     """A network of somebody's own: groups that end within a byte, pooling, a mean, channels that are added."""
 

@@ -1,9 +1,7 @@
 """Weights as the compiled instructions read them: made once of a layer's bits, and kept as long as those."""
 
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,15 +37,11 @@ class Kept(Generic[T]):
         return known[1]
 
 
-@dataclass(frozen=True, eq=False)
-class Arranged:
-    """What was made of bits when they were in a state.
-
-    weights: words of 32 bits, int32 (blocks, words, 16), each XORed with all before it; offsets: int32 (2, kinds,
+class Arranged(NamedTuple):
+    """weights: words of 32 bits, int32 (blocks, words, 16), each XORed with all before it; offsets: int32 (2, kinds,
     blocks, 16). For what packed.c does with them, see there.
     """
 
-    state: State | None
     weights: Tensor
     offsets: Tensor
 
@@ -58,22 +52,15 @@ class Arrangement:
     def __init__(self, instruction: Sequence[int], border: Border) -> None:
         self.instruction, self.border = instruction, border
         self._kept: Kept[Arranged] = Kept()
-        self._last: tuple[weakref.ref[Tensor], weakref.ref[Arranged]] | None = None  # small networks wait for it
 
     def of(self, bits: Tensor) -> Arranged:
         """The weights and the offsets of bits (blocks, words, 16), made anew if they hold other values than before."""
-        if self._last and self._last[0]() is bits:
-            last = self._last[1]()
-            if last and last.state and last.state == state_of(bits):
-                return last
-        known = self._kept.of(bits, lambda: self._arranged(bits))
-        self._last = weakref.ref(bits), weakref.ref(known)
-        return known
+        return self._kept.of(bits, lambda: self._arranged(bits))
 
     def _arranged(self, bits: Tensor) -> Arranged:
         words = self.border.masks.shape[1]
         weights = _WEIGHTS.of(bits, lambda: _accumulated(bits, words))
-        return Arranged(state_of(bits), weights, runtime.offsets(self.instruction, weights, self.border))
+        return Arranged(weights, runtime.offsets(self.instruction, weights, self.border))
 
 
 _WEIGHTS: Kept[Tensor] = Kept()  # images of all sizes share them

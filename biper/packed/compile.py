@@ -12,6 +12,7 @@ from biper.nn.graph import module_of, mutates, trace
 from biper.nn.layers import RealConv2d
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.lowering import FLOATS, Segment, real_convolution
+from biper.packed.simplify import simplify
 from biper.packed.steps import Step, Steps, known, shape_of
 
 WHOLE = (PackedConv2d, PackedLinear, FoldedNorm, nn.PReLU, RPReLU)  # layers that stay whole; they give new tensors
@@ -57,10 +58,7 @@ class Segmented:
         batches = {shape_of(n)[:1] for n in graph.nodes if len(shape_of(n)) == 4 or n.op == "output"}
         if batches != {(len(example),)} or any(_couples(module) for module in self.modules.values()):
             raise ValueError("it does not treat images one by one")
-        for node in list(graph.nodes):
-            if isinstance(self._module(node), nn.Identity):
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
+        simplify(graph, self.modules)
         self.steps: Steps = {n: s for n in graph.nodes if (s := known(n, self._module(n)) or self._real(n))}
         self.graph, self.owner = fx.Graph(), nn.Module()
         self.new: dict[fx.Node, fx.Node] = {}

@@ -127,7 +127,7 @@ class Lowering:
         after = After(self._norm(chain.norm), skip, *self._activation(chain.activation))
         enough = len(wanted) == 1 and _gives_bits(chain)  # other thresholds' bits are made of floats
         if node in self.outputs or len(readers) < len(node.users) or not enough:
-            outside = self.program.given() if node in self.outputs else None
+            outside = self.program.activation() if node in self.outputs else None
             after.out = self.floats[node] = Value(result, outside=outside)
         if wanted and _gives_bits(chain):
             self._want(after, next(iter(wanted)))
@@ -186,8 +186,8 @@ def _gives_bits(chain: Chain) -> bool:
 
 def _parameters(program: Program, module: nn.Module, *names: str) -> list[int]:
     """Looked up whenever the program runs: a module that was moved has other tensors."""
-    tensors = ((module._buffers if name in module._buffers else module._parameters, name) for name in names)
-    return [program.parameter(partial(own.__getitem__, name)) for own, name in tensors]
+    owns: list[dict[str, Any]] = [module._buffers if n in module._buffers else module._parameters for n in names]
+    return [program.parameter(partial(own.__getitem__, name)) for own, name in zip(owns, names, strict=True)]
 
 
 def _image(node: fx.Node) -> Shape:
@@ -223,7 +223,7 @@ def real_convolution(step: Step, x: Tensor) -> Tensor:
     """A step's real convolution of x (N, C, H, W), by itself."""
     program, shape = Program(), (x.shape[1], x.shape[2], x.shape[3])
     result = _real_geometry(step, shape).result
-    source, target = (program.given() for _ in range(2))
+    source, target = (program.activation() for _ in range(2))
     _add_real(program, step, Value(shape, outside=source), After(out=Value(result, outside=target)))
     out = torch.empty((len(x), *result), **FLOATS)
     Compiled(program)(runtime.chosen(), len(x), x.contiguous(memory_format=torch.channels_last), out)
@@ -239,7 +239,7 @@ class Segment(nn.Module):
         super().__init__()
         lowering = Lowering({node: steps[node] for node in nodes}, outputs)
         for node in inputs:
-            lowering.floats[node] = Value(_image(node), outside=lowering.program.given())
+            lowering.floats[node] = Value(_image(node), outside=lowering.program.activation())
         for chain in chains(nodes, steps):
             lowering.take(chain)
         self.order = [node for node in lowering.floats if node in outputs]  # as the program declared them

@@ -99,8 +99,9 @@ def _on_the_cpu(
     out = torch.empty((len(x), *geometry.result), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
     if out.numel():
         dense = x.contiguous(memory_format=CHANNELS_LAST)
-        parameters = (tensor.contiguous() for tensor in (bits, *scales))
-        _single(geometry, bias is not None, threshold is not None)(path, len(x), dense, *parameters, out)
+        parameters = [tensor.contiguous() for tensor in (bits, *scales)]
+        program = _single(geometry, bias is not None, threshold is not None)
+        program(path, len(x), dense, out, parameters=parameters)
     return out.contiguous(memory_format=_layout(x))
 
 
@@ -108,9 +109,9 @@ def _on_the_cpu(
 def _single(geometry: Geometry, biased: bool, thresholded: bool) -> Compiled:
     """The program of one convolution on real activations, with its parameters given, as far as it has them."""
     program = Program()
-    x, bits, alpha = (program.given() for _ in range(3))
-    bias, threshold = (program.given() if there else NOWHERE for there in (biased, thresholded))
-    out = program.given()
+    x, out = program.activation(), program.activation()
+    bits, alpha = program.parameter(), program.parameter()
+    bias, threshold = (program.parameter() if there else NOWHERE for there in (biased, thresholded))
     signs = Value(geometry.shape, bits=True)
     program.tail(Value(geometry.shape, outside=x), geometry.shape, After(bits=signs, threshold=threshold))
     program.conv(signs, geometry, bits, alpha, After(out=Value(geometry.result, outside=out)), bias)

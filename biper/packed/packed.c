@@ -264,26 +264,32 @@ static void order_weights(const Real *c, const float *weights, float *to) {
         }
 }
 
-/* What a real convolution sees around TILE pixels from `place` on, in the order of its sums, zeros outside of the image. */
-static void gather_reals(const Real *c, const float *in, int64_t place, float *to) {
+/* What a real convolution sees: rows of its image with their padding, from `first` on, `line` floats each. */
+typedef struct {
+    int64_t first, line;
+    float *rows;
+} Padded;
+
+/* The padded rows that windows at output rows `top` to `bottom`, and those between, see. */
+static Padded pad_rows(const Real *c, const float *in, int64_t top, int64_t bottom, float *to) {
     const Head *h = &c->head;
-    int64_t channels = h->channels, area = c->kernel_h * c->kernel_w, line = c->kernel_w * channels;
-    for (int64_t p = 0; p < TILE; p++, to += area * channels) {
-        int64_t at = least(place + p, h->out_height * h->out_width - 1), row = at / h->out_width;
-        int64_t y0 = row * c->stride_h - c->pad_h, x0 = (at - row * h->out_width) * c->stride_w - c->pad_w;
-        int64_t top = most(0, -y0), bottom = least(c->kernel_h, h->height - y0);
-        int64_t left = most(0, -x0), right = least(c->kernel_w, h->width - x0);
-        if (bottom - top < c->kernel_h || right - left < c->kernel_w) memset(to, 0, area * channels * sizeof(float));
-        for (int64_t i = top; i < bottom && left < right; i++) {
-            const float *from = in + ((y0 + i) * h->width + x0) * channels;
-            if (!c->channels_first) {
-                memcpy(to + i * line + left * channels, from + left * channels, (right - left) * channels * sizeof(float));
-                continue;
-            }
-            for (int64_t j = left; j < right; j++)
-                for (int64_t n = 0; n < channels; n++) to[n * area + i * c->kernel_w + j] = from[j * channels + n];
-        }
+    int64_t own = h->width * h->channels, before = c->pad_w * h->channels;
+    Padded p = {top * c->stride_h, own + 2 * before, to};
+    for (int64_t y = p.first; y < bottom * c->stride_h + c->kernel_h; y++, to += p.line) {
+        memset(to, 0, p.line * sizeof(float));
+        int64_t row = y - c->pad_h;
+        if (row >= 0 && row < h->height) memcpy(to + before, in + row * own, own * sizeof(float));
     }
+    return p;
+}
+
+/* Where the products of a window's sum find their activations, counted from the window's first one, in their order. */
+static void order_activations(const Real *c, int64_t line, int32_t *to) {
+    int64_t area = c->kernel_h * c->kernel_w, channels = c->head.channels;
+    for (int64_t tap = 0; tap < area; tap++)
+        for (int64_t n = 0; n < channels; n++)
+            to[c->channels_first ? n * area + tap : tap * channels + n] =
+                tap / c->kernel_w * line + tap % c->kernel_w * channels + n;
 }
 
 #define NAME(x) x##_plain

@@ -488,36 +488,43 @@ static TARGET void NAME(average)(const Run *r, const Average *a) {
     }
 }
 
-/* The sums of a tile and of as many blocks of sixteen channels. They begin with 0 and take one product after the other,
- * each rounded together with the sum, as torch's do. */
-TARGET INLINE void NAME(products)(const float *seen, const float *weights, int64_t count, int blocks, lanes sums[2][TILE]) {
+/* The sums of a tile, whose windows begin at `seen`, and of as many blocks of sixteen channels. They begin with 0 and take
+ * one product after the other, each rounded together with the sum, as torch's do. */
+TARGET INLINE void NAME(products)(const float *const *seen, const int32_t *places, const float *weights, int64_t count,
+                                  int blocks, lanes sums[2][TILE]) {
     for (int p = 0; p < TILE; p++) sums[0][p] = sums[1][p] = (lanes){0};
     for (int64_t i = 0; i < count; i++)
         for (int p = 0; p < TILE; p++) {
-            lanes x = (lanes){0} + seen[p * count + i];
+            lanes x = (lanes){0} + seen[p][places[i]];
             for (int b = 0; b < blocks; b++)
                 sums[b][p] = NAME(fma)(x, *(const lanes *)(weights + (b * count + i) * LANES), sums[b][p]);
         }
 }
 
-/* The tiles from `first` to `last` of a real convolution. has: what is done with the result. */
-TARGET INLINE void NAME(real_tiles)(const Run *r, const Real *c, const After *a, int has, int64_t first, int64_t last) {
-    const float *in = value(r, c->head.in);
-    int64_t count = c->kernel_h * c->kernel_w * c->head.channels, pixels = c->head.out_height * c->head.out_width;
+/* The pixels from `first` to `last` of a real convolution. has: what is done with the result. */
+TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a, int has, int64_t first, int64_t last) {
+    int64_t count = c->kernel_h * c->kernel_w * c->head.channels, width = c->head.out_width;
     int64_t all = (c->out_channels + LANES - 1) / LANES;
-    float *seen = (float *)r->gathered, *weights = seen + count * TILE;
+    float *weights = (float *)r->gathered;
+    int32_t *places = (int32_t *)(weights + count * all * LANES);
+    const Padded image = pad_rows(c, value(r, c->head.in), first / width, (last - 1) / width, (float *)(places + count));
     order_weights(c, tensor(r, c->weights), weights);
-    for (int64_t place = first * TILE; place < least(last * TILE, pixels); place += TILE) {
-        gather_reals(c, in, place, seen);
+    order_activations(c, image.line, places);
+    for (int64_t place = first; place < last; place += TILE) {
+        const float *seen[TILE];
+        for (int p = 0; p < TILE; p++) {
+            int64_t at = least(place + p, last - 1), row = at / width, column = at - row * width;
+            seen[p] = image.rows + (row * c->stride_h - image.first) * image.line + column * c->stride_w * c->head.channels;
+        }
         for (int64_t block = 0; block < all; block += 2) {
             lanes sums[2][TILE];
             const float *w = weights + block * count * LANES;
             if (block + 1 < all)
-                NAME(products)(seen, w, count, 2, sums);
+                NAME(products)(seen, places, w, count, 2, sums);
             else
-                NAME(products)(seen, w, count, 1, sums);
+                NAME(products)(seen, places, w, count, 1, sums);
             for (int64_t b = block; b < least(block + 2, all); b++)
-                for (int p = 0; p < least(TILE, pixels - place); p++) {
+                for (int p = 0; p < least(TILE, last - place); p++) {
                     int64_t valid = has & WHOLE ? LANES : least(LANES, c->out_channels - b * LANES);
                     NAME(finish)(a, has, sums[b - block][p], place + p, b * LANES, valid);
                 }
@@ -529,15 +536,16 @@ TARGET INLINE void NAME(real_tiles)(const Run *r, const Real *c, const After *a,
 static TARGET void NAME(real)(const Run *r, const Real *c) {
     int64_t first, last;
     const After a = after(r, &c->head, -1, c->out_channels, c->out_channels % LANES == 0);
-    own(r, (c->head.out_height * c->head.out_width + TILE - 1) / TILE, &first, &last);
+    own(r, c->head.out_height * c->head.out_width, &first, &last);
+    if (first == last) return;
     switch (a.has) {
-#define WITH(set) case set: NAME(real_tiles)(r, c, &a, set, first, last); break;
+#define WITH(set) case set: NAME(real_pixels)(r, c, &a, set, first, last); break;
         WITH(WHOLE | OUT)
         WITH(WHOLE | NORM | CLAMP | OUT)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS | THRESHOLD)
         WITH(WHOLE | NORM | PRELU | SHIFTED | OUT | BITS | THRESHOLD)
-    default: NAME(real_tiles)(r, c, &a, ANY, first, last);
+    default: NAME(real_pixels)(r, c, &a, ANY, first, last);
 #undef WITH
     }
 }

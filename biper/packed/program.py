@@ -1,10 +1,9 @@
 """Programs for the compiled instructions: what is computed from what, and where in memory it lies meanwhile."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ NOWHERE = -1
 LINE = 64  # bytes: alignment
 UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
-Source = Callable[[], Tensor | None]  # gives a parameter when the program runs; None: it is made of others then
+Source = Callable[[], Tensor]  # gives a parameter when the program runs
 
 
 @dataclass(eq=False)
@@ -107,20 +106,34 @@ Entry = int | Value | None  # of an instruction: a number, or an activation, if 
 class Program:
     """A list of instructions under construction; `code()` is what the kernel reads."""
 
-    sources: list[Source | None] = field(default_factory=list)  # None: given with each run, in order
+    tensors: int = 0  # so many are numbered
+    activations: list[int] = field(default_factory=list)  # given with each run
+    parameters: dict[int, Source | None] = field(default_factory=dict)  # asked for, or (None) given with each run
+    tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
     arranged: list[tuple[int, int, int, Arrangement]] = field(default_factory=list)  # bits, and what is made of them
     rows: list[list[Entry]] = field(default_factory=list)
     gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
-    def given(self) -> int:
-        """The number of a tensor that is given with each run."""
-        self.sources.append(None)
-        return len(self.sources) - 1
+    def _number(self) -> int:
+        self.tensors += 1
+        return self.tensors - 1
 
-    def parameter(self, source: Source) -> int:
-        """The number of a tensor that is asked for with each run."""
-        self.sources.append(source)
-        return len(self.sources) - 1
+    def activation(self) -> int:
+        """The number of an activation that is given with each run."""
+        self.activations.append(self._number())
+        return self.activations[-1]
+
+    def parameter(self, source: Source | None = None) -> int:
+        """The number of a parameter that is asked for with each run, or given with it."""
+        number = self._number()
+        self.parameters[number] = source
+        return number
+
+    def table(self, values: Tensor) -> int:
+        """The number of a tensor that never changes."""
+        number = self._number()
+        self.tables[number] = values
+        return number
 
     def _add(self, name: str, x: Value, result: Shape, after: After, **own: int) -> None:
         """One instruction, by the names of its own fields; those of all are made of the rest."""
@@ -138,7 +151,7 @@ class Program:
         assert after.slopes is not None
         given = {"before": after.slopes.before, "after": after.slopes.after}
         given |= {"threshold": after.threshold} if after.bits else {}
-        zeros = self.parameter(partial(_itself, torch.zeros(channels, device="cpu")))
+        zeros = self.table(torch.zeros(channels, dtype=torch.float32, device="cpu"))
         return {name: zeros if number == NOWHERE else number for name, number in given.items()}
 
     def conv(self, x: Value, geometry: Geometry, bits: int, alpha: int, after: After, bias: int = NOWHERE) -> None:
@@ -154,9 +167,8 @@ class Program:
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
         own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": kinds}
-        tables = {"masks": edge.masks, "classes": edge.classes}
-        own |= {name: self.parameter(partial(_itself, table)) for name, table in tables.items()}
-        weights, offsets = (self.parameter(_absent) for _ in range(2))
+        own |= {"masks": self.table(edge.masks), "classes": self.table(edge.classes)}
+        weights, offsets = self._number(), self._number()
         own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias}
         self._add("CONV", x, g.result, after, **own)
         row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
@@ -176,8 +188,9 @@ class Program:
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
         self._add("REAL", x, g.result, after, **own)
-        floats = products * (TILE + LANES * -(-g.out_channels // LANES))  # what a tile sees, and the weights in order
-        self.gathered = max(self.gathered, aligned(4 * floats))
+        height, width = (side + 2 * pad for side, pad in zip(g.shape[1:], g.padding, strict=True))
+        ordered = products * (1 + LANES * -(-g.out_channels // LANES))  # the places of activations, and weights
+        self.gathered = max(self.gathered, aligned(4 * (ordered + g.shape[0] * height * width)))
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
@@ -216,10 +229,6 @@ def _gathered(geometry: Geometry, words: int) -> int:
     return aligned(GROUP * TILE * patch + rows + COPY)
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def aligned(size: int) -> int:
     """Bytes rounded up to whole lines."""
     return -(-size // LINE) * LINE
@@ -246,37 +255,68 @@ def placed(values: list[V]) -> tuple[dict[V, int], int]:
     return offsets, end
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Parameters, what was made of them when they were in a state, and where all of it lies.
+
+    addresses: of all numbered tensors, those of the activations still missing.
+    """
+
+    parameters: Sequence[Tensor]
+    state: list[int] | None
+    made: Sequence[Tensor]
+    addresses: runtime.Addresses
+
+
 class Compiled:
     """A program that is ready to run."""
 
     def __init__(self, program: Program) -> None:
-        self.numbers = program.code()
-        self.sources = [source or _absent for source in program.sources]
-        self.given = [number for number, source in enumerate(program.sources) if source is None]
-        self.arranged = program.arranged
-        self.checked: list[Any] = []  # parameters that were found to be as the instructions read them
+        self.code, self.tensors = program.code(), program.tensors
+        self.activations, self.tables, self.arranged = program.activations, program.tables, program.arranged
+        self.parameters = list(program.parameters)
+        self.sources = [source for source in program.parameters.values() if source]
+        self.bits = [self.parameters.index(bits) for bits, *_ in program.arranged]
+        self._last: Ready | None = None
 
-    def __call__(self, path: str, images: int, *given: Tensor) -> None:
-        """Run on the given tensors, inputs and outputs, in the order in which they were declared.
+    def __call__(self, path: str, images: int, *activations: Tensor, parameters: Sequence[Tensor] = ()) -> None:
+        """Run on activations, inputs and outputs, and the parameters to be given, both in the order of their numbers.
 
         Raises RuntimeError for parameters that are not on the CPU, dense and float32.
         """
-        tensors: list[Any] = [source() for source in self.sources]
-        if not self.checked or any(map(operator.is_not, tensors, self.checked)):  # quick: small networks wait for it
-            for tensor in tensors:
-                if tensor is not None:
-                    _require_readable(tensor)
-            self.checked = tensors.copy()
-        for number, tensor in zip(self.given, given, strict=True):
+        ready = self._prepared(parameters, None) if parameters else self._looked_up()
+        addresses = type(ready.addresses).from_buffer_copy(ready.addresses)
+        for number, tensor in zip(self.activations, activations, strict=True):
+            addresses[number] = tensor.data_ptr()
+        runtime.run(self.code, addresses, images, path)
+
+    def _looked_up(self) -> Ready:
+        """The network's own parameters: what was made of them last, unless one of them is another one by now."""
+        found, last = [source() for source in self.sources], self._last
+        state = self._state(found)
+        if last is None or state is None or last.state != state or any(map(operator.is_not, found, last.parameters)):
+            last = self._last = self._prepared(found, state)
+        return last
+
+    def _state(self, parameters: Sequence[Tensor]) -> list[int] | None:
+        """Another one whenever a parameter lies elsewhere, or bits have other values: see `arrange.state_of`."""
+        try:
+            return [*map(Tensor.data_ptr, parameters), *(parameters[i]._version for i in self.bits)]
+        except RuntimeError:  # inference mode made the bits
+            return None
+
+    def _prepared(self, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
+        for tensor in parameters:
+            _require_readable(tensor)
+        tensors: list[Tensor | None] = [None] * self.tensors
+        for number, tensor in [*self.tables.items(), *zip(self.parameters, parameters, strict=True)]:
             tensors[number] = tensor
-        for bits, weights, offsets, arrangement in self.arranged:
-            made = arrangement.of(tensors[bits])
-            tensors[weights], tensors[offsets] = made.weights, made.offsets
-        runtime.run(self.numbers, tensors, images, path)
-
-
-def _absent() -> None:
-    """The source of a tensor that is given with each run, or made of others (`Program.arranged`)."""
+        made = []
+        for place, (_, weights, offsets, arrangement) in zip(self.bits, self.arranged, strict=True):
+            arranged = arrangement.of(parameters[place])
+            tensors[weights], tensors[offsets] = arranged.weights, arranged.offsets
+            made += [arranged.weights, arranged.offsets]
+        return Ready(parameters, state, made, runtime.addresses(tensors))
 
 
 def _require_readable(tensor: Tensor) -> None:

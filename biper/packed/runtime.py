@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
 CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
 TORCH = "torch"
+Addresses = ctypes.Array[ctypes.c_void_p]
 
 
 @cache
@@ -74,11 +75,15 @@ def fused() -> bool:
     return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
 
 
-def run(code: Tensor, tensors: Sequence[Tensor], images: int, path: str) -> None:
-    """Run a program (program.py) on its tensors, in place. Raises MemoryError."""
+def addresses(tensors: Sequence[Tensor | None]) -> Addresses:
+    """Where tensors lie, for `run`."""
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+
+
+def run(code: Tensor, addresses: Addresses, images: int, path: str) -> None:
+    """Run a program (program.py) on tensors that lie at these addresses, in place. Raises MemoryError."""
     library = compiled()
     assert library is not None
-    addresses = (ctypes.c_void_p * len(tensors))(*map(Tensor.data_ptr, tensors))
     if library.biper_run(code.data_ptr(), addresses, images, torch.get_num_threads(), PATHS[path], fused()):
         raise MemoryError("no memory for a packed network's activations: give a smaller batch")
 

@@ -90,7 +90,8 @@ def _average(given: dict[str, Any]) -> Step | None:
     """The mean over square windows side by side."""
     size = given["kernel_size"]
     plain = given.get("stride") in (None, size) and not given.get("padding") and not given.get("divisor_override")
-    return Step("average", window=(size, size, 0)) if isinstance(size, int) and plain else None
+    side, *others = (size,) if isinstance(size, int) else set(size)
+    return None if others or not plain else Step("average", window=(side, side, 0))
 
 
 def _maximum(given: dict[str, Any]) -> Step | None:

@@ -1,0 +1,69 @@
+"""A packed network's graph for images of one size, in the form in which most of it is the instructions' to run."""
+
+import operator
+
+import torch
+from torch import fx, nn
+
+from biper.nn.graph import module_of
+from biper.packed.layers import FoldedNorm
+from biper.packed.steps import shape_of
+
+FLATTENING = ("flatten", torch.flatten, "view", "reshape", torch.reshape)
+SHAPES = ((getattr, "shape"), ("size",))  # a node that gives all sizes: its target, and what it has behind the tensor
+Sides = int | tuple[int, ...]
+
+
+def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Change a graph in place, whose nodes have their shapes, to one that gives the same."""
+    for node in list(graph.nodes):
+        module = module_of(node, modules)
+        if isinstance(module, nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif isinstance(module, FoldedNorm):
+            _flatten_later(node)
+        elif (sides := _sides(node)) is not None:
+            _put_numbers(node, sides)
+
+
+def _flatten_later(norm: fx.Node) -> None:
+    """Let a norm come before the flattening of one pixel: there the instructions know it."""
+    flat = norm.all_input_nodes[0]
+    if flat.target not in FLATTENING or len(flat.users) > 1:
+        return
+    source = flat.args[0]
+    if not isinstance(source, fx.Node) or shape_of(source) != (*shape_of(norm), 1, 1):
+        return
+    norm.args = (source,)
+    with norm.graph.inserting_after(norm):
+        later = norm.graph.node_copy(flat, lambda node: norm if node is source else node)
+    norm.replace_all_uses_with(later, lambda user: user is not later)
+    norm.meta["shape"] = shape_of(source)
+    norm.graph.erase_node(flat)
+
+
+def _sides(node: fx.Node) -> Sides | None:
+    """What x.size(2), x.size()[2:] or x.shape[-1] gives; None for other nodes, and for the number of images."""
+    tensor, index = (*node.args, None, None)[:2]
+    if node.target is operator.getitem and isinstance(tensor, fx.Node) and tensor.args:
+        known = (tensor.target, *tensor.args[1:]) in SHAPES
+        tensor = tensor.args[0]
+    else:
+        known = node.target == "size"
+    if not known or not isinstance(tensor, fx.Node) or not isinstance(index, int | slice):
+        return None
+    sizes = shape_of(tensor)
+    places = range(len(sizes))[index]
+    of_images = places == 0 if isinstance(places, int) else 0 in places
+    return None if of_images else sizes[index]
+
+
+def _put_numbers(node: fx.Node, sides: Sides) -> None:
+    """In the place of a node: all images have the same sides here."""
+    asked = node.all_input_nodes[0]
+    for user in list(node.users):
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: sides if n is node else n)
+    node.graph.erase_node(node)
+    if (asked.target, *asked.args[1:]) in SHAPES and not asked.users:
+        node.graph.erase_node(asked)
