@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 
 class UsageError(ValueError):
@@ -103,19 +103,38 @@ def _write_nowhere(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+class Output:
+    """Standard output, of which errors say that it is what cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As the stream does. Raises BrokenPipeError if nobody reads it, UsageError if it cannot be written."""
+        with _naming_output():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """As the stream does, with the errors of `write`."""
+        with _naming_output():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._stream, name)
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = cast(TextIO, Output(sys.stdout))
     try:
         try:
             command()
         except SystemExit:  # of --help
-            with writing_output():
-                sys.stdout.flush()
+            sys.stdout.flush()
             raise
-        with writing_output():
-            sys.stdout.flush()  # here, and not by Python at exit, which tells errors in its own way
+        sys.stdout.flush()  # here, and not by Python at exit, which tells errors in its own way
     except KeyboardInterrupt as error:
         _discard_output()  # of a terminal that was closed
         sys.exit(128 + signal.Signals.__members__.get(str(error), signal.SIGINT))
@@ -123,8 +142,7 @@ def run_command(command: Callable[[], None]) -> None:
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except (*USERS, *OTHERS) as error:
-        if _discard_output() and isinstance(error, OSError):
-            error = OSError(f"standard output cannot be written: {error.strerror or error}")
+        _discard_output()
         rank = os.environ.get("RANK", "0")
         where = "error" if rank == "0" else f"error in process {rank}"
         print(f"{where}: {printable(str(error))}", file=sys.stderr)
@@ -132,8 +150,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 @contextmanager
-def writing_output() -> Iterator[None]:
-    """Context of writing to standard output. Raises BrokenPipeError if nobody reads it, UsageError if it is full."""
+def _naming_output() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -142,11 +159,9 @@ def writing_output() -> Iterator[None]:
         raise UsageError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
-def _discard_output() -> bool:
-    """Send what cannot be written, and what Python still flushes at exit, nowhere; whether there was any."""
+def _discard_output() -> None:
+    """Send what cannot be written, and what Python still flushes at exit, nowhere."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except (OSError, UsageError):
         _write_nowhere(sys.stdout)
-        return True
-    return False

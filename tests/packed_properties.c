@@ -290,8 +290,11 @@ static void expect(Case *k, const Conv *c, const Head *h) {
 static int64_t gathered(const Head *h) {
     const Conv *c = (const Conv *)h;
     const Real *real = (const Real *)h;
-    if (h->code == REAL)
-        return up(4 * h->channels * real->kernel_h * real->kernel_w * (TILE + up(real->out_channels, LANES)), 64);
+    if (h->code == REAL) {
+        int64_t products = h->channels * real->kernel_h * real->kernel_w;
+        int64_t padded = h->channels * (h->height + 2 * real->pad_h) * (h->width + 2 * real->pad_w);
+        return up(4 * (products * (1 + up(real->out_channels, LANES)) + padded), 64);
+    }
     if (h->code != CONV) return 64;
     int64_t rows = has_whole_words(c) ? 4 * (h->height + 2 * c->pad_h) * line_of(c) : 0;
     return up(GROUP * TILE * up(4 * c->words + COPY, 64) + rows + COPY, 64);

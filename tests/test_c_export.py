@@ -315,12 +315,17 @@ def test_integers_along_the_skips_stay_near(shipped, tmp_path):
     assert 0 < differences[0] < differences[1] < expected.std().item() / 2
 
 
-def test_the_makefile_and_a_short_input(folder, tmp_path):
+def test_the_makefile_and_inputs_that_are_no_images(folder, tmp_path):
     place = shutil.copytree(folder, tmp_path / "made")
     subprocess.run(["make", "-s", "-C", str(place)], check=True)
-    done = subprocess.run([place / "network"], input=bytes(100), capture_output=True, text=False)
-    assert done.returncode == 2
-    assert b"ends within an image" in done.stderr
+    for given, data, message in (
+        ([], bytes(100), b"error: the input ends within an image: images have 3072 bytes\n"),
+        ([], b"", b"error: the input ends before the first image: images have 3072 bytes\n"),
+        (["photo.png"], b"", b"error: photo.png: images of 3072 bytes come from the standard input, "),
+    ):
+        done = subprocess.run([place / "network", *given], input=data, capture_output=True, text=False)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.startswith(message)
 
 
 def test_the_command_compares_and_says_what_it_did(trained, command, tmp_path):

@@ -83,7 +83,7 @@ def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refu
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ("{a: [", "is no valid YAML"),
+        ("b: 1\na: [c\nd: {\n", "is no valid YAML in line 3, column 2: expected ',' or ']', but got ':'"),
         ("a: 2024-13-45", "is no valid YAML"),
         ("a: {both: {lr: 1}}\na: {both: {lr: 2}}", "'a' is there twice"),
         ("off: {both: {lr: 1}}", "the name False is no text of one line: put it in quotes"),

@@ -53,12 +53,15 @@ def test_what_is_nobodys_fault_but_ours_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("unbuffered", [True, False])
-def test_output_that_cannot_be_written_is_named(capsys, monkeypatch, unbuffered):
+@pytest.mark.parametrize("text", ["a line", "many lines\n" * 10_000])
+@pytest.mark.parametrize("logged", [True, False])
+def test_output_that_cannot_be_written_is_named(capsys, monkeypatch, unbuffered, text, logged):
     with open("/dev/full", "wb", 0) as raw:
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+        output = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), write_through=unbuffered)
+        monkeypatch.setattr(sys, "stdout", output)
         log_to_console()
         with pytest.raises(SystemExit) as caught:
-            run_command(lambda: log.warning("a line") if unbuffered else print("a line"))
+            run_command(lambda: log.warning(text) if logged else print(text))
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: standard output cannot be written: No space left on device\n"
 

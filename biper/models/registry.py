@@ -125,6 +125,9 @@ def unknown_model(name: str, family: str | None = None) -> UsageError:
     bodies = sorted({name for f, name in _ARCHITECTURES if family in (None, f)})
     choices = f"choose from {', '.join(bodies)}, each with _{', _'.join(CONVOLUTIONS)}"
     whole = [f"{body}_{precision}" for body in bodies for precision in CONVOLUTIONS]
+    elsewhere = [other for other in FAMILIES if family is not None and name in list_models(other)]
+    if elsewhere:
+        return UsageError(f"{name} is a network for {elsewhere[0]}'s images, not for {family}'s; {choices}")
     near = difflib.get_close_matches(name, whole, n=1, cutoff=0.75)
     meant = f" (did you mean {near[0]}?)" if near else ""
     return UsageError(f"unknown model {name!r}; {choices}, or --import FILE.py that registers it{meant}")

@@ -90,8 +90,8 @@ def _average(given: dict[str, Any]) -> Step | None:
     """The mean over square windows side by side."""
     size = given["kernel_size"]
     plain = given.get("stride") in (None, size) and not given.get("padding") and not given.get("divisor_override")
-    side, *others = (size,) if isinstance(size, int) else set(size)
-    return None if others or not plain else Step("average", window=(side, side, 0))
+    side, *others = set(size) if isinstance(size, tuple) else (size,)
+    return None if others or not plain or not isinstance(side, int) else Step("average", window=(side, side, 0))
 
 
 def _maximum(given: dict[str, Any]) -> Step | None:

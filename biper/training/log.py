@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from biper.errors import UsageError, writing_output
+from biper.errors import UsageError
 from biper.files import write_rows
 from biper.nn.layers import binary_layers
 from biper.training.loop import Metrics
@@ -29,9 +29,8 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        with writing_output():
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def log_to_console(level: int = logging.INFO) -> None:

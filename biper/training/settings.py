@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from biper.data.datasets import DATASETS, FLIPS, PADDINGS
-from biper.errors import UsageError, shown
+from biper.errors import UsageError, one_line, shown
 from biper.files import require_file
 from biper.kinds import LARGEST_SIDE, is_line
 from biper.nn import DEFAULT_FREQ, fitted
@@ -362,8 +362,12 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except UsageError:
         raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{path} is no valid YAML{place}: {error.problem or error.context}") from error
     except Exception as error:  # no UTF-8, a date that there is not, too deep: what PyYAML does not foresee
-        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UsageError(f"{path} is no valid YAML: {one_line(error)}") from error
 
 
 def typed(section: Any, where: str, name: str) -> dict[str, Any]:  # noqa: ANN401

@@ -35,12 +35,17 @@ int main(void) {
     return 0;
 }
 #else
-int main(void) {
+int main(int count, char **given) {
     static uint8_t pixels[NAME_PIXELS];
     size_t read;
-    while ((read = fread(pixels, 1, sizeof pixels, stdin)) == sizeof pixels) answer(pixels);
-    if (read == 0) return 0;
-    fprintf(stderr, "error: the input ends within an image: images have %d bytes\n", NAME_PIXELS);
+    int images = 0;
+    if (count > 1) {
+        fprintf(stderr, "error: %s: images of %d bytes come from the standard input, nothing else is taken\n", given[1], NAME_PIXELS);
+        return 2;
+    }
+    for (; (read = fread(pixels, 1, sizeof pixels, stdin)) == sizeof pixels; images++) answer(pixels);
+    if (images && read == 0) return 0;
+    fprintf(stderr, "error: the input ends %s image: images have %d bytes\n", read ? "within an" : "before the first", NAME_PIXELS);
     return 2;
 }
 #endif
