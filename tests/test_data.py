@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import biper.data.digits as digits_module
 from biper.commands.download import main as download_main
 from biper.data.cifar import READERS, read_cifar
 from biper.data.datasets import DATASETS, REPOSITORY, MemorySet, StreamSet, default_data_path, find_dataset
@@ -55,6 +57,21 @@ def test_digits_are_split_once_and_stratified():
     assert torch.equal(read_digits(False, 32).pixels, test.pixels)
     flat = {bytes(p.numpy().tobytes()) for p in read_digits(True, 8).pixels}
     assert sum(p.numpy().tobytes() in flat for p in read_digits(False, 8).pixels) < 5  # no leak into the test images
+
+
+def test_digits_are_those_of_scikit_learn_wherever_its_file_lies(monkeypatch):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    split = train_test_split(range(1797), test_size=0.2, random_state=0, stratify=digits.target)
+    for moved in (False, True):
+        monkeypatch.setattr(digits_module, "find_spec", (lambda name: None) if moved else find_spec)
+        for chosen, train in zip(split, (True, False), strict=True):
+            images = read_digits(train, 8)
+            assert torch.equal(images.labels, torch.from_numpy(digits.target[chosen]))
+            grey = torch.from_numpy(digits.images[chosen] * 255 / 16).float().round()
+            assert torch.equal(images.pixels[..., 0].float(), grey)
 
 
 def test_digits_normalization_is_measured():
