@@ -284,11 +284,15 @@ class Compiled:
 
         Raises RuntimeError for parameters that are not on the CPU, dense and float32.
         """
+        runtime.run(self.code, self.addresses(activations, parameters), images, path)
+
+    def addresses(self, activations: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> runtime.Addresses:
+        """Where all numbered tensors lie, with the arguments and the errors of a call."""
         ready = self._prepared(parameters, None) if parameters else self._looked_up()
         addresses = type(ready.addresses).from_buffer_copy(ready.addresses)
         for number, tensor in zip(self.activations, activations, strict=True):
             addresses[number] = tensor.data_ptr()
-        runtime.run(self.code, addresses, images, path)
+        return addresses
 
     def _looked_up(self) -> Ready:
         """The network's own parameters: what was made of them last, unless one of them is another one by now."""
