@@ -5,12 +5,17 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import busy, epoch, gradients, inference, peers, scaling, train_step, variants
+import biper
+from benchmarks import busy, epoch, gradients, inference, peers, roofline, scaling, train_step, variants
 from benchmarks.published import published_model
 from benchmarks.variants import Case, eager, ours
 from biper.errors import UsageError
 from biper.models import create_model
+from biper.packed import runtime
+from biper.packed.compile import Segmented, traced
+from biper.packed.lowering import Segment
 from biper.training import acceleration, train
 
 CPU = torch.device("cpu")
@@ -145,6 +150,37 @@ def test_inference_says_what_it_cannot_do(monkeypatch, tmp_path):
     assert "for 16 images" in inference.agreement(made, case.images())
     with pytest.raises(UsageError, match="predicts another class"):
         inference.agreement(other, case.images())
+
+
+def test_roofline(monkeypatch, capsys, tmp_path):
+    if runtime.chosen() == runtime.TORCH:
+        pytest.skip("needs the compiled instructions")
+    picture = tmp_path / "roofline.png"
+    flags = ["-a", "resnet20_1w1a", "--batches", "2", "--rounds", "1", "--plot", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["roofline", *flags])
+    monkeypatch.setattr(roofline, "SECONDS", 0.0)
+    roofline.main()
+    rows = {cells[0]: cells[1:] for cells in table_of(capsys.readouterr().out)}
+    assert rows["16 -> 16, 3x3, stride 1, on 32x32"][0] == "6"
+    assert sum(int(row[0] or 0) for name, row in rows.items() if "->" in name and "real" not in name) == 18
+    assert float(rows["all"][1]) > 0
+    assert picture.stat().st_size > 10_000
+
+
+def test_roofline_knows_what_an_instruction_does():
+    network = biper.pack(nn.Sequential(biper.BinaryConv2d(64, 32, 3, padding=1, weight_quantizer=biper.Sign())))
+    cut = Segmented(network.network, traced(network.network), torch.zeros(2, 64, 8, 4))
+    (segment,) = (module for module in cut.owner.modules() if isinstance(module, Segment))
+    signs, convolution = (work for work, _ in roofline.instructions(segment.compiled.code))
+    assert signs == roofline.Work("tail", False, 0, 32 * 64 * 4 + 32 * 8)
+    name, multiply_adds = "64 -> 32, 3x3, stride 1, on 8x4", 32 * 32 * 64 * 9
+    assert convolution == roofline.Work(name, True, multiply_adds, 32 * 8 + 32 * 32 * 4 + 32 * 64 * 9 // 8)
+
+
+def table_of(text):
+    """The cells of a Markdown table's lines."""
+    lines = (line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| "))
+    return [[cell.strip() for cell in cells] for cells in lines]
 
 
 def test_peers(monkeypatch, capsys):
