@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from biper.data.datasets import MemorySet
 from biper.data.memory import Images
 
-ORDER = Path(__file__).with_name(
-    "digits_order.txt"
-)  # drawn once, stratified: the training images' numbers, the test images'
-TRAINING = 1437
+ORDER = Path(__file__).with_name("digits_order.txt")  # numbers of all images, drawn once, stratified
+TRAINING = 1437  # so many of them come first, then the test images
 SIZE = 32  # at which they are shown unless told otherwise
 
 
