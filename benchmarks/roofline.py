@@ -55,10 +55,10 @@ def work_of(fields_of: dict[str, int]) -> Work:
     moved += results * -(-channels // 8) * (f["out_bits"] >= 0)
     if kind in ("TAIL", "AVERAGE"):
         return Work(kind.lower(), False, 0, moved)
-    size, step = (f"{f[f'{name}_h']}x{f[f'{name}_w']}" for name in ("kernel", "stride"))
+    size = f"{f['kernel_h']}x{f['kernel_w']}"
     weights = channels * f["channels"] // f.get("groups", 1) * f["kernel_h"] * f["kernel_w"]
     places = results * (4 if f.get("pool") else 1)
-    name = f"{f['channels']} -> {channels}, {size}, stride {step[0]}, on {f['height']}x{f['width']}"
+    name = f"{f['channels']} -> {channels}, {size}, stride {f['stride_h']}, on {f['height']}x{f['width']}"
     binary = kind == "CONV"
     moved += weights // 8 if binary else 4 * weights
     return Work(name if binary else f"real, {name}", binary, places * weights, moved)
@@ -169,7 +169,7 @@ def measured(case: Case, rounds: int) -> tuple[list[Measured], float]:
 
 def steps(segment: Segment, images: int, activations: list[Tensor]) -> Iterator[tuple[Work, Callable[[], None]]]:
     """A segment's instructions, each to be run by itself."""
-    addresses = segment.compiled.addresses(activations)
+    _kept, addresses = segment.compiled.addresses(activations)
     for work, alone in instructions(segment.compiled.code):
         yield work, partial(runtime.run, alone, addresses, images, runtime.chosen())
 
@@ -191,6 +191,8 @@ def table(kinds: list[Measured], roof: float, whole: float) -> Iterator[str]:
 def draw(path: Path, title: str, kinds: list[Measured], roof: float, slopes: dict[str, float]) -> None:
     """The binary convolutions under their roof."""
     binary = [kind for kind in kinds if kind.work.binary]
+    if not binary:
+        raise UsageError(f"{title}: no binary convolution to draw")
     with picture(path, 1, 1, 8, 5) as (_, axes):
         plot = axes[0, 0]
         span = [min(kind.intensity for kind in binary) / 4, max(kind.intensity for kind in binary) * 4]

@@ -127,7 +127,7 @@ def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    sys.stdout = cast(TextIO, Output(sys.stdout))
+    before, sys.stdout = sys.stdout, cast(TextIO, Output(sys.stdout))
     try:
         try:
             command()
@@ -147,6 +147,8 @@ def run_command(command: Callable[[], None]) -> None:
         where = "error" if rank == "0" else f"error in process {rank}"
         print(f"{where}: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OTHERS) else 2)
+    finally:
+        sys.stdout = before
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Packing networks of somebody's own, and what torch may be told around them."""
 
 import warnings
+import weakref
 
 import onnxruntime
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.variants import randomized
 from biper.nn.quantizers import SquareWave
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
+from biper.packed.lowering import Segment
 from biper.packed.onnx import export_onnx, float_network
 from biper.packed.pack import pack
 
@@ -131,6 +133,61 @@ def test_means_over_whole_images_and_norms_behind_them(way, head, monkeypatch):
     for segmented in packed._forwards.values():
         called = {node.target for node in segmented.graph.nodes if node.op == "call_module"}
         assert head in ("batch", "both") or called == {"segment0", "linear1"}
+
+
+class Counting(nn.Module):
+    """Works with the number of its images where that is not the first of a tensor's sizes."""
+
+    def __init__(self, means):
+        super().__init__()
+        self.conv, self.means = biper.BinaryConv2d(8, 24, 3, padding=1, weight_quantizer=SquareWave(20.0)), means
+
+    def forward(self, x):
+        return self.means(self.conv(x))
+
+
+def turned(y):
+    t = y.flatten(2).permute(2, 0, 1)
+    return t.sum(0) / t.size(1)
+
+
+@pytest.mark.parametrize("means", [turned, lambda y: F.hardtanh(y).reshape(y.size(0), y.shape[1:].numel())])
+@torch.no_grad()
+def test_sizes_that_are_no_sides_of_images(means):
+    own = randomized(Counting(means)).eval()
+    packed = pack(own)
+    for images in (3, 1, 5):
+        x = torch.randn(images, 8, 6, 6)
+        torch.testing.assert_close(packed(x), own(x))
+
+
+@torch.no_grad()
+def test_threads_may_meet_while_one_makes_the_weights_anew(monkeypatch):
+    """What a run reads lives until its end, though another thread has other weights made meanwhile."""
+    packed = pack(nn.Sequential(biper.BinaryConv2d(8, 24, 3, padding=1, weight_quantizer=SquareWave(20.0))))
+    x = torch.randn(2, 8, 6, 6)
+    expected, alive = packed(x), []
+
+    def run(code, addresses, images, path, known=kernels.run):
+        for module in packed.modules():
+            if isinstance(module, PackedConv2d):
+                module.bits = module.bits.clone()
+        kept = [weakref.ref(t) for segmented in packed._forwards.values() for t in made_of(segmented)]
+        with monkeypatch.context() as inner:
+            inner.setattr(kernels, "run", known)
+            assert torch.equal(packed(x), expected)
+        alive.extend(ref() is not None for ref in kept)
+        known(code, addresses, images, path)
+
+    monkeypatch.setattr(kernels, "run", run)
+    assert kernels.chosen() == kernels.TORCH or torch.equal(packed(x), expected)
+    assert all(alive)
+    assert alive or kernels.chosen() == kernels.TORCH
+
+
+def made_of(segmented):
+    """The tensors that a network's segments hold as arranged."""
+    return [t for m in segmented.owner.modules() if isinstance(m, Segment) for t in m.compiled._last.made]
 
 
 class Own(nn.Module):

@@ -41,13 +41,13 @@ def summed(x, conv, channels_first):
 
 @pytest.mark.parametrize("channels_first", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("threads", "images", "height"), [(1, 2, 9), (3, 1, 90)])  # apart, and together on one
+@pytest.mark.parametrize(("threads", "images", "sides"), [(1, 2, (9, 7)), (3, 1, (90, 7)), (3, 1, (7, 131))])
 @torch.no_grad()
-def test_products_are_added_up_one_after_the_other(way, case, channels_first, threads, images, height):
+def test_products_are_added_up_one_after_the_other(way, case, channels_first, threads, images, sides):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     conv = nn.Conv2d(*case, bias=False).requires_grad_(False)
-    x = torch.randn(images, case[0], height, 7)
+    x = torch.randn(images, case[0], *sides)
     step = Step("real", conv, channels_first=channels_first)
     assert torch.equal(real_convolution(step, x), summed(x, conv, channels_first))
 

@@ -388,6 +388,7 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     } else {
         own(r, tiles, &first, &last);
     }
+    /* here and below the plain path has one set for all, as it is not worth the time that compiling others takes */
     switch (PATH != PLAIN && c->dilation_h == 1 && c->dilation_w == 1 ? a.has : ANY) {
 #define WITH(set) case set: NAME(tiles)(r, c, &a, set, first, last, part, parts); break;
         WITH(WHOLE | NORM | CLAMP | BITS)
@@ -450,7 +451,7 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
             }
         return;
     }
-    switch (PATH != PLAIN ? a.has : ANY) { /* the plain path is not worth the time that compiling it takes */
+    switch (PATH != PLAIN ? a.has : ANY) {
 #define WITH(set) case set: NAME(pixels)(&a, set, in, first * width, last * width); break;
         WITH(WHOLE | BITS)
         WITH(WHOLE | BITS | THRESHOLD)
@@ -538,7 +539,7 @@ static TARGET void NAME(real)(const Run *r, const Real *c) {
     const After a = after(r, &c->head, -1, c->out_channels, c->out_channels % LANES == 0);
     own(r, c->head.out_height * c->head.out_width, &first, &last);
     if (first == last) return;
-    switch (PATH != PLAIN ? a.has : ANY) { /* the plain path is not worth the time that compiling it takes */
+    switch (PATH != PLAIN ? a.has : ANY) {
 #define WITH(set) case set: NAME(real_pixels)(r, c, &a, set, first, last); break;
         WITH(WHOLE | OUT)
         WITH(WHOLE | NORM | CLAMP | OUT)

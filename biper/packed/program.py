@@ -189,6 +189,7 @@ class Program:
         own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
         self._add("REAL", x, g.result, after, **own)
         height, width = (side + 2 * pad for side, pad in zip(g.shape[1:], g.padding, strict=True))
+        # the whole padded image: pages that a thread's share does not read are never touched
         ordered = products * (1 + LANES * -(-g.out_channels // LANES))  # the places of activations, and weights
         self.gathered = max(self.gathered, aligned(4 * (ordered + g.shape[0] * height * width)))
 
@@ -284,15 +285,21 @@ class Compiled:
 
         Raises RuntimeError for parameters that are not on the CPU, dense and float32.
         """
-        runtime.run(self.code, self.addresses(activations, parameters), images, path)
+        _kept, addresses = self.addresses(activations, parameters)
+        runtime.run(self.code, addresses, images, path)
 
-    def addresses(self, activations: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> runtime.Addresses:
-        """Where all numbered tensors lie, with the arguments and the errors of a call."""
+    def addresses(
+        self, activations: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+    ) -> tuple[Ready, runtime.Addresses]:
+        """Where all numbered tensors lie, with the arguments and the errors of a call, and what lies there.
+
+        Keep both: another thread may meanwhile replace what this program holds.
+        """
         ready = self._prepared(parameters, None) if parameters else self._looked_up()
         addresses = type(ready.addresses).from_buffer_copy(ready.addresses)
         for number, tensor in zip(self.activations, activations, strict=True):
             addresses[number] = tensor.data_ptr()
-        return addresses
+        return ready, addresses
 
     def _looked_up(self) -> Ready:
         """The network's own parameters: what was made of them last, unless one of them is another one by now."""
@@ -304,10 +311,9 @@ class Compiled:
 
     def _state(self, parameters: Sequence[Tensor]) -> list[int] | None:
         """Another one whenever a parameter lies elsewhere, or bits have other values: see `arrange.state_of`."""
-        try:
-            return [*map(Tensor.data_ptr, parameters), *(parameters[i]._version for i in self.bits)]
-        except RuntimeError:  # inference mode made the bits
+        if any(parameters[i].is_inference() for i in self.bits):
             return None
+        return [*map(Tensor.data_ptr, parameters), *(parameters[i]._version for i in self.bits)]
 
     def _prepared(self, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
         for tensor in parameters:

@@ -3,6 +3,7 @@
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from biper.nn.graph import module_of
@@ -11,7 +12,6 @@ from biper.packed.steps import shape_of
 
 FLATTENING = ("flatten", torch.flatten, "view", "reshape", torch.reshape)
 SHAPES = ((getattr, "shape"), ("size",))  # a node that gives all sizes: its target, and what it has behind the tensor
-Sides = int | tuple[int, ...]
 
 
 def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
@@ -23,14 +23,14 @@ def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             graph.erase_node(node)
         elif isinstance(module, FoldedNorm):
             _flatten_later(node)
-        elif (sides := _sides(node)) is not None:
-            _put_numbers(node, sides)
+        elif node.target is F.avg_pool2d:
+            _put_numbers(node)
 
 
 def _flatten_later(norm: fx.Node) -> None:
     """Let a norm come before the flattening of one pixel: there the instructions know it."""
     flat = norm.all_input_nodes[0]
-    if flat.target not in FLATTENING or len(flat.users) > 1:
+    if flat.target not in FLATTENING or flat.op == "placeholder" or len(flat.users) > 1 or not flat.args or norm.kwargs:
         return
     source = flat.args[0]
     if not isinstance(source, fx.Node) or shape_of(source) != (*shape_of(norm), 1, 1):
@@ -43,27 +43,29 @@ def _flatten_later(norm: fx.Node) -> None:
     norm.graph.erase_node(flat)
 
 
-def _sides(node: fx.Node) -> Sides | None:
-    """What x.size(2), x.size()[2:] or x.shape[-1] gives; None for other nodes, and for the number of images."""
+def _put_numbers(pool: fx.Node) -> None:
+    """In the place of the sides of images that a pooling asks for: here all images have the same."""
+    asked = [node for node in pool.all_input_nodes if _sides(node) is not None]
+    pool.args, pool.kwargs = fx.node.map_arg((pool.args, pool.kwargs), lambda n: _sides(n) if n in asked else n)
+    for node in asked:
+        source = node.all_input_nodes[0]
+        asked_too = (source.target, *source.args[1:]) in SHAPES
+        for needless in (node, source) if asked_too else (node,):
+            if not needless.users:
+                needless.graph.erase_node(needless)
+
+
+def _sides(node: fx.Node) -> int | tuple[int, ...] | None:
+    """What x.size(2), x.size()[2:] or x.shape[-1] gives of images; None for other nodes, and for how many there are."""
     tensor, index = (*node.args, None, None)[:2]
     if node.target is operator.getitem and isinstance(tensor, fx.Node) and tensor.args:
         known = (tensor.target, *tensor.args[1:]) in SHAPES
         tensor = tensor.args[0]
     else:
         known = node.target == "size"
-    if not known or not isinstance(tensor, fx.Node) or not isinstance(index, int | slice):
+    if not known or not isinstance(tensor, fx.Node) or not isinstance(index, int | slice) or len(shape_of(tensor)) != 4:
         return None
     sizes = shape_of(tensor)
     places = range(len(sizes))[index]
     of_images = places == 0 if isinstance(places, int) else 0 in places
     return None if of_images else sizes[index]
-
-
-def _put_numbers(node: fx.Node, sides: Sides) -> None:
-    """In the place of a node: all images have the same sides here."""
-    asked = node.all_input_nodes[0]
-    for user in list(node.users):
-        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: sides if n is node else n)
-    node.graph.erase_node(node)
-    if (asked.target, *asked.args[1:]) in SHAPES and not asked.users:
-        node.graph.erase_node(asked)

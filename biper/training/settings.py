@@ -365,7 +365,7 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path} is no valid YAML{place}: {error.problem or error.context}") from error
+        raise UsageError(f"{path} is no valid YAML{place}: {error.problem or one_line(error)}") from error
     except Exception as error:  # no UTF-8, a date that there is not, too deep: what PyYAML does not foresee
         raise UsageError(f"{path} is no valid YAML: {one_line(error)}") from error
 
