@@ -10,7 +10,7 @@
 /* Numbers of the tensors; the first ones are the values too. */
 enum {
     IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES,
-    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, KINDS, ACCUMULATED, OFFSETS, TENSORS
+    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, KINDS, ACCUMULATED, OFFSETS, TURNS, TENSORS
 };
 
 typedef struct {
@@ -72,7 +72,7 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels / c->groups * k->channels > WORK);
     c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, WORD) / WORD;
     c->weights = ACCUMULATED, c->offsets = OFFSETS, c->masks = MASKS, c->classes = KINDS;
-    c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1;
+    c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->turns = -1;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
 }
 
@@ -196,6 +196,7 @@ static void draw(Case *k) {
     k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
     k->tensors[ALPHA] = numbers(k->channels, -2, 0);
     if (c->bias >= 0) k->tensors[BIAS_OF] = numbers(k->channels, -2, 0);
+    if (h->out < 0 && h->skip < 0 && h->slope < 0 && !chance(3)) k->tensors[c->turns = TURNS] = room(weights / c->words / LANES);
     draw_tables(k, c, h);
     draw_signs(k, c, h);
 }
@@ -328,6 +329,9 @@ int main(int argc, char **argv) {
         noise = (uint64_t)(seed + n + 1) * 0x9e3779b97f4a7c15; /* neighbours' first draws do not look alike */
         draw(&k);
         expect(&k, (Conv *)k.own, (Head *)k.own);
+        if (k.tensors[TURNS])
+            biper_limits(k.own, k.tensors[ALPHA], k.tensors[BIAS_OF], k.tensors[GAIN], k.tensors[SHIFT], k.tensors[BOUND],
+                         k.fused, k.tensors[OFFSETS], k.tensors[TURNS]);
         for (int path = PLAIN; path <= NEON && !wrong; path++) {
             if (!biper_supports(path) || right(&k, (Conv *)k.own, path)) continue;
             wrong = printf("path %s, seed %ld: images, threads, fused %ld %ld %ld, instruction", names[path],

@@ -282,6 +282,28 @@ def test_biased_dilated_and_depthwise_layers_round_as_torchs(way, threads, monke
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_what_decides_a_bit_may_change_in_place():
+    packed, x = pack(exact()), torch.randn(3, 3, 12, 10)
+    packed(x)
+    for module in packed.modules():
+        for name, tensor in module.named_buffers(recurse=False):
+            if name in ("alpha", "bias", "gain", "shift"):
+                before = packed(x)
+                tensor.mul_(-1.5)
+                assert torch.equal(packed(x), packed._layer_by_layer(x)), name
+                assert not torch.equal(packed(x), before), name
+
+
+def test_what_decides_a_bit_is_made_ready_once(monkeypatch):
+    with torch.inference_mode():
+        network, x = exact(), torch.randn(3, 3, 12, 10)
+        packed = pack(network)
+        expected = packed(x)
+        monkeypatch.setattr(kernels, "limits", lambda *_: pytest.fail("they are there already"))
+        assert torch.equal(packed(x), expected)
+
+
 def test_a_network_that_cannot_be_traced_runs_layer_by_layer(caplog):
     class Choosing(Own):
         def forward(self, x):

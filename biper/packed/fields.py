@@ -15,7 +15,7 @@ HEADER = "instructions values scratch gathered"  # how a program begins
 HEAD = "in out out_bits skip clamp gain shift slope before after threshold height width channels out_height out_width"
 INSTRUCTIONS = {  # and their own fields; the codes are 1, 2 and so on in this order
     "CONV": "weights alpha bias masks offsets classes kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h "
-    "dilation_w out_channels groups words pool conv_height kinds",
+    "dilation_w out_channels groups words pool conv_height kinds turns",
     "TAIL": "kernel stride pad",
     "AVERAGE": "window front copies out_channels",
     "REAL": "weights kernel_h kernel_w stride_h stride_w pad_h pad_w out_channels channels_first",

@@ -11,7 +11,7 @@ from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.packed import runtime
 from biper.packed.compile import Segmented, traced
-from biper.packed.layers import PackedConv2d
+from biper.packed.layers import FoldedNorm, PackedConv2d
 
 log = logging.getLogger("biper")
 CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
@@ -140,8 +140,13 @@ class PackedNetwork(nn.Module):
 
 
 def _count_versions(network: nn.Module) -> None:
-    """Let torch count when values are written into bits, as it does not for tensors that inference mode made."""
+    """Let torch count when values are written into what other numbers are made of.
+
+    It does not for tensors that inference mode made.
+    """
     with torch.inference_mode(False):
         for module in network.modules():
-            if isinstance(module, PackedConv2d) and module.bits.is_inference():
-                module.bits = module.bits.clone()
+            if isinstance(module, PackedConv2d | FoldedNorm):
+                for name, tensor in module.named_buffers(recurse=False):
+                    if tensor.is_inference():
+                        setattr(module, name, tensor.clone())

@@ -11,7 +11,7 @@
  *
  * Instead of words w0, w1, w2, ... both lie in memory as w0, w0 ^ w1, w0 ^ w1 ^ w2, ...: where activations and weights so
  * written differ is the last bit of how many of the words up to there do. From three of those follows the carry of two
- * words, of which alone the ones are counted, twice: half as many counts (`carry`, in packed_instructions.h).
+ * words, of which alone the ones are counted, twice: half as many counts (`pair`, in packed_instructions.h).
  *
  * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
 #include <math.h>
@@ -54,6 +54,10 @@ typedef struct {
  * values: {-1, offset into scratch} or {number of a tensor, bytes of an image in it}; tensors: by number, -1 if absent;
  * pool: 2x2 windows follow; conv_height: before them; kinds: of pixels, by what of a window lies in the image;
  * offsets[2][kind][block][16]: see `words_seen`.
+ * turns[block]: where there are any, bits are all that is wanted of a convolution, and what follows its sum has become a
+ * comparison: a bit is 1 where at most so many bits differ as `offsets` says then (biper_limits makes these limits of
+ * them), turned over where the lower half of `turns` says; of a window those are joined by or, and turned over where the
+ * upper half says.
  * channels_first: the order in which a real convolution's products are added up is that of its weights; otherwise a tap's
  * channels come one after the other.
  * The activation of x is hardtanh if clamp, or, with a slope, prelu(x - before) + after; a bit is 1 where the result is
@@ -66,7 +70,8 @@ typedef struct {
     F(height) F(width) F(channels) F(out_height) F(out_width)
 #define CONV_FIELDS(F)                                                                                                   \
     F(weights) F(alpha) F(bias) F(masks) F(offsets) F(classes) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w)           \
-    F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(kinds)
+    F(pad_h) F(pad_w) F(dilation_h) F(dilation_w) F(out_channels) F(groups) F(words) F(pool) F(conv_height) F(kinds)     \
+    F(turns)
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
 #define REAL_FIELDS(F)                                                                                                   \
@@ -89,7 +94,8 @@ enum {
     NORM = 2, SKIP = 4, CLAMP = 8, OUT = 16, BITS = 32, BIAS = 64, PRELU = 128,
     SHIFTED = 256, /* before and after the prelu */
     THRESHOLD = 512,
-    ANY = 1024 /* what the program says */
+    LIMITS = 1024, /* bits by comparison: see turns */
+    ANY = 2048 /* what the program says */
 };
 /* What happens to an instruction's result, and where it goes: pointers of a Head. */
 typedef struct {
@@ -167,9 +173,9 @@ typedef struct {
     int64_t row, column, width;
 } Pixel;
 
-INLINE Pixel pixel_at(const Conv *c, int64_t place) {
-    int64_t row = place / c->head.out_width;
-    return (Pixel){row, place - row * c->head.out_width, c->head.out_width};
+INLINE Pixel pixel_at(const Head *h, int64_t place) {
+    int64_t row = place / h->out_width;
+    return (Pixel){row, place - row * h->out_width, h->out_width};
 }
 
 INLINE void advance(Pixel *p) {
@@ -183,14 +189,17 @@ INLINE int64_t taps(int64_t distance, int64_t dilation) {
     return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
+/* Bits of a row of a window, as it lies in memory. */
+INLINE int64_t row_bits_of(const Conv *c) { return c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8); }
+
 /* The words from `first` to `last` in which a window meets the image, or all of them. A tile whose pixels all see the same
  * rows skips the words of the others: offsets[1] is for such tiles, offsets[0] for the rest. */
 typedef struct {
     int64_t first, last;
 } Words;
 
-INLINE Words words_seen(const Conv *c, int64_t y, int64_t dilation) {
-    int64_t start = y * c->stride_h - c->pad_h, row_bits = c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8);
+INLINE Words words_seen(const Conv *c, int64_t row_bits, int64_t y, int64_t dilation) {
+    int64_t start = y * c->stride_h - c->pad_h;
     int64_t top = least(c->kernel_h, taps(-start, dilation));
     int64_t bottom = least(c->kernel_h, taps(c->head.height - start, dilation));
     return top < bottom ? (Words){top * row_bits / WORD, (bottom * row_bits + WORD - 1) / WORD} : (Words){0, 0};
@@ -252,6 +261,25 @@ static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y
             for (int64_t n = 0, k = g * channels; n < channels; n++, k++)
                 target[n / 8] |= (from[k / 8] >> k % 8 & 1) << n % 8;
         }
+}
+
+/* What all tiles and blocks of a binary convolution share. classes, turns: see above; channels: of the output, of a group,
+ * and lanes: of all of it, in whole blocks; patch, next: words from one patch, and from one block's weights, to the next
+ * one's. */
+typedef struct {
+    const uint32_t *weights, *masks, *turns;
+    const float *alpha;
+    const int32_t *rows, *columns, *offsets;
+    int64_t channels, lanes, patch, next, row_bits, pool;
+} Kernel;
+
+static Kernel kernel_of(const Run *r, const Conv *c) {
+    Kernel k = {.weights = tensor(r, c->weights), .masks = tensor(r, c->masks), .turns = tensor(r, c->turns)};
+    k.alpha = tensor(r, c->alpha), k.offsets = tensor(r, c->offsets);
+    k.rows = tensor(r, c->classes), k.columns = k.rows + c->conv_height;
+    k.channels = c->out_channels / c->groups, k.lanes = c->groups * ((k.channels + LANES - 1) / LANES) * LANES;
+    k.patch = patch_of(c), k.next = c->words * LANES, k.row_bits = row_bits_of(c), k.pool = c->pool;
+    return k;
 }
 
 /* Weights (out, in, height, width) by sixteen output channels, and for them by products in the order of their sum. */
@@ -360,7 +388,7 @@ void biper_offsets(const int64_t *instruction, const uint32_t *weights, const ui
     int64_t blocks = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES), words = c->words;
     for (int64_t kind = 0; kind < 2 * c->kinds; kind++) {
         int64_t own = kind % c->kinds;
-        Words seen = kind < c->kinds ? (Words){0, words} : words_seen(c, rows[own], c->dilation_h);
+        Words seen = kind < c->kinds ? (Words){0, words} : words_seen(c, row_bits_of(c), rows[own], c->dilation_h);
         for (int64_t n = 0; n < blocks * LANES; n++) {
             const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + own * words;
             uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;
@@ -369,6 +397,49 @@ void biper_offsets(const int64_t *instruction, const uint32_t *weights, const ui
                 outside += __builtin_popcount((w[i * LANES] ^ before) & ~mask[i]);
             *offsets++ = terms[own] + 2 * outside;
         }
+    }
+}
+
+/* What follows a convolution's sum where bits alone are wanted; pointers may be NULL. */
+typedef struct {
+    const float *alpha, *bias, *gain, *shift, *threshold;
+    int64_t clamp, fused;
+} Signs;
+
+/* The bit of output channel n whose sum, or the maximum of whose sums, is that. */
+static int bit_of(const Signs *s, int64_t n, int64_t sum) {
+    float x = (float)sum * s->alpha[n];
+    if (s->bias) x += s->bias[n];
+    if (s->gain) x = s->fused ? fmaf(x, s->gain[n], s->shift[n]) : x * s->gain[n] + s->shift[n];
+    if (s->clamp) x = x > 1 ? 1 : x < -1 ? -1 : x;
+    return x >= (s->threshold ? s->threshold[n] : 0);
+}
+
+/* Make limits of a convolution's offsets, in place, and its turns. Each step from a sum to its bit is monotone, rounding
+ * too, so a sum from which on the bit is another one is all there is to know; bisection finds it. */
+void biper_limits(const int64_t *instruction, const float *alpha, const float *bias, const float *gain,
+                  const float *shift, const float *threshold, int fused, int32_t *offsets, uint32_t *turns) {
+    const Conv *c = (const Conv *)instruction;
+    const Signs s = {alpha, bias, gain, shift, threshold, c->head.clamp, fused};
+    int64_t channels = c->out_channels / c->groups, blocks = (channels + LANES - 1) / LANES, all = c->groups * blocks;
+    int64_t most_of = c->head.channels / c->groups * c->kernel_h * c->kernel_w;
+    memset(turns, 0, all * sizeof(*turns));
+    for (int64_t lane = 0; lane < all * LANES; lane++) {
+        int64_t block = lane / LANES, within = block % blocks * LANES + lane % LANES, n = block / blocks * channels + within;
+        if (within >= channels) continue;
+        int first = bit_of(&s, n, -most_of), falls = first && !bit_of(&s, n, most_of);
+        int64_t low = -most_of, high = most_of + 1; /* the bit is `first` at low, and another one at high */
+        if (first && !falls) high = low;
+        while (high - low > 1) {
+            int64_t middle = low + (high - low) / 2;
+            *(bit_of(&s, n, middle) == first ? &low : &high) = middle;
+        }
+        for (int64_t kind = 0; kind < 2 * c->kinds; kind++) { /* offset - 2 * mismatches >= high */
+            int32_t *offset = offsets + kind * all * LANES + lane;
+            *offset = (*offset - high) >> 1;
+        }
+        int all_of = falls ^ (alpha[n] < 0); /* the bit of the maximum is 1 where all are, not where any is */
+        turns[block] |= (uint32_t)(falls ^ all_of) << lane % LANES | (uint32_t)all_of << (LANES + lane % LANES);
     }
 }
 

@@ -1,35 +1,47 @@
 /* The instructions of packed.c for one kind of processor: NAME, TARGET and PATH say which. */
 
 #if PATH == AVX512
-/* The carry of a word and the next one: of the parities up to the word before both (`one`), the first and the second. */
-TARGET INLINE __m512i NAME(carry)(__m512i one, __m512i two, __m512i three) {
-    return _mm512_ternarylogic_epi32(two, three, one, 0x3a);
-}
-
 TARGET INLINE __m512i NAME(differ)(const uint32_t *w, uint32_t a) {
     return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(a));
 }
 
+/* Two words of a pixel: the ones of their carry, `two ? ~next : sum`, are added to `carries`; the parity up to them becomes
+ * `next`, and that up to the words before, `sum`, is used up. In assembly, as compilers copy what is used up first. */
+TARGET INLINE void NAME(pair)(const uint32_t *w, const uint32_t *a, __m512i *sum, __m512i *carries, __m512i *next) {
+    __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + LANES), two;
+    __asm__("vpxord %[x]%{1to16%}, %[first], %[two]\n\t"
+            "vpxord %[y]%{1to16%}, %[second], %[next]\n\t"
+            "vpternlogd $0x74, %[next], %[two], %[sum]\n\t"
+            "vpopcntd %[sum], %[sum]\n\t"
+            "vpaddd %[sum], %[carries], %[carries]"
+            : [sum] "+v"(*sum), [carries] "+v"(*carries), [two] "=&v"(two), [next] "=&v"(*next)
+            : [first] "v"(first), [second] "v"(second), [x] "m"(a[0]), [y] "m"(a[1]));
+}
+
 /* For each pixel of a tile and sixteen output channels: the ones of a ^ w over the words from `first` to `last`. */
 TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
-    __m512i sum[TILE], carries[TILE];
+    __m512i sum[TILE], carries[TILE], next[TILE];
     int64_t i = seen.first, odd = i == 0 && seen.last % 2;
     for (int p = 0; p < TILE; p++) {
         carries[p] = _mm512_setzero_si512();
         sum[p] = odd ? NAME(differ)(w, a[p * patch]) : i ? _mm512_loadu_si512(w + LANES * (i - 1)) : carries[p];
     }
     i += odd;
-#pragma GCC unroll 4
-    for (; i + 1 < seen.last; i += 2)
-        for (int p = 0; p < TILE; p++) {
-            __m512i three = NAME(differ)(w + LANES * (i + 1), a[p * patch + i + 1]);
-            __m512i carry = NAME(carry)(sum[p], NAME(differ)(w + LANES * i, a[p * patch + i]), three);
-            carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(carry));
-            sum[p] = three;
-        }
-    for (int p = 0; p < TILE && i < seen.last; p++) {
+    for (; i + 3 < seen.last; i += 4) {
+        const uint32_t *weights = w + LANES * i, *pixels = a + i;
+        for (int p = 0; p < TILE; p++) NAME(pair)(weights, pixels + p * patch, &sum[p], &carries[p], &next[p]);
+        weights += 2 * LANES, pixels += 2;
+        for (int p = 0; p < TILE; p++) NAME(pair)(weights, pixels + p * patch, &next[p], &carries[p], &sum[p]);
+    }
+    if (i + 1 < seen.last) {
+        for (int p = 0; p < TILE; p++) NAME(pair)(w + LANES * i, a + p * patch + i, &sum[p], &carries[p], &next[p]);
+        for (int p = 0; p < TILE; p++) sum[p] = next[p];
+        i += 2;
+    }
+    for (int p = 0; p < TILE && i < seen.last; p++) { /* a last word that is alone: its carry needs no third one */
         __m512i two = NAME(differ)(w + LANES * i, a[p * patch + i]);
-        carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(NAME(carry)(sum[p], two, two)));
+        __m512i carry = _mm512_andnot_si512(two, sum[p]);
+        carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(carry));
         sum[p] = two;
     }
     for (int p = 0; p < TILE; p++)
@@ -38,6 +50,11 @@ TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words 
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
     return (lanes)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
+
+/* z and a number times y, rounded once. */
+static TARGET inline lanes NAME(add_product)(const float *x, lanes y, lanes z) {
+    return (lanes)_mm512_fmadd_ps(_mm512_set1_ps(*x), (__m512)y, (__m512)z);
 }
 
 /* What is no number stays none. */
@@ -53,6 +70,10 @@ static TARGET inline lanes NAME(prelu)(lanes x, lanes slope) {
 
 static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
     return _mm512_cmp_ps_mask((__m512)x, (__m512)threshold, _CMP_GE_OQ);
+}
+
+static TARGET inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
+    return _mm512_cmple_epi32_mask((__m512i)x, _mm512_loadu_si512(limits));
 }
 
 #elif PATH == AVX2
@@ -104,6 +125,15 @@ static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
     return result;
 }
 
+static TARGET inline lanes NAME(add_product)(const float *x, lanes y, lanes z) {
+    __m256 factor = _mm256_broadcast_ss(x);
+    for (int i = 0; i < LANES; i += 8) {
+        float *py = (float *)&y + i, *pz = (float *)&z + i;
+        _mm256_storeu_ps(pz, _mm256_fmadd_ps(factor, _mm256_loadu_ps(py), _mm256_loadu_ps(pz)));
+    }
+    return z;
+}
+
 static TARGET inline lanes NAME(hardtanh)(lanes x) {
     for (int i = 0; i < LANES; i += 8) {
         __m256 below = _mm256_min_ps(_mm256_set1_ps(1), _mm256_loadu_ps((float *)&x + i));
@@ -129,6 +159,16 @@ static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
         result |= (uint32_t)_mm256_movemask_ps(at_least) << i;
     }
     return result;
+}
+
+static TARGET inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
+    uint32_t above = 0;
+    for (int i = 0; i < LANES; i += 8) {
+        __m256i value = _mm256_loadu_si256((const __m256i *)((int32_t *)&x + i));
+        __m256i more = _mm256_cmpgt_epi32(value, _mm256_loadu_si256((const __m256i *)(limits + i)));
+        above |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(more)) << i;
+    }
+    return ~above & 0xffff;
 }
 
 #else
@@ -186,6 +226,11 @@ static inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
     return z;
 }
 
+static inline lanes NAME(add_product)(const float *x, lanes y, lanes z) {
+    for (int i = 0; i < LANES; i++) z[i] = fmaf(*x, y[i], z[i]);
+    return z;
+}
+
 static inline lanes NAME(hardtanh)(lanes x) {
     for (int i = 0; i < LANES; i++) x[i] = x[i] > 1 ? 1 : x[i] < -1 ? -1 : x[i];
     return x;
@@ -201,6 +246,12 @@ static inline uint32_t NAME(signs)(lanes x, lanes threshold) {
     for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] >= threshold[i]) << i;
     return result;
 }
+
+static inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
+    uint32_t result = 0;
+    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] <= limits[i]) << i;
+    return result;
+}
 #endif
 
 static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, lanes shift) {
@@ -208,41 +259,58 @@ static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, 
     return x * gain + shift;
 }
 
-/* The activation of `valid` channels from `channel` on. */
-TARGET INLINE lanes NAME(activated)(const After *a, int has, lanes x, int64_t channel, int64_t valid) {
+/* What an instruction's end needs to know of up to sixteen channels. */
+typedef struct {
+    lanes bias, gain, shift, slope, before, after, threshold;
+} NAME(Own);
+
+TARGET INLINE NAME(Own) NAME(own_of)(const After *a, int has, int64_t channel, int64_t valid) {
+    NAME(Own) own = {{0}};
+    if (has & BIAS) own.bias = load(a->bias + channel, valid);
+    if (has & NORM) own.gain = load(a->gain + channel, valid), own.shift = load(a->shift + channel, valid);
+    if (has & PRELU) own.slope = load(a->slope + channel, valid);
+    if (has & SHIFTED) own.before = load(a->before + channel, valid), own.after = load(a->after + channel, valid);
+    if (has & THRESHOLD) own.threshold = load(a->threshold + channel, valid);
+    return own;
+}
+
+TARGET INLINE lanes NAME(activated)(int has, const NAME(Own) *own, lanes x) {
     if (has & CLAMP) x = NAME(hardtanh)(x);
-    if (has & SHIFTED) x -= load(a->before + channel, valid);
-    if (has & PRELU) x = NAME(prelu)(x, load(a->slope + channel, valid));
-    if (has & SHIFTED) x += load(a->after + channel, valid);
+    if (has & SHIFTED) x -= own->before;
+    if (has & PRELU) x = NAME(prelu)(x, own->slope);
+    if (has & SHIFTED) x += own->after;
     return x;
 }
 
-/* The bits of `valid` channels from `channel` on of the pixel at a place. */
-TARGET INLINE void NAME(give_bits)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
-    lanes threshold = {0};
-    if (has & THRESHOLD) threshold = load(a->threshold + channel, valid);
-    store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x, threshold), valid);
+/* Bias, batch norm, skip and activation of `valid` channels from `channel` on of the pixel at a place, and where they go. */
+TARGET INLINE void NAME(finish)(const After *a, int has, const NAME(Own) *own, lanes x, int64_t place, int64_t channel,
+                                int64_t valid) {
+    int64_t at = place * a->channels + channel;
+    if (has & BIAS) x += own->bias;
+    if (has & NORM) x = NAME(normalized)(a->fused, x, own->gain, own->shift);
+    if (has & SKIP) x += load(a->skip + at, valid);
+    x = NAME(activated)(has, own, x);
+    if (has & OUT) store(a->out + at, x, valid);
+    if (has & BITS)
+        store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x, own->threshold), valid);
 }
 
-/* Bias, batch norm, skip and activation of `valid` channels from `channel` on of the pixel at a place, and where they go. */
-TARGET INLINE void NAME(finish)(const After *a, int has, lanes x, int64_t place, int64_t channel, int64_t valid) {
-    int64_t at = place * a->channels + channel;
-    if (has & ANY) has = a->has;
-    if (has & WHOLE) valid = LANES;
-    if (has & BIAS) x += load(a->bias + channel, valid);
-    if (has & NORM) x = NAME(normalized)(a->fused, x, load(a->gain + channel, valid), load(a->shift + channel, valid));
-    if (has & SKIP) x += load(a->skip + at, valid);
-    x = NAME(activated)(a, has, x, channel, valid);
-    if (has & OUT) store(a->out + at, x, valid);
-    if (has & BITS) NAME(give_bits)(a, has, x, place, channel, valid);
+/* The same of the first `count` pixels from `place` on that are worked on together. */
+TARGET INLINE void NAME(finish_tile)(const After *a, int has, const lanes results[TILE], int64_t place, int64_t count,
+                                     int64_t channel, int64_t valid) {
+    const NAME(Own) own = NAME(own_of)(a, has, channel, valid);
+    if (count >= TILE) /* unrolled */
+        for (int p = 0; p < TILE; p++) NAME(finish)(a, has, &own, results[p], place + p, channel, valid);
+    else
+        for (int p = 0; p < count; p++) NAME(finish)(a, has, &own, results[p], place + p, channel, valid);
 }
 
 /* The sums of a tile and sixteen channels: of each pixel, or the maximum of alpha times them in the first. */
-static TARGET inline void NAME(sums)(const Conv *c, const ints mismatches[TILE], const int32_t *const offsets[TILE],
+static TARGET inline void NAME(sums)(int64_t pool, const ints mismatches[TILE], const int32_t *const offsets[TILE],
                                      lanes alpha, lanes out[TILE]) {
     ints sum[TILE];
     for (int p = 0; p < TILE; p++) sum[p] = *(const ints *)offsets[p] - 2 * mismatches[p];
-    if (c->pool) {
+    if (pool) {
         ints turned = (ints)(alpha < 0);
         for (int p = 0; p < TILE; p++) sum[p] = (sum[p] ^ turned) - turned;
         for (int p = 1; p < TILE; p++) {
@@ -275,7 +343,8 @@ static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, co
     int64_t pixel = c->head.channels / WORD, line = line_of(c), row = c->kernel_w * pixel;
     for (int p = 0; p < TILE; p++, to += patch) {
         const uint32_t *from = rows + t->y[p] * c->stride_h * line + t->x[p] * c->stride_w * pixel;
-        uint32_t sum = 0, *target = to;
+        uint32_t *target = to;
+        octet sum = {0}; /* in all of its words */
         for (int64_t i = 0; i < c->kernel_h; i++, from += line, target += row) {
             sum ^= from[0];
             for (int64_t k = 0; k < row; k += 8) {
@@ -311,42 +380,51 @@ TARGET INLINE void NAME(gather)(const Conv *c, int has, const uint8_t *in, const
 }
 
 /* The tile that begins with the pixel `next`, which becomes the one behind it. */
-TARGET INLINE Tile NAME(tile)(const Run *r, const Conv *c, int64_t number, Pixel *next, int64_t dilation) {
-    const int32_t *rows = tensor(r, c->classes), *columns = rows + c->conv_height, *offsets = tensor(r, c->offsets);
-    const uint32_t *masks = tensor(r, c->masks);
-    int64_t size = c->pool ? 1 : TILE, mixed = 0, kinds[TILE];
-    int64_t channels = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES) * LANES;
+TARGET INLINE Tile NAME(tile)(const Conv *c, const Kernel *k, int64_t number, Pixel *next, int64_t dilation) {
+    int64_t size = k->pool ? 1 : TILE, mixed = 0, kinds[TILE];
     Tile t = {.place = size * number};
     t.count = least(size, c->head.out_height * c->head.out_width - t.place);
     for (int p = 0; p < TILE; p++) {
-        t.y[p] = c->pool ? 2 * next->row + p / 2 : next->row;
-        t.x[p] = c->pool ? 2 * next->column + p % 2 : next->column;
-        kinds[p] = rows[t.y[p]] + columns[t.x[p]];
-        t.masks[p] = masks + kinds[p] * c->words;
-        mixed |= rows[t.y[p]] ^ rows[t.y[0]];
-        if (c->pool ? p == TILE - 1 : p < t.count - 1 || t.count == TILE) advance(next); /* else the last one again */
+        t.y[p] = k->pool ? 2 * next->row + p / 2 : next->row;
+        t.x[p] = k->pool ? 2 * next->column + p % 2 : next->column;
+        kinds[p] = k->rows[t.y[p]] + k->columns[t.x[p]];
+        t.masks[p] = k->masks + kinds[p] * c->words;
+        mixed |= k->rows[t.y[p]] ^ k->rows[t.y[0]];
+        if (k->pool ? p == TILE - 1 : p < t.count - 1 || t.count == TILE) advance(next); /* else the last one again */
     }
-    t.seen = mixed ? (Words){0, c->words} : words_seen(c, t.y[0], dilation);
-    for (int p = 0; p < TILE; p++) t.offsets[p] = offsets + ((mixed ? 0 : c->kinds) + kinds[p]) * channels;
+    t.seen = mixed ? (Words){0, c->words} : words_seen(c, k->row_bits, t.y[0], dilation);
+    for (int p = 0; p < TILE; p++) t.offsets[p] = k->offsets + ((mixed ? 0 : c->kinds) + kinds[p]) * k->lanes;
     return t;
 }
 
+/* The bits of a tile and a block by its limits. */
+TARGET INLINE void NAME(limited)(const Kernel *k, const After *a, const Tile *t, const ints mismatches[TILE],
+                                 const int32_t *const limits[TILE], uint32_t turns, int64_t channel, int64_t valid) {
+    int64_t bytes = (a->channels + 7) / 8;
+    uint8_t *to = a->bits + t->place * bytes + channel / 8;
+    uint32_t found[TILE];
+    for (int p = 0; p < TILE; p++) found[p] = NAME(at_most)(mismatches[p], limits[p]) ^ turns;
+    if (k->pool) found[0] |= found[1] | found[2] | found[3];
+    for (int64_t p = 0; p < t->count; p++) store_bits(to + p * bytes, found[p] ^ turns >> LANES, valid);
+}
+
 /* Sixteen output channels of a tile: block b of the channels of group g. has: what is done with the result. */
-TARGET INLINE void NAME(block)(const Run *r, const Conv *c, const After *a, int has, const Tile *t, const uint32_t *seen,
-                               int64_t g, int64_t b) {
-    int64_t channels = c->out_channels / c->groups, block = g * ((channels + LANES - 1) / LANES) + b;
+TARGET INLINE void NAME(block)(const Kernel *k, const After *a, int has, const Tile *t, const uint32_t *seen, int64_t g,
+                               int64_t b) {
+    int64_t channels = k->channels, block = g * ((channels + LANES - 1) / LANES) + b;
+    if (has & ANY) has = a->has;
     int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
     const int32_t *offsets[TILE];
     ints counts[TILE];
     lanes results[TILE];
     for (int p = 0; p < TILE; p++) offsets[p] = t->offsets[p] + block * LANES;
-    const uint32_t *weights = tensor(r, c->weights);
-    NAME(mismatches)(seen, weights + block * c->words * LANES, t->seen, patch_of(c), counts);
-    NAME(sums)(c, counts, offsets, load((const float *)tensor(r, c->alpha) + channel, valid), results);
-    if (t->count == TILE) /* unrolled */
-        for (int p = 0; p < TILE; p++) NAME(finish)(a, has, results[p], t->place + p, channel, valid);
-    else
-        for (int p = 0; p < t->count; p++) NAME(finish)(a, has, results[p], t->place + p, channel, valid);
+    NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts);
+    if (has & LIMITS) {
+        NAME(limited)(k, a, t, counts, offsets, k->turns[block], channel, valid);
+        return;
+    }
+    NAME(sums)(k->pool, counts, offsets, load(k->alpha + channel, valid), results);
+    NAME(finish_tile)(a, has, results, t->place, t->count, channel, valid);
 }
 
 /* The tiles from `first` to `last`; part of `parts` parts of the output channels. Some tiles are gathered, then all of them
@@ -354,25 +432,26 @@ TARGET INLINE void NAME(block)(const Run *r, const Conv *c, const After *a, int 
 TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
                                int64_t part, int64_t parts) {
     const uint8_t *in = value(r, c->head.in);
-    int64_t patch = patch_of(c), blocks = (c->out_channels / c->groups + LANES - 1) / LANES;
+    const Kernel kernel = kernel_of(r, c), *k = &kernel;
+    int64_t patch = k->patch, blocks = (k->channels + LANES - 1) / LANES;
     int64_t dilation = has & ANY ? c->dilation_h : 1; /* of the rows; the other sets are for none at all */
-    Pixel next = pixel_at(c, (c->pool ? 1 : TILE) * first);
+    Pixel next = pixel_at(&c->head, (c->pool ? 1 : TILE) * first);
     Tile tiles[GROUP];
     uint32_t *rows = has_whole_words(c) ? r->gathered + GROUP * TILE * patch : NULL;
     if (rows && first < last) {
-        int64_t end = pixel_at(c, least((c->pool ? 1 : TILE) * last, c->head.out_height * c->head.out_width) - 1).row;
+        int64_t end = pixel_at(&c->head, least((c->pool ? 1 : TILE) * last, c->head.out_height * c->head.out_width) - 1).row;
         int64_t stride = (c->pool ? 2 : 1) * c->stride_h, more = c->pool ? c->stride_h : 0;
         sum_rows(c, in, next.row * stride, end * stride + more + c->kernel_h, rows);
     }
     for (int64_t from = first; from < last; from += GROUP) {
         int64_t count = least(GROUP, last - from);
-        for (int64_t i = 0; i < count; i++) tiles[i] = NAME(tile)(r, c, from + i, &next, dilation);
+        for (int64_t i = 0; i < count; i++) tiles[i] = NAME(tile)(c, k, from + i, &next, dilation);
         for (int64_t g = 0; g < c->groups; g++) {
             for (int64_t i = 0; i < count; i++)
                 NAME(gather)(c, has, in, rows, tiles + i, g, r->gathered + i * TILE * patch, patch);
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++)
                 for (int64_t i = 0; i < count; i++)
-                    NAME(block)(r, c, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);
+                    NAME(block)(k, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);
         }
     }
 }
@@ -381,7 +460,8 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
 static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     int64_t pixels = c->head.out_height * c->head.out_width, tiles = c->pool ? pixels : (pixels + TILE - 1) / TILE;
     int64_t channels = c->out_channels / c->groups, first = 0, last = tiles, part = 0, parts = 1;
-    const After a = after(r, &c->head, c->bias, c->out_channels, channels % LANES == 0);
+    After a = after(r, &c->head, c->bias, c->out_channels, channels % LANES == 0);
+    if (c->turns >= 0) a.has = (a.has & WHOLE) | BITS | LIMITS;
     if (tiles < r->shares && c->groups == 1) {
         part = r->share;
         parts = r->shares;
@@ -391,12 +471,11 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     /* here and below the plain path has one set for all, as it is not worth the time that compiling others takes */
     switch (PATH != PLAIN && c->dilation_h == 1 && c->dilation_w == 1 ? a.has : ANY) {
 #define WITH(set) case set: NAME(tiles)(r, c, &a, set, first, last, part, parts); break;
-        WITH(WHOLE | NORM | CLAMP | BITS)
+        WITH(WHOLE | BITS | LIMITS)
         WITH(WHOLE | NORM | CLAMP | OUT)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS)
-        WITH(WHOLE | NORM | CLAMP | BITS | THRESHOLD)
         WITH(WHOLE | NORM | SKIP | CLAMP | OUT | BITS | THRESHOLD)
         WITH(WHOLE | NORM | PRELU | SHIFTED | BITS | THRESHOLD)
         WITH(WHOLE | NORM | SKIP | PRELU | SHIFTED | OUT)
@@ -411,14 +490,14 @@ TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in
                                   int64_t channel, int64_t valid) {
     const Head *h = &t->head;
     int64_t y0 = row * t->stride - t->pad, x0 = column * t->stride - t->pad;
-    lanes result = {0}, gain = a->gain ? load(a->gain + channel, valid) : result;
-    lanes shift = a->gain ? load(a->shift + channel, valid) : result;
+    lanes result = {0};
+    const NAME(Own) own = NAME(own_of)(a, a->has, channel, valid);
     int begun = 0;
     for (int64_t y = most(0, y0); y < least(h->height, y0 + t->kernel); y++)
         for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
             lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
-            if (a->gain) v = NAME(normalized)(a->fused, v, gain, shift);
-            v = NAME(activated)(a, a->has, v, channel, valid);
+            if (a->gain) v = NAME(normalized)(a->fused, v, own.gain, own.shift);
+            v = NAME(activated)(a->has, &own, v);
             ints keep = (ints)(v <= result) | (ints)(result != result); /* what is no number stays */
             result = begun ? (lanes)((keep & (ints)result) | (~keep & (ints)v)) : v;
             begun = 1;
@@ -427,10 +506,12 @@ TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in
 }
 
 TARGET INLINE void NAME(pixels)(const After *a, int has, const float *in, int64_t first, int64_t last) {
+    if (has & ANY) has = a->has;
     for (int64_t place = first; place < last; place++)
         for (int64_t channel = 0; channel < a->channels; channel += LANES) {
             int64_t valid = has & WHOLE ? LANES : least(LANES, a->channels - channel);
-            NAME(finish)(a, has, load(in + place * a->channels + channel, valid), place, channel, valid);
+            const NAME(Own) own = NAME(own_of)(a, has, channel, valid);
+            NAME(finish)(a, has, &own, load(in + place * a->channels + channel, valid), place, channel, valid);
         }
 }
 
@@ -447,7 +528,8 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
             for (int64_t channel = 0; channel < h->channels; channel += LANES) {
                 int64_t valid = least(LANES, h->channels - channel);
                 lanes x = NAME(largest)(t, &a, in, place / width, place % width, channel, valid);
-                NAME(finish)(&behind, ANY, x, place, channel, valid);
+                const NAME(Own) own = NAME(own_of)(&behind, behind.has, channel, valid);
+                NAME(finish)(&behind, behind.has, &own, x, place, channel, valid);
             }
         return;
     }
@@ -491,44 +573,60 @@ static TARGET void NAME(average)(const Run *r, const Average *a) {
 
 /* The sums of a tile, whose windows begin at `seen`, and of as many blocks of sixteen channels. They begin with 0 and take
  * one product after the other, each rounded together with the sum, as torch's do. */
-TARGET INLINE void NAME(products)(const float *const *seen, const int32_t *places, const float *weights, int64_t count,
-                                  int blocks, lanes sums[2][TILE]) {
-    for (int p = 0; p < TILE; p++) sums[0][p] = sums[1][p] = (lanes){0};
+TARGET INLINE void NAME(products_of)(const float *const *seen, const int32_t *places, const float *weights, int64_t count,
+                                     int blocks, lanes out[2][TILE]) {
+    lanes sums[2 * TILE];
+#define EACH(q) _Pragma("GCC unroll 8") for (int q = 0; q < blocks * TILE; q++)
+    EACH(q) sums[q] = (lanes){0};
     for (int64_t i = 0; i < count; i++)
-        for (int p = 0; p < TILE; p++) {
-            lanes x = (lanes){0} + seen[p][places[i]];
-            for (int b = 0; b < blocks; b++)
-                sums[b][p] = NAME(fma)(x, *(const lanes *)(weights + (b * count + i) * LANES), sums[b][p]);
+        EACH(q) {
+            lanes w = *(const lanes *)(weights + (q / TILE * count + i) * LANES);
+            sums[q] = NAME(add_product)(seen[q % TILE] + places[i], w, sums[q]);
         }
+    EACH(q) out[q / TILE][q % TILE] = sums[q];
+#undef EACH
+}
+
+/* The same of two blocks, or of one: a function of its own for the sake of the registers. */
+static TARGET __attribute__((noinline)) void NAME(products)(const float *const *seen, const int32_t *places,
+                                                            const float *weights, int64_t count, int64_t blocks,
+                                                            lanes out[2][TILE]) {
+    const float *windows[TILE];
+    for (int p = 0; p < TILE; p++) windows[p] = seen[p];
+    if (blocks == 2)
+        NAME(products_of)(windows, places, weights, count, 2, out);
+    else
+        NAME(products_of)(windows, places, weights, count, 1, out);
 }
 
 /* The pixels from `first` to `last` of a real convolution. has: what is done with the result. */
 TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a, int has, int64_t first, int64_t last) {
     int64_t count = c->kernel_h * c->kernel_w * c->head.channels, width = c->head.out_width;
     int64_t all = (c->out_channels + LANES - 1) / LANES;
+    if (has & ANY) has = a->has;
     float *weights = (float *)r->gathered;
     int32_t *places = (int32_t *)(weights + count * all * LANES);
     const Padded image = pad_rows(c, value(r, c->head.in), first / width, (last - 1) / width, (float *)(places + count));
     order_weights(c, tensor(r, c->weights), weights);
     order_activations(c, image.line, places);
+    Pixel next = pixel_at(&c->head, first);
     for (int64_t place = first; place < last; place += TILE) {
         const float *seen[TILE];
         for (int p = 0; p < TILE; p++) {
-            int64_t at = least(place + p, last - 1), row = at / width, column = at - row * width;
-            seen[p] = image.rows + (row * c->stride_h - image.first) * image.line + column * c->stride_w * c->head.channels;
+            const float *row = image.rows + (next.row * c->stride_h - image.first) * image.line;
+            seen[p] = row + next.column * c->stride_w * c->head.channels;
+            if (place + p + 1 < last) advance(&next); /* else the last one again */
         }
         for (int64_t block = 0; block < all; block += 2) {
             lanes sums[2][TILE];
             const float *w = weights + block * count * LANES;
-            if (block + 1 < all)
-                NAME(products)(seen, places, w, count, 2, sums);
-            else
-                NAME(products)(seen, places, w, count, 1, sums);
-            for (int64_t b = block; b < least(block + 2, all); b++)
-                for (int p = 0; p < least(TILE, last - place); p++) {
-                    int64_t valid = has & WHOLE ? LANES : least(LANES, c->out_channels - b * LANES);
-                    NAME(finish)(a, has, sums[b - block][p], place + p, b * LANES, valid);
-                }
+            int64_t blocks = least(2, all - block);
+            NAME(products)(seen, places, w, count, blocks, sums);
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t channel = (block + b) * LANES;
+                int64_t valid = has & WHOLE ? LANES : least(LANES, c->out_channels - channel);
+                NAME(finish_tile)(a, has, sums[b], place, last - place, channel, valid);
+            }
         }
     }
 }
@@ -541,8 +639,10 @@ static TARGET void NAME(real)(const Run *r, const Real *c) {
     if (first == last) return;
     switch (PATH != PLAIN ? a.has : ANY) {
 #define WITH(set) case set: NAME(real_pixels)(r, c, &a, set, first, last); break;
-        WITH(WHOLE | OUT)
+        WITH(WHOLE | NORM | OUT)
+        WITH(WHOLE | NORM | OUT | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT)
+        WITH(WHOLE | NORM | CLAMP | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS)
         WITH(WHOLE | NORM | CLAMP | OUT | BITS | THRESHOLD)
         WITH(WHOLE | NORM | PRELU | SHIFTED | OUT | BITS | THRESHOLD)

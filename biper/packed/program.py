@@ -97,6 +97,26 @@ class After:
     bits: Value | None = None
     threshold: int = NOWHERE
 
+    @property
+    def bits_alone(self) -> bool:
+        """Whether a convolution's bits are all that is wanted, and follow from its sum alone, by monotone steps."""
+        return self.bits is not None and self.out is None and self.skip is None and self.slopes is None
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """What is made of a convolution's parameters, by the numbers of all of them.
+
+    parameters: alpha, bias, gain, shift and threshold, if limits are made of them: of the offsets, and the turns.
+    """
+
+    bits: int
+    weights: int
+    offsets: int
+    arrangement: Arrangement
+    turns: int = NOWHERE
+    parameters: tuple[int, ...] = ()
+
 
 V = TypeVar("V", bound=Value)
 Entry = int | Value | None  # of an instruction: a number, or an activation, if there is any
@@ -110,7 +130,7 @@ class Program:
     activations: list[int] = field(default_factory=list)  # given with each run
     parameters: dict[int, Source | None] = field(default_factory=dict)  # asked for, or (None) given with each run
     tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
-    arranged: list[tuple[int, int, int, Arrangement]] = field(default_factory=list)  # bits, and what is made of them
+    arranged: list[Arranged] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
     gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
@@ -169,10 +189,13 @@ class Program:
         own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": kinds}
         own |= {"masks": self.table(edge.masks), "classes": self.table(edge.classes)}
         weights, offsets = self._number(), self._number()
-        own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias}
+        turns = self._number() if after.bits_alone else NOWHERE
+        own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias, "turns": turns}
         self._add("CONV", x, g.result, after, **own)
         row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
-        self.arranged.append((bits, weights, offsets, Arrangement(row, edge)))
+        norm = after.norm or Norm(NOWHERE, NOWHERE)
+        limiting = (alpha, bias, norm.gain, norm.shift, after.threshold) if after.bits_alone else ()
+        self.arranged.append(Arranged(bits, weights, offsets, Arrangement(row, edge), turns, limiting))
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.gathered = max(self.gathered, _gathered(g, words))
 
@@ -269,6 +292,9 @@ class Ready:
     addresses: runtime.Addresses
 
 
+_VERSION = operator.attrgetter("_version")
+
+
 class Compiled:
     """A program that is ready to run."""
 
@@ -277,7 +303,8 @@ class Compiled:
         self.activations, self.tables, self.arranged = program.activations, program.tables, program.arranged
         self.parameters = list(program.parameters)
         self.sources = [source for source in program.parameters.values() if source]
-        self.bits = [self.parameters.index(bits) for bits, *_ in program.arranged]
+        watched = {n for made in program.arranged for n in (made.bits, *made.parameters) if n != NOWHERE}
+        self.watched = [self.parameters.index(number) for number in sorted(watched)]
         self._last: Ready | None = None
 
     def __call__(self, path: str, images: int, *activations: Tensor, parameters: Sequence[Tensor] = ()) -> None:
@@ -310,10 +337,14 @@ class Compiled:
         return last
 
     def _state(self, parameters: Sequence[Tensor]) -> list[int] | None:
-        """Another one whenever a parameter lies elsewhere, or bits have other values: see `arrange.state_of`."""
-        if any(parameters[i].is_inference() for i in self.bits):
+        """Another one whenever a parameter lies elsewhere, or one that something is made of has other values.
+
+        See `arrange.state_of`.
+        """
+        watched = [parameters[i] for i in self.watched]
+        if any(map(Tensor.is_inference, watched)):
             return None
-        return [*map(Tensor.data_ptr, parameters), *(parameters[i]._version for i in self.bits)]
+        return [*map(Tensor.data_ptr, parameters), *map(_VERSION, watched)]
 
     def _prepared(self, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
         for tensor in parameters:
@@ -322,10 +353,17 @@ class Compiled:
         for number, tensor in [*self.tables.items(), *zip(self.parameters, parameters, strict=True)]:
             tensors[number] = tensor
         made = []
-        for place, (_, weights, offsets, arrangement) in zip(self.bits, self.arranged, strict=True):
-            arranged = arrangement.of(parameters[place])
-            tensors[weights], tensors[offsets] = arranged.weights, arranged.offsets
-            made += [arranged.weights, arranged.offsets]
+        for conv in self.arranged:
+            bits = tensors[conv.bits]
+            assert bits is not None
+            weights, offsets = conv.arrangement.of(bits)
+            if conv.parameters:
+                given = [None if number == NOWHERE else tensors[number] for number in conv.parameters]
+                offsets, turns = runtime.limits(conv.arrangement.instruction, offsets, given)
+                tensors[conv.turns] = turns
+                made.append(turns)
+            tensors[conv.weights], tensors[conv.offsets] = weights, offsets
+            made += [weights, offsets]
         return Ready(parameters, state, made, runtime.addresses(tensors))
 
 

@@ -36,6 +36,7 @@ def compiled() -> ctypes.CDLL | None:
         log.warning("packed networks run through plain torch operations, which is slower: %s", error)
         return None
     library.biper_offsets.argtypes = [ctypes.c_void_p] * 6
+    library.biper_limits.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int] + [ctypes.c_void_p] * 2
     library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
     return library
 
@@ -97,6 +98,20 @@ def offsets(instruction: Sequence[int], weights: Tensor, border: Border) -> Tens
     row = torch.tensor(instruction, dtype=torch.int64, device="cpu")
     library.biper_offsets(*map(Tensor.data_ptr, (row, weights, border.masks, border.terms, border.rows, result)))
     return result
+
+
+def limits(instruction: Sequence[int], offsets: Tensor, parameters: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """What an instruction for bits alone compares with, and its turns, int32 (blocks,): see packed.c.
+
+    offsets: of `offsets`; parameters: alpha, bias, gain, shift and threshold.
+    """
+    library = compiled()
+    assert library is not None
+    found, turns = offsets.clone(), torch.empty(offsets.shape[2], dtype=torch.int32, device="cpu")
+    row = torch.tensor(instruction, dtype=torch.int64, device="cpu")
+    given = [None if tensor is None else tensor.data_ptr() for tensor in parameters]
+    library.biper_limits(row.data_ptr(), *given, fused(), found.data_ptr(), turns.data_ptr())
+    return found, turns
 
 
 @cache
