@@ -70,7 +70,7 @@ static void draw_conv(Case *k, Conv *c, Head *h) {
         h->out_height = c->conv_height >> c->pool, h->out_width = k->columns >> c->pool;
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels / c->groups * k->channels > WORK);
-    c->words = up(up(h->channels / c->groups, 8) * c->kernel_h * c->kernel_w, WORD) / WORD;
+    c->words = c->kernel_h * row_words_of(c);
     c->weights = ACCUMULATED, c->offsets = OFFSETS, c->masks = MASKS, c->classes = KINDS;
     c->alpha = ALPHA, c->bias = chance(2) ? BIAS_OF : -1, c->turns = -1;
     h->code = CONV, h->in = SIGNS, c->out_channels = k->channels;
@@ -114,7 +114,8 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     int32_t *terms = memset(room(count * 4), 0, count * 4);
     int32_t *kinds = k->tensors[KINDS] = memset(room(places * 4), 0, places * 4), *right = kinds + c->conv_height;
     for (int64_t i = 0; i < count * taps; i++) {
-        int64_t kind = i / taps, tap = i % taps, bit = WORD * kind * c->words + tap * up(channels, 8);
+        int64_t kind = i / taps, tap = i % taps, row = tap / c->kernel_w;
+        int64_t bit = WORD * (kind * c->words + row * row_words_of(c)) + tap % c->kernel_w * up(channels, 8);
         if (!(kind >> c->kernel_w >> tap / c->kernel_w & kind >> tap % c->kernel_w & 1)) continue;
         terms[kind] += channels;
         for (int64_t end = bit + channels; bit < end; bit++) masks[bit / WORD] |= 1u << bit % WORD;
@@ -196,7 +197,8 @@ static void draw(Case *k) {
     k->tensors[WEIGHTS] = memset(room(weights), 0, extreme ? weights : 0); /* so that every term is a mismatch */
     k->tensors[ALPHA] = numbers(k->channels, -2, 0);
     if (c->bias >= 0) k->tensors[BIAS_OF] = numbers(k->channels, -2, 0);
-    if (h->out < 0 && h->skip < 0 && h->slope < 0 && !chance(3)) k->tensors[c->turns = TURNS] = room(weights / c->words / LANES);
+    if (h->out < 0 && h->skip < 0 && h->slope < 0 && !chance(3))
+        k->tensors[c->turns = TURNS] = room(weights / c->words / LANES);
     draw_tables(k, c, h);
     draw_signs(k, c, h);
 }
@@ -211,7 +213,8 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
         int64_t column = x * c->stride_w - c->pad_w + tap % c->kernel_w * c->dilation_w;
         if (!within(row, c->head.height) || !within(column, c->head.width)) continue;
         const float *pixel = in + (row * c->head.width + column) * c->head.channels + g * channels;
-        for (int64_t n = 0, bit = tap * up(channels, 8); n < channels; n++, bit++)
+        int64_t bit = WORD * (tap / c->kernel_w * row_words_of(c)) + tap % c->kernel_w * up(channels, 8);
+        for (int64_t n = 0; n < channels; n++, bit++)
             total += (w[bit / WORD * LANES] >> bit % WORD & 1) == (uint32_t)(pixel[n] >= 0) ? 1 : -1;
     }
     const float *bias = k->tensors[BIAS_OF];

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from biper.packed import runtime
-from biper.packed.bits import Border
+from biper.packed.bits import Border, Pair, words_of_rows
 
 T = TypeVar("T")
 State = tuple[int, int]
@@ -38,8 +38,8 @@ class Kept(Generic[T]):
 
 
 class Arranged(NamedTuple):
-    """weights: words of 32 bits, int32 (blocks, words, 16), each XORed with all before it; offsets: int32 (2, kinds,
-    blocks, 16). For what packed.c does with them, see there.
+    """weights: words of 32 bits, int32 (blocks, words, 16), row by row, each XORed with all before it; offsets: int32
+    (2, kinds, blocks, 16). For what packed.c does with them, see there.
     """
 
     weights: Tensor
@@ -47,10 +47,13 @@ class Arranged(NamedTuple):
 
 
 class Arrangement:
-    """How the weights of one instruction, a convolution, are arranged. border: what is at the border of its images."""
+    """How the weights of one instruction, a convolution, are arranged.
 
-    def __init__(self, instruction: Sequence[int], border: Border) -> None:
-        self.instruction, self.border = instruction, border
+    border: what is at the border of its images; window: rows of a filter, and bytes of each.
+    """
+
+    def __init__(self, instruction: Sequence[int], border: Border, window: Pair) -> None:
+        self.instruction, self.border, self.window = instruction, border, window
         self._kept: Kept[Arranged] = Kept()
 
     def of(self, bits: Tensor) -> Arranged:
@@ -58,17 +61,17 @@ class Arrangement:
         return self._kept.of(bits, lambda: self._arranged(bits))
 
     def _arranged(self, bits: Tensor) -> Arranged:
-        words = self.border.masks.shape[1]
-        weights = _WEIGHTS.of(bits, lambda: _accumulated(bits, words))
+        weights = _WEIGHTS.of(bits, lambda: _accumulated(bits, self.window))
         return Arranged(weights, runtime.offsets(self.instruction, weights, self.border))
 
 
 _WEIGHTS: Kept[Tensor] = Kept()  # images of all sizes share them
 
 
-def _accumulated(bits: Tensor, words: int) -> Tensor:
-    halves = bits.view(torch.int32).unflatten(2, (-1, 2))  # (blocks, words, 16, 2)
-    weights: Tensor = halves.transpose(2, 3).flatten(1, 2)[:, :words].contiguous()
-    for word in range(1, words):
+def _accumulated(bits: Tensor, window: Pair) -> Tensor:
+    in_order = bits.transpose(1, 2).contiguous().view(torch.uint8)  # (blocks, 16, bytes)
+    rows = in_order[..., : window[0] * window[1]].unflatten(2, window)
+    weights: Tensor = words_of_rows(rows).transpose(1, 2).contiguous()
+    for word in range(1, weights.shape[1]):
         weights[:, word] ^= weights[:, word - 1]
     return weights

@@ -47,12 +47,21 @@ def unpack_bits(
     return (2 * ones - 1).to(dtype).permute(0, 3, 1, 2).contiguous()
 
 
+def words_of_rows(window: Tensor) -> Tensor:
+    """Bytes of windows (..., rows, bytes of a row) as the compiled instructions have them, in words of 32 bits.
+
+    Each row is filled up with zeros to whole words: int32 (..., words).
+    """
+    rows: Tensor = F.pad(window, (0, -window.shape[-1] % 4)).contiguous().view(torch.int32)
+    return rows.flatten(-2)
+
+
 class Border(NamedTuple):
     """Which weights of a filter lie in an image, by kinds of output pixels.
 
-    masks (kinds, words of 32 bits) int32: ones where they do; terms (kinds,) int32: how many; rows (kinds,) int32: an
-    output row with pixels of the kind; classes (H' + W',) int32: an output pixel's kind is that of its row plus that of
-    its column.
+    masks (kinds, words of 32 bits) int32: ones where they do, in rows of whole words; terms (kinds,) int32: how many;
+    rows (kinds,) int32: an output row with pixels of the kind; classes (H' + W',) int32: an output pixel's kind is that
+    of its row plus that of its column.
     """
 
     masks: Tensor
@@ -72,9 +81,9 @@ def border(channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: P
         for j, (left, right) in enumerate(column_kinds):
             inside[i, j, top:bottom, left:right] = 1
     inside = inside.flatten(0, 1)  # (kinds, k, k, channels)
-    packed = pack_bits(inside.permute(0, 3, 1, 2), 1)  # (blocks, words, 16)
-    words = -(-kernel[0] * kernel[1] * -(-channels // 8) // 4)
-    masks = packed.transpose(1, 2).flatten(0, 1)[: len(inside)].contiguous().view(torch.int32)[:, :words].contiguous()
+    bits = F.pad(inside, (0, -channels % 8)).unflatten(-1, (-1, 8))
+    taps = (bits << torch.arange(8, device="cpu")).sum(-1).to(torch.uint8)  # (kinds, k, k, bytes)
+    masks = words_of_rows(taps.flatten(2))
     first = [rows.index(kind) for kind in row_kinds for _ in column_kinds]
     kinds = [row_kinds.index(row) * len(column_kinds) for row in rows] + [column_kinds.index(c) for c in columns]
     terms = inside.flatten(1).sum(1, dtype=torch.int32)

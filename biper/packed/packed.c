@@ -7,7 +7,8 @@
  * one's signs) is done while its sums are in registers. Every operation rounds as torch's does.
  *
  * Bits of an activation: for each pixel ceil(channels / 8) bytes. Bits of a weight: for each tap ceil(channels of a group
- * / 8) bytes, taps in rows, zeros up to whole words of 32; words[block][word][16]: sixteen output channels side by side.
+ * / 8) bytes; each row of taps with zeros up to whole words of 32; words[block][word][16]: sixteen output channels side by
+ * side.
  *
  * Instead of words w0, w1, w2, ... both lie in memory as w0, w0 ^ w1, w0 ^ w1 ^ w2, ...: where activations and weights so
  * written differ is the last bit of how many of the words up to there do. From three of those follows the carry of two
@@ -31,6 +32,7 @@
 #define LANES 16
 #define WORD 32   /* bits */
 #define TILE 4   /* pixels that are worked on together */
+#define IN_PLACE 16 /* words of a window at most, if it is not gathered first */
 #define GROUP 8  /* tiles whose activations are gathered before any of them is worked on */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -189,8 +191,11 @@ INLINE int64_t taps(int64_t distance, int64_t dilation) {
     return dilation == 1 ? most(0, distance) : (most(0, distance) + dilation - 1) / dilation;
 }
 
-/* Bits of a row of a window, as it lies in memory. */
-INLINE int64_t row_bits_of(const Conv *c) { return c->kernel_w * 8 * ((c->head.channels / c->groups + 7) / 8); }
+/* Bytes of a pixel's bits. */
+INLINE int64_t bytes_of(const Conv *c) { return (c->head.channels + 7) / 8; }
+
+/* Words of a row of a window. */
+INLINE int64_t row_words_of(const Conv *c) { return (c->kernel_w * ((c->head.channels / c->groups + 7) / 8) + 3) / 4; }
 
 /* The words from `first` to `last` in which a window meets the image, or all of them. A tile whose pixels all see the same
  * rows skips the words of the others: offsets[1] is for such tiles, offsets[0] for the rest. */
@@ -198,18 +203,20 @@ typedef struct {
     int64_t first, last;
 } Words;
 
-INLINE Words words_seen(const Conv *c, int64_t row_bits, int64_t y, int64_t dilation) {
+INLINE Words words_seen(const Conv *c, int64_t row_words, int64_t y, int64_t dilation) {
     int64_t start = y * c->stride_h - c->pad_h;
     int64_t top = least(c->kernel_h, taps(-start, dilation));
     int64_t bottom = least(c->kernel_h, taps(c->head.height - start, dilation));
-    return top < bottom ? (Words){top * row_bits / WORD, (bottom * row_bits + WORD - 1) / WORD} : (Words){0, 0};
+    return top < bottom ? (Words){top * row_words, bottom * row_words} : (Words){0, 0};
 }
 
-/* Some pixels of a convolution's result that are worked on together: `count` of them from `place` on, and for each of
- * them its row and column before pooling, the mask of its kind and its offset for the first output channel. */
+/* Some pixels of a convolution's result that are worked on together: `count` of them from `place` on, mixed if they see other
+ * rows, and for each of them its row and column before pooling, the mask of its kind and its offset for the first output
+ * channel. */
 typedef struct {
-    int64_t place, count, y[TILE], x[TILE];
+    int64_t place, count, mixed, y[TILE], x[TILE];
     Words seen;
+    const uint8_t *from[TILE]; /* where their windows begin, if they are read in place */
     const uint32_t *masks[TILE];
     const int32_t *offsets[TILE];
 } Tile;
@@ -246,13 +253,14 @@ INLINE int64_t patch_of(const Conv *c) { return (c->words + COPY / 4 + 15) / 16 
 /* The activations that group g sees around the pixel y, x of the result, tap by tap, in the order of the weights' bits;
  * bit by bit if the group begins within a byte. What lies outside of the image is left as it was: it is masked. */
 static void gather_taps(const Conv *c, const uint8_t *bits, int64_t g, int64_t y, int64_t x, uint8_t *to) {
+    int64_t row = sizeof(uint32_t) * row_words_of(c);
     int64_t bytes = (c->head.channels + 7) / 8, channels = c->head.channels / c->groups, tap = (channels + 7) / 8;
     int64_t y0 = y * c->stride_h - c->pad_h, last_row = least(c->kernel_h, taps(c->head.height - y0, c->dilation_h));
     int64_t x0 = x * c->stride_w - c->pad_w, last = least(c->kernel_w, taps(c->head.width - x0, c->dilation_w));
     for (int64_t i = taps(-y0, c->dilation_h); i < last_row; i++)
         for (int64_t j = taps(-x0, c->dilation_w); j < last; j++) {
             const uint8_t *from = bits + ((y0 + i * c->dilation_h) * c->head.width + x0 + j * c->dilation_w) * bytes;
-            uint8_t *target = to + (i * c->kernel_w + j) * tap;
+            uint8_t *target = to + i * row + j * tap;
             if (g * channels % 8 == 0) { /* what follows its last channel in a byte is masked */
                 copy(target, from + g * channels / 8, tap);
                 continue;
@@ -270,16 +278,48 @@ typedef struct {
     const uint32_t *weights, *masks, *turns;
     const float *alpha;
     const int32_t *rows, *columns, *offsets;
-    int64_t channels, lanes, patch, next, row_bits, pool;
+    int64_t channels, lanes, patch, next, row_words, pool, line, pixel;
+    const uint8_t *bits; /* of an image whose windows are read in place: IN_PLACE words at most, from `places` on */
+    int32_t places[IN_PLACE];
 } Kernel;
 
-static Kernel kernel_of(const Run *r, const Conv *c) {
+static Kernel kernel_of(const Run *r, const Conv *c, int in_place) {
     Kernel k = {.weights = tensor(r, c->weights), .masks = tensor(r, c->masks), .turns = tensor(r, c->turns)};
     k.alpha = tensor(r, c->alpha), k.offsets = tensor(r, c->offsets);
     k.rows = tensor(r, c->classes), k.columns = k.rows + c->conv_height;
     k.channels = c->out_channels / c->groups, k.lanes = c->groups * ((k.channels + LANES - 1) / LANES) * LANES;
-    k.patch = patch_of(c), k.next = c->words * LANES, k.row_bits = row_bits_of(c), k.pool = c->pool;
+    k.patch = patch_of(c), k.next = c->words * LANES, k.row_words = row_words_of(c), k.pool = c->pool;
+    if (in_place && c->words <= IN_PLACE && c->groups == 1 && c->dilation_h == 1 && c->dilation_w == 1) {
+        k.bits = value(r, c->head.in), k.pixel = bytes_of(c), k.line = c->head.width * k.pixel;
+        for (int64_t i = 0; i < c->words; i++)
+            k.places[i] = i / k.row_words * k.line + i % k.row_words * sizeof(uint32_t);
+    }
     return k;
+}
+
+/* What a tile's pixel p sees, of the kind of its row and of its column. */
+INLINE void see(const Kernel *k, const Conv *c, Tile *t, int p, int64_t kind) {
+    t->masks[p] = k->masks + kind * c->words;
+    t->offsets[p] = k->offsets + ((t->mixed ? 0 : c->kinds) + kind) * k->lanes;
+    if (!k->bits) return;
+    int64_t row = t->y[p] * c->stride_h - c->pad_h, column = t->x[p] * c->stride_w - c->pad_w;
+    t->from[p] = k->bits + row * k->line + column * k->pixel;
+}
+
+/* The tile that begins with the pixel `next`, which becomes the one behind it. */
+static void next_tile(const Conv *c, const Kernel *k, int64_t number, Pixel *next, Tile *t) {
+    int64_t pool = k->pool, size = pool ? 1 : TILE, left = c->head.out_height * c->head.out_width - size * number;
+    t->place = size * number, t->count = least(size, left), t->mixed = 0;
+    int in_a_row = !pool && next->column + TILE <= next->width;
+    for (int p = 0; p < TILE; p++) {
+        t->y[p] = pool ? 2 * next->row + p / 2 : next->row;
+        t->x[p] = pool ? 2 * next->column + p % 2 : next->column + (in_a_row ? p : 0);
+        t->mixed |= k->rows[t->y[p]] ^ k->rows[t->y[0]];
+        if (!in_a_row && (pool ? p == TILE - 1 : p < t->count - 1 || left >= TILE)) advance(next); /* else the last again */
+    }
+    if (in_a_row && (next->column += TILE) == next->width) next->column = 0, next->row++;
+    t->seen = t->mixed ? (Words){0, c->words} : words_seen(c, k->row_words, t->y[0], c->dilation_h);
+    for (int p = 0; p < TILE; p++) see(k, c, t, p, k->rows[t->y[p]] + k->columns[t->x[p]]);
 }
 
 /* Weights (out, in, height, width) by sixteen output channels, and for them by products in the order of their sum. */
@@ -388,7 +428,7 @@ void biper_offsets(const int64_t *instruction, const uint32_t *weights, const ui
     int64_t blocks = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES), words = c->words;
     for (int64_t kind = 0; kind < 2 * c->kinds; kind++) {
         int64_t own = kind % c->kinds;
-        Words seen = kind < c->kinds ? (Words){0, words} : words_seen(c, row_bits_of(c), rows[own], c->dilation_h);
+        Words seen = kind < c->kinds ? (Words){0, words} : words_seen(c, row_words_of(c), rows[own], c->dilation_h);
         for (int64_t n = 0; n < blocks * LANES; n++) {
             const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + own * words;
             uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;

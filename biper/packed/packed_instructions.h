@@ -5,6 +5,13 @@ TARGET INLINE __m512i NAME(differ)(const uint32_t *w, uint32_t a) {
     return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(a));
 }
 
+/* The activations up to a word, from those before it: before ^ (word & mask). */
+TARGET INLINE __m512i NAME(seen_up_to)(__m512i before, const uint8_t *from, uint32_t mask) {
+    int32_t word;
+    memcpy(&word, from, sizeof(word));
+    return _mm512_ternarylogic_epi32(before, _mm512_set1_epi32(word), _mm512_set1_epi32(mask), 0x78);
+}
+
 /* Two words of a pixel: the ones of their carry, `two ? ~next : sum`, are added to `carries`; the parity up to them becomes
  * `next`, and that up to the words before, `sum`, is used up. In assembly, as compilers copy what is used up first. */
 TARGET INLINE void NAME(pair)(const uint32_t *w, const uint32_t *a, __m512i *sum, __m512i *carries, __m512i *next) {
@@ -42,6 +49,36 @@ TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words 
         __m512i two = NAME(differ)(w + LANES * i, a[p * patch + i]);
         __m512i carry = _mm512_andnot_si512(two, sum[p]);
         carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(carry));
+        sum[p] = two;
+    }
+    for (int p = 0; p < TILE; p++)
+        out[p] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
+}
+
+/* The same of windows in place, whose activations are not yet masked and XORed with those before. */
+TARGET INLINE void NAME(mismatches_in_place)(const Kernel *k, const Tile *t, const uint32_t *w, ints out[TILE]) {
+    __m512i sum[TILE], carries[TILE], a[TILE];
+    int64_t i = t->seen.first;
+    for (int p = 0; p < TILE; p++) {
+        a[p] = carries[p] = _mm512_setzero_si512();
+        sum[p] = i ? _mm512_loadu_si512(w + LANES * (i - 1)) : carries[p];
+    }
+    for (; i + 1 < t->seen.last; i += 2) {
+        __m512i first = _mm512_loadu_si512(w + LANES * i), second = _mm512_loadu_si512(w + LANES * (i + 1));
+        for (int p = 0; p < TILE; p++) {
+            a[p] = NAME(seen_up_to)(a[p], t->from[p] + k->places[i], t->masks[p][i]);
+            __m512i two = _mm512_xor_si512(first, a[p]);
+            a[p] = NAME(seen_up_to)(a[p], t->from[p] + k->places[i + 1], t->masks[p][i + 1]);
+            __m512i next = _mm512_xor_si512(second, a[p]);
+            __m512i carry = _mm512_ternarylogic_epi32(sum[p], two, next, 0x74); /* two ? ~next : sum */
+            carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(carry));
+            sum[p] = next;
+        }
+    }
+    for (int p = 0; p < TILE && i < t->seen.last; p++) {
+        a[p] = NAME(seen_up_to)(a[p], t->from[p] + k->places[i], t->masks[p][i]);
+        __m512i two = _mm512_xor_si512(_mm512_loadu_si512(w + LANES * i), a[p]);
+        carries[p] = _mm512_add_epi32(carries[p], _mm512_popcnt_epi32(_mm512_andnot_si512(two, sum[p])));
         sum[p] = two;
     }
     for (int p = 0; p < TILE; p++)
@@ -326,14 +363,15 @@ static TARGET inline void NAME(sums)(int64_t pool, const ints mismatches[TILE], 
  * on over their ends, into the slack around them. It is a function of its own for the sake of the registers. */
 static TARGET __attribute__((noinline)) void NAME(gather_rows)(const Conv *c, const uint8_t *bits, const Tile *t,
                                                                uint32_t *to, int64_t patch) {
-    int64_t bytes = (c->head.channels + 7) / 8, line = c->head.width * bytes, row = c->kernel_w * bytes;
+    int64_t bytes = bytes_of(c), line = c->head.width * bytes, row = c->kernel_w * bytes;
+    int64_t words = row_words_of(c);
     for (int p = 0; p < TILE; p++, to += patch) {
         int64_t y0 = t->y[p] * c->stride_h - c->pad_h, last = least(c->kernel_h, c->head.height - y0);
         const uint8_t *from = bits + y0 * line + (t->x[p] * c->stride_w - c->pad_w) * bytes;
         if (row <= COPY) /* one step a row, and no loop around it */
-            for (int64_t i = most(0, -y0); i < last; i++) memcpy((uint8_t *)to + i * row, from + i * line, COPY);
+            for (int64_t i = most(0, -y0); i < last; i++) memcpy(to + i * words, from + i * line, COPY);
         else
-            for (int64_t i = most(0, -y0); i < last; i++) copy((uint8_t *)to + i * row, from + i * line, row);
+            for (int64_t i = most(0, -y0); i < last; i++) copy((uint8_t *)(to + i * words), from + i * line, row);
     }
 }
 
@@ -379,24 +417,6 @@ TARGET INLINE void NAME(gather)(const Conv *c, int has, const uint8_t *in, const
     NAME(accumulate)(t, to, patch);
 }
 
-/* The tile that begins with the pixel `next`, which becomes the one behind it. */
-TARGET INLINE Tile NAME(tile)(const Conv *c, const Kernel *k, int64_t number, Pixel *next, int64_t dilation) {
-    int64_t size = k->pool ? 1 : TILE, mixed = 0, kinds[TILE];
-    Tile t = {.place = size * number};
-    t.count = least(size, c->head.out_height * c->head.out_width - t.place);
-    for (int p = 0; p < TILE; p++) {
-        t.y[p] = k->pool ? 2 * next->row + p / 2 : next->row;
-        t.x[p] = k->pool ? 2 * next->column + p % 2 : next->column;
-        kinds[p] = k->rows[t.y[p]] + k->columns[t.x[p]];
-        t.masks[p] = k->masks + kinds[p] * c->words;
-        mixed |= k->rows[t.y[p]] ^ k->rows[t.y[0]];
-        if (k->pool ? p == TILE - 1 : p < t.count - 1 || t.count == TILE) advance(next); /* else the last one again */
-    }
-    t.seen = mixed ? (Words){0, c->words} : words_seen(c, k->row_bits, t.y[0], dilation);
-    for (int p = 0; p < TILE; p++) t.offsets[p] = k->offsets + ((mixed ? 0 : c->kinds) + kinds[p]) * k->lanes;
-    return t;
-}
-
 /* The bits of a tile and a block by its limits. */
 TARGET INLINE void NAME(limited)(const Kernel *k, const After *a, const Tile *t, const ints mismatches[TILE],
                                  const int32_t *const limits[TILE], uint32_t turns, int64_t channel, int64_t valid) {
@@ -418,7 +438,12 @@ TARGET INLINE void NAME(block)(const Kernel *k, const After *a, int has, const T
     ints counts[TILE];
     lanes results[TILE];
     for (int p = 0; p < TILE; p++) offsets[p] = t->offsets[p] + block * LANES;
-    NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts);
+#if PATH == AVX512
+    if (k->bits && !t->mixed)
+        NAME(mismatches_in_place)(k, t, k->weights + block * k->next, counts);
+    else
+#endif
+        NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts);
     if (has & LIMITS) {
         NAME(limited)(k, a, t, counts, offsets, k->turns[block], channel, valid);
         return;
@@ -432,9 +457,8 @@ TARGET INLINE void NAME(block)(const Kernel *k, const After *a, int has, const T
 TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
                                int64_t part, int64_t parts) {
     const uint8_t *in = value(r, c->head.in);
-    const Kernel kernel = kernel_of(r, c), *k = &kernel;
+    const Kernel kernel = kernel_of(r, c, PATH == AVX512 && !has_whole_words(c)), *k = &kernel;
     int64_t patch = k->patch, blocks = (k->channels + LANES - 1) / LANES;
-    int64_t dilation = has & ANY ? c->dilation_h : 1; /* of the rows; the other sets are for none at all */
     Pixel next = pixel_at(&c->head, (c->pool ? 1 : TILE) * first);
     Tile tiles[GROUP];
     uint32_t *rows = has_whole_words(c) ? r->gathered + GROUP * TILE * patch : NULL;
@@ -445,10 +469,12 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
     }
     for (int64_t from = first; from < last; from += GROUP) {
         int64_t count = least(GROUP, last - from);
-        for (int64_t i = 0; i < count; i++) tiles[i] = NAME(tile)(c, k, from + i, &next, dilation);
+        for (int64_t i = 0; i < count; i++) next_tile(c, k, from + i, &next, tiles + i);
         for (int64_t g = 0; g < c->groups; g++) {
-            for (int64_t i = 0; i < count; i++)
+            for (int64_t i = 0; i < count; i++) {
+                if (k->bits && !tiles[i].mixed) continue;
                 NAME(gather)(c, has, in, rows, tiles + i, g, r->gathered + i * TILE * patch, patch);
+            }
             for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++)
                 for (int64_t i = 0; i < count; i++)
                     NAME(block)(k, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);

@@ -193,9 +193,10 @@ class Program:
         own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias, "turns": turns}
         self._add("CONV", x, g.result, after, **own)
         row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
+        arrangement = Arrangement(row, edge, (g.kernel[0], g.kernel[1] * -(-channels // 8)))
         norm = after.norm or Norm(NOWHERE, NOWHERE)
         limiting = (alpha, bias, norm.gain, norm.shift, after.threshold) if after.bits_alone else ()
-        self.arranged.append(Arranged(bits, weights, offsets, Arrangement(row, edge), turns, limiting))
+        self.arranged.append(Arranged(bits, weights, offsets, arrangement, turns, limiting))
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.gathered = max(self.gathered, _gathered(g, words))
 
