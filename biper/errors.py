@@ -57,6 +57,11 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, as a part of a line that names the file: a system's error without its number and name."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+
+
 _SHORT = reprlib.Repr()  # a few levels and items of what a file holds, however deep or long it is
 _SHORT.maxstring = _SHORT.maxother = 60
 
@@ -145,7 +150,8 @@ def run_command(command: Callable[[], None]) -> None:
         _discard_output()
         rank = os.environ.get("RANK", "0")
         where = "error" if rank == "0" else f"error in process {rank}"
-        print(f"{where}: {printable(str(error))}", file=sys.stderr)
+        named = f"{error.filename}: {reason(error)}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"{where}: {printable(named)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OTHERS) else 2)
     finally:
         sys.stdout = before

@@ -54,7 +54,7 @@ def test_flags(refused, nothing_written, argv, message):
         (["--dataset", "folder", "--data_path", "none"], "none: --data_path is not a folder"),
         (["--dataset", "folder"], "needs --data_path"),
         (["--dataset", "folder", "--data_path", "."], "no folder test or val"),
-        (["--dataset", "cifar10", "--data_path", "."], "download.py"),
+        (["--dataset", "cifar10", "--data_path", "."], "biper download --dataset cifar10"),
         (["--dataset", "cifar100", "--image_size", "16"], "has 32x32 images"),
     ],
 )

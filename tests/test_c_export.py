@@ -354,7 +354,7 @@ def test_bad_input_is_one_line_and_writes_nothing(trained, command, tmp_path):
         (SHIPPED, "--c", tmp_path / "new", "--skips", "int8"): "needs training images, for its scales",
         (SHIPPED, "--c", tmp_path / "new", "--data_path", tmp_path / "none"): "--data_path",
         (stage2, "--skips", "int8", "-o", tmp_path / "x.safetensors"): "--c DIR",
-        (stage2, "--onnx", tmp_path / "x.onnx", "--c", tmp_path / "new"): "-o FILE",
+        (stage2, "--facts", tmp_path / "x.json", "--c", tmp_path / "new"): "-o FILE",
     }
     for arguments, text in cases.items():
         code, _, err = command(*arguments, entry=export_main)

@@ -113,6 +113,16 @@ def test_onnx_gives_the_same_predictions(trained, exported):
     assert sum(w.ndim == 4 and set(np.unique(w)) == {-1.0, 1.0} for w in weights) == 18
 
 
+def test_onnx_of_a_packed_file_is_that_of_its_checkpoint(trained, exported, command, tmp_path):
+    code, out, err = command(exported, "--onnx", tmp_path / "net.onnx", entry=export_main)
+    assert code == 0, err
+    assert f"{(tmp_path / 'net.onnx').stat().st_size:,} bytes" in out + err
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8), dtype=np.float32)
+    files = (trained / "net.onnx", tmp_path / "net.onnx")
+    one, other = (onnxruntime.InferenceSession(file).run(None, {"images": x})[0] for file in files)
+    assert np.array_equal(one, other)
+
+
 def test_predictions_of_images(trained, exported, command, tmp_path):
     images, files = read_digits(False, 8), []
     for i in range(3):
@@ -208,7 +218,8 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
     target, facts, foreign = tmp_path / "net.safetensors", tmp_path / "facts", trained / "facts.json"
     foreign.write_text('{"mine": 1}')
     cases = {
-        "are real, as in stage 1": [trained / "stage1/model_best.pth.tar", "-o", target],
+        "is of stage 1, whose weights are real: train stage 2": [trained / "stage1/model_best.pth.tar", "-o", target],
+        "stage1/model_best.pth.tar is of stage 1": [trained / "stage1/model_best.pth.tar", "--web", tmp_path / "page"],
         "is packed already": [exported, "-o", target],
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "net.safetensors cannot be written: no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
@@ -226,6 +237,7 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
         ],
         "facts.json exists and is another": [best, "-o", target, "--facts", foreign],
         "nothing to write: give one or more of -o FILE": [best],
+        "packed.json goes with the packed file": [exported, "--onnx", target, "--facts", tmp_path / "packed.json"],
     }
     for message, argv in cases.items():
         assert message in refused(*argv, entry=export_main)
@@ -256,6 +268,8 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
     assert "takes 32x32 images" in refused("vgg_small_1w1a", "--image_size", "64", entry=summary_main)
     assert "too small" in refused("resnet20_1w1a", "--image_size", "0", entry=summary_main)
     assert "contradicts" in refused(exported, text, "--freq", "3", entry=predict_main)
+    gone = refused(exported, tmp_path / "gone.png", entry=predict_main)
+    assert gone.rstrip().endswith("cannot read the image " + str(tmp_path / "gone.png") + ": No such file or directory")
     assert "which says it" in refused(exported, "--family", "imagenet", entry=summary_main)
 
 
@@ -319,7 +333,7 @@ def test_what_stands_there_stays_whatever_fails(trained, exported, command, tmp_
     target.write_bytes(exported.read_bytes())
     with small_disk(1000):
         code, _, err = command(best, "-o", target, entry=export_main)
-    assert (code, f"File too large: '{target}'" in err) == (2, True)
+    assert (code, f"{target}: File too large" in err) == (2, True)
     monkeypatch.setattr("biper.training.export._same", lambda *_: False)
     code, _, err = command(best, "-o", target, entry=export_main)
     assert (code, "is left as it was" in err) == (1, True)

@@ -282,6 +282,12 @@ def test_biased_dilated_and_depthwise_layers_round_as_torchs(way, threads, monke
 
 
 @torch.no_grad()
+def test_images_that_the_network_cannot_take_are_not_called_slow(caplog):
+    with pytest.raises(ValueError, match="expected"):
+        pack(exact())(torch.randn(1, 5, 12, 10))
+    assert "layer by layer" not in caplog.text
+
+
 @torch.no_grad()
 def test_what_decides_a_bit_may_change_in_place():
     packed, x = pack(exact()), torch.randn(3, 3, 12, 10)

@@ -9,7 +9,13 @@ from biper.commands.arguments import Parser, add_published
 from biper.errors import UsageError, run_command
 
 SKIPS = ("float32", "int16", "int8")
-OUTPUTS = {"output": "-o FILE", "c": "--c DIR", "web": "--web DIR", "qonnx": "--qonnx FILE.onnx"}
+OUTPUTS = {
+    "output": "-o FILE",
+    "onnx": "--onnx FILE.onnx",
+    "c": "--c DIR",
+    "web": "--web DIR",
+    "qonnx": "--qonnx FILE.onnx",
+}
 
 
 def build_parser(prog: str) -> Parser:
@@ -19,7 +25,7 @@ def build_parser(prog: str) -> Parser:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of stage 2; without -o a packed file too"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the packed file to write")
-    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX too")
+    parser.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="write the network as ONNX")
     parser.add_argument("--web", type=Path, metavar="DIR", help="write a web page with the network in it; needs clang")
     text = "write it as QONNX for FPGA tools: binary weights and signs behind BipolarQuant, one image at a time"
     parser.add_argument("--qonnx", type=Path, metavar="FILE.onnx", help=text)
@@ -35,6 +41,7 @@ def build_parser(prog: str) -> Parser:
         help="how C stores numbers along the skips: int8 takes a quarter of the memory, and its scales training images",
     )
     parser.add_argument("--data_path", help="images for comparisons and --skips; absent: where the checkpoint's were")
+    parser.add_argument("--dataset", help="data set of these images; absent: the checkpoint's")
     add_published(parser)
     return parser
 
@@ -46,21 +53,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "export.py") -> None:
 
 def _export(given: dict[str, Any]) -> None:
     from biper.packed.file import is_packed
-    from biper.training.export import export, require_outputs
+    from biper.training.export import export, require_outputs, write_onnx
     from biper.training.export_c import write_c
     from biper.training.export_qonnx import write_qonnx
     from biper.training.log import log_to_console
     from biper.training.web import export_page
 
     log_to_console(logging.INFO)
-    checkpoint, onnx, facts = given.pop("checkpoint"), given.pop("onnx", None), given.pop("facts", None)
-    target, c, web, qonnx = (given.pop(name, None) for name in OUTPUTS)
+    checkpoint, facts = given.pop("checkpoint"), given.pop("facts", None)
+    target, onnx, c, web, qonnx = (given.pop(name, None) for name in OUTPUTS)
     skips, bits = given.pop("skips"), given.pop("bits", None)
-    if not any((target, c, web, qonnx)):
+    if not any((target, onnx, c, web, qonnx)):
         raise UsageError(f"there is nothing to write: give one or more of {', '.join(OUTPUTS.values())}")
-    for flag, path in {"--onnx": onnx, "--facts": facts}.items():
-        if path and not target:
-            raise UsageError(f"{flag} {path} goes with the packed file: give -o FILE too")
+    if facts and not target:
+        raise UsageError(f"--facts {facts} goes with the packed file: give -o FILE too")
     if target and is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already: leave -o out")
     if skips != SKIPS[0] and not c:
@@ -75,3 +81,5 @@ def _export(given: dict[str, Any]) -> None:
         write_qonnx(checkpoint, qonnx, bits, given)
     if target:
         export(checkpoint, target, onnx, given, facts)
+    elif onnx:
+        write_onnx(checkpoint, onnx, given)

@@ -9,7 +9,7 @@ from biper.errors import UsageError, run_command
 COMMANDS = {  # by name: its file in this folder, and what the list of commands says
     "train": ("train", "train a stage of a network, or go on with it"),
     "evaluate": ("evaluate", "the accuracy of a checkpoint or a packed network"),
-    "export": ("export", "pack a binary network into a file of one bit a weight, and to ONNX"),
+    "export": ("export", "pack a binary network into a file of one bit a weight; write it as C, a web page, ONNX"),
     "predict": ("predict", "the likeliest classes of images"),
     "summary": ("summary", "parameters, bytes and operations of a network, layer by layer"),
     "quantization-error": ("quantization_error", "how far a network's real weights are from binary ones"),

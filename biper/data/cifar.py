@@ -5,7 +5,6 @@ import pickle
 import posixpath
 import shlex
 import shutil
-import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -21,11 +20,9 @@ from biper.data.datasets import MemorySet
 from biper.data.memory import Images
 from biper.errors import UsageError, told
 from biper.files import atomically
-from biper.places import REPOSITORY
 
 log = logging.getLogger("biper")
 
-DOWNLOAD = [str(REPOSITORY / "cifar10" / "dataset" / "download.py")] if REPOSITORY else ["-m", "biper", "download"]
 READERS: dict[str, type[datasets.CIFAR10]] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 ARRAYS = (  # what pickled arrays are made of, by NumPy before and after 2.0
     ("numpy", "ndarray"),
@@ -117,7 +114,7 @@ def _require_published(name: str, path: Path, files: Listed, accept: bool) -> No
         text = "; ".join(wrong.values())
         log.warning("%s in %s is not the published one, and is used all the same: %s", name, path, text)
     elif wrong:
-        download = shlex.join([sys.executable, *DOWNLOAD, "--dataset", name, "--data_path", str(path)])
+        download = shlex.join(["biper", "download", "--dataset", name, "--data_path", str(path)])
         first, *more = wrong.values()
         text = f"{first}, and {len(more)} more" if more else first
         accepting = "; to use it all the same: --accept_checksums" if there else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from biper.data.folder import open_image
 from biper.data.pillow import Batch, Request, Requests, Source, count_cores
-from biper.errors import UsageError
+from biper.errors import UsageError, reason
 
 AHEAD = 3  # batches whose files are read before they are due
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -188,7 +188,7 @@ def encode_image(file: str, careful: bool = False) -> tuple[np.ndarray, tuple[in
             size, mode, kind = image.size, image.mode, image.format
         data = np.fromfile(file, np.uint8)
     except Exception as error:  # decoders fail in their own ways
-        raise UsageError(f"cannot read the image {file}: {error}") from error
+        raise UsageError(f"cannot read the image {file}: {reason(error)}") from error
     if kind == "JPEG" and mode in ("RGB", "L") and not careful and has_all_parts(data):
         return data, size
     lossless = io.BytesIO()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from biper.data.datasets import MemorySet
 from biper.data.memory import Images
-from biper.errors import UsageError, shown
+from biper.errors import UsageError, reason, shown
 from biper.kinds import is_line
 
 LONGEST = 100  # of an image's sides, how many times as long as the other one
@@ -96,7 +96,7 @@ def open_image(file: str | Path | BinaryIO, turned: bool = False) -> Image.Image
             image: Image.Image = opened.convert("RGB")
             return ImageOps.exif_transpose(image) if turned else image
     except Exception as error:  # decoders fail in their own ways
-        raise UsageError(f"cannot read the image {file}: {error}") from error
+        raise UsageError(f"cannot read the image {file}: {reason(error)}") from error
 
 
 def decode(file: Path, image_size: int | None) -> np.ndarray:

@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"no checkpoint at {path}{what}")
     if path.suffix == ".safetensors":
         raise UsageError(
-            f"{path} is a packed network, for eval.sh and predict.py; here its training checkpoint is needed"
+            f"{path} is a packed network, for biper evaluate and biper predict; here its training checkpoint is needed"
         )
     try:
         with path.open("rb") as file, warnings.catch_warnings():

@@ -190,7 +190,8 @@ class _Unfilled(TorchFunctionMode):
 def _shape_of(model: nn.Module | None, own: str) -> PackedNetwork:
     """What a model like somebody's own looks like packed, in shape alone; the model is left as it is."""
     if model is None:
-        raise UsageError(f"it holds a network of somebody's own ({own}): give load_packed(path, model=...) one like it")
+        text = f"it holds a network of somebody's own ({own}), which its code makes"
+        raise UsageError(f"{text}: in Python load_packed(path, model=...) reads it; commands take registered models")
     if not any(True for _ in binary_layers(model)):
         raise UsageError("model has no binary layers: convert it as the one that was packed (see biper.convert)")
     return pack_shape(copy.deepcopy(model).cpu())

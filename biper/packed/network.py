@@ -135,8 +135,18 @@ class PackedNetwork(nn.Module):
         except UsageError:  # of the network itself, about the images: layer by layer it says it again
             return None
         except Exception as error:  # whatever a network of somebody's own may do
-            log.warning("this packed network runs layer by layer, which is slower: %s", one_line(error))
+            if self._takes(example):
+                log.warning("this packed network runs layer by layer, which is slower: %s", one_line(error))
             return None
+
+    def _takes(self, example: Tensor) -> bool:
+        """Whether the network itself computes anything for such images; where it fails, its own error says enough."""
+        try:
+            with torch.no_grad():
+                self._layer_by_layer(example)
+        except Exception:  # layer by layer it is raised again
+            return False
+        return True
 
 
 def _count_versions(network: nn.Module) -> None:

@@ -34,6 +34,7 @@ COMPARED, RANDOM = 256, 16  # images
 BATCH = 16  # as many as a packed network takes at a time, so that torch's convolutions do the same in both
 ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
+ONNX = "%s: %s bytes, with weights -1 and +1 as floats"  # what is said of a file
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,16 @@ class Facts:
 def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, Any], facts: Path | None = None) -> None:
     """Write the packed file of a checkpoint of stage 2, an ONNX file and the facts as JSON, and log what they are.
 
-    given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
-    file) if the packed network's predictions are not the checkpoint's.
+    given: data_path, dataset, freq and model, if the user gave them. Raises UsageError for bad input, Different (and
+    leaves no file) if the packed network's predictions are not the checkpoint's.
     """
     require_outputs({"-o": target, "--onnx": onnx, "--facts": facts})
     if file.is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already")
     network, config = evaluation(None, 2, {**given, "evaluate": str(checkpoint)})
     assert not isinstance(network, PackedNetwork)
-    packed = pack(network)
-    images, source = images_of(network, config, "data_path" in given)
+    packed = as_packed(network, checkpoint)
+    images, source = images_of(network, config, asked_for_images(given))
     agreement = compared(network, packed, images)
     log.info(
         "%s, stage %d: on %d %s the predictions of %d are equal, logits differ by at most %.1e",
@@ -104,9 +105,37 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     if onnx:
         export_onnx(packed, onnx, network.metadata.shown_size)
         found = replace(found, onnx=str(onnx), onnx_bytes=onnx.stat().st_size)
-        log.info("%s: %s bytes, with weights -1 and +1 as floats", onnx, f"{found.onnx_bytes:,}")
+        log.info(ONNX, onnx, f"{found.onnx_bytes:,}")
     if facts:
         write_text(json.dumps(asdict(found), indent=2), facts)
+
+
+def packable(path: Path, given: dict[str, Any]) -> tuple[PackedNetwork, Settings]:
+    """A packed file's network, or that of a checkpoint packed, and the settings of its evaluation.
+
+    given: data_path, dataset, freq and model, if the user gave them. Raises UsageError for what cannot be packed.
+    """
+    network, settings = evaluation(None, 2, {**given, "evaluate": str(path)})
+    return as_packed(network, path), settings
+
+
+def as_packed(network: Network | PackedNetwork, path: Path) -> PackedNetwork:
+    """The network of a file, packed. Raises UsageError for one of stage 1, or that cannot be packed."""
+    if isinstance(network, PackedNetwork):
+        return network
+    if network.metadata.stage == 1 and not network.metadata.model.endswith("_32w32a"):
+        text = f"biper train --stage 2 --load_ckpt_stage1 {path}"
+        raise UsageError(f"{path} is of stage 1, whose weights are real: train stage 2 from it, {text}")
+    return pack(network)
+
+
+@name_out_of_memory()
+def write_onnx(path: Path, target: Path, given: dict[str, Any]) -> None:
+    """Write the ONNX file of a checkpoint of stage 2 or of a packed file. Raises UsageError for bad input."""
+    packed, _ = packable(path, given)
+    assert packed.metadata is not None
+    export_onnx(packed, target, packed.metadata.shown_size)
+    log.info(ONNX, target, f"{target.stat().st_size:,}")
 
 
 def top1_of(contents: dict[str, Any]) -> float | None:
@@ -148,6 +177,11 @@ def _is_facts(path: Path) -> bool:
         return set(json.loads(path.read_text())) == {f.name for f in fields(Facts)}
     except (ValueError, TypeError, RecursionError):
         return False
+
+
+def asked_for_images(given: dict[str, Any]) -> bool:
+    """Whether the user said which images to use, so that there is no going on without."""
+    return "data_path" in given or "dataset" in given
 
 
 def images_of(network: Network | PackedNetwork, config: Settings, required: bool) -> tuple[Iterator[Tensor], str]:

@@ -16,8 +16,7 @@ from biper.packed.c.export import export_c
 from biper.packed.c.native import NativeNetwork
 from biper.packed.c.plan import Plan
 from biper.packed.network import PackedNetwork
-from biper.packed.pack import pack
-from biper.training.inheritance import evaluation
+from biper.training.export import asked_for_images, packable
 from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
 
@@ -33,15 +32,14 @@ ODD = 0.001  # of the classes: the stem's sums may end in another last digit, an
 def write_c(file: Path, folder: Path, skips: str, given: dict[str, Any]) -> None:
     """Write a checkpoint's or packed file's C, and log its memory, its classes beside the packed network's, its top-1.
 
-    given: data_path, freq and model, if the user gave them. Raises UsageError for bad input, Different (and leaves no
-    folder) if the classes of C with float32 are others than the network's.
+    given: data_path, dataset, freq and model, if the user gave them. Raises UsageError for bad input, Different (and
+    leaves no folder) if the classes of C with float32 are others than the network's.
     """
-    network, settings = evaluation(None, 2, {**given, "evaluate": str(file)})
-    packed = network if isinstance(network, PackedNetwork) else pack(network)
+    packed, settings = packable(file, given)
     calibration = _calibration(packed, settings, skips) if skips != "float32" else ()
     with folder_atomically(folder) as written:
         made = export_c(packed, written, skips=skips, calibration=calibration)
-        _compare(packed, made, written, skips, _batches(packed, settings, "data_path" in given))
+        _compare(packed, made, written, skips, _batches(packed, settings, asked_for_images(given)))
     log.info("%s: C99, %s bytes of RAM for the arena, numbers along the skips as %s", folder, f"{made.arena:,}", skips)
 
 
@@ -52,9 +50,8 @@ def _calibration(packed: PackedNetwork, settings: Settings, skips: str) -> Itera
     try:
         loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
     except UsageError as error:
-        raise UsageError(
-            f"--skips {skips} needs training images, for its scales: give --data_path ({error})"
-        ) from error
+        text = f"--skips {skips} needs training images, for its scales (--dataset, --data_path)"
+        raise UsageError(f"{text}: {error}") from error
     return (images for images, _ in loaders.test.epoch())
 
 

@@ -75,6 +75,8 @@ def training_config(family: str, stage: int, given: Given) -> Settings:
         raise UsageError("--extend adds epochs to a run that is saved: give --resume and its --results_dir")
     if stage == 2 and not fresh:
         if not start:
+            if "quantizer" in given and require_sound(given["quantizer"], DEFAULT_FREQ).binary:
+                raise UsageError(f"--quantizer {given['quantizer']} has one stage: add --from_scratch")
             raise UsageError("stage 2 starts from stage 1: give --load_ckpt_stage1 FILE, stage 1's model_best.pth.tar")
         return make_settings(family, stage, inherit_stage1(family, given) | given)
     return make_settings(family, stage, given)

@@ -34,7 +34,9 @@ def predict(network: Network | PackedNetwork, images: Sequence[Path]) -> Iterato
     """
     m = network.metadata
     if m is None or not (m.mean and m.std):
-        raise UsageError("this network does not say how its images are normalized: it was not trained, or not by biper")
+        raise UsageError(
+            "this network does not say how its images are normalized: train it by biper train, which saves it"
+        )
     if m.dataset not in DATASETS:
         raise UsageError(f"the data set {m.dataset!r} of this network is not known: its images cannot be shown alike")
     data = find_dataset(m.dataset, m.family)

@@ -376,7 +376,7 @@ def typed(section: Any, where: str, name: str) -> dict[str, Any]:  # noqa: ANN40
         raise UsageError(f"{where}: section {name} has no settings: give some, or leave it out")
     for key in section:
         if key not in SETTINGS and key not in SHORTHANDS:
-            raise UsageError(f"{where}: unknown key {shown(key)} in {name}; main.py --help lists the names")
+            raise UsageError(f"{where}: unknown key {shown(key)} in {name}; biper train --help lists the names")
     try:
         return expand_shorthands({key: convert(key, value) for key, value in section.items()})
     except UsageError as error:
