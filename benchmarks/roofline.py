@@ -92,18 +92,24 @@ def seconds(step: Callable[[], object], rounds: int) -> float:
     return statistics.median(found)
 
 
-def counted(rounds: int) -> float:
-    """Bits a second whose ones one thread counts at most. Raises UsageError where that cannot be measured."""
+def counted(rounds: int) -> tuple[float, float]:
+    """Bits a second whose ones one thread counts at most, and whose mismatches as packed.c counts them, 0 if unknown.
+
+    Raises UsageError where the first cannot be measured.
+    """
     source = Path(__file__).with_name("bounds.c")
     with TemporaryDirectory() as folder:
         library = Path(folder) / "bounds.so"
         subprocess.run([*find_compiler(), "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
-        count = ctypes.CDLL(str(library)).count
-    count.restype, count.argtypes = ctypes.c_int64, [ctypes.c_int64]
-    bits, loops = count(1), 1 << 18
-    if not bits:
+        bounds = ctypes.CDLL(str(library))
+    found, loops = [], 1 << 18
+    for count in (bounds.count, bounds.count_mismatches):
+        count.restype, count.argtypes = ctypes.c_int64, [ctypes.c_int64]
+        bits = count(1)
+        found.append(bits * loops / seconds(partial(count, loops), rounds) if bits else 0.0)
+    if not found[0]:
         raise UsageError("the roof is known for x86-64 alone")
-    return bits * loops / seconds(lambda: count(loops), rounds)
+    return found[0], found[1]
 
 
 def copied(size: int, rounds: int) -> float:
@@ -188,8 +194,9 @@ def table(kinds: list[Measured], roof: float, whole: float) -> Iterator[str]:
     yield row("all", "", figure(1e6 * whole), "100%", "", "", "")
 
 
-def draw(path: Path, title: str, kinds: list[Measured], roof: float, slopes: dict[str, float]) -> None:
-    """The binary convolutions under their roof."""
+def draw(path: Path, title: str, kinds: list[Measured], roofs: tuple[float, float], slopes: dict[str, float]) -> None:
+    """The binary convolutions under their roofs: what is counted, and the same with all that goes with it."""
+    roof, mismatches = roofs
     binary = [kind for kind in kinds if kind.work.binary]
     if not binary:
         raise UsageError(f"{title}: no binary convolution to draw")
@@ -197,6 +204,9 @@ def draw(path: Path, title: str, kinds: list[Measured], roof: float, slopes: dic
         plot = axes[0, 0]
         span = [min(kind.intensity for kind in binary) / 4, max(kind.intensity for kind in binary) * 4]
         plot.plot(span, [roof / TERA] * 2, "k-", label=f"nothing but counts: {figure(roof / TERA)} T/s")
+        if mismatches:
+            label = f"XORs, carries, counts and sums: {figure(mismatches / TERA)} T/s"
+            plot.plot(span, [mismatches / TERA] * 2, "k-.", label=label)
         for (name, slope), style in zip(slopes.items(), (":", "--"), strict=True):
             label = f"nothing but copies in {name}: {slope / 1e9:.0f} GB/s"
             plot.plot(span, [x * slope / TERA for x in span], f"k{style}", label=label)
@@ -228,16 +238,19 @@ def main() -> None:
     torch.set_num_threads(1)
     flush_denormals()
     keep_memory()
-    roof = counted(args.rounds)
+    roof, mismatches = counted(args.rounds)
     slopes = {name: copied(size, args.rounds) for name, size in COPIED.items()}
     copies = ", ".join(f"{slope / 1e9:.0f} GB/s in {name}" for name, slope in slopes.items())
     print(machine())
-    print(f"{runtime.chosen()}; nothing but counts: {figure(roof / TERA)} T/s of bits; nothing but copies: {copies}")
+    limits = [f"nothing but counts: {figure(roof / TERA)} T/s of bits", f"nothing but copies: {copies}"]
+    if mismatches:
+        limits.insert(1, f"XORs, carries, counts and sums, in registers: {figure(mismatches / TERA)} T/s")
+    print(f"{runtime.chosen()}; {'; '.join(limits)}")
     for batch in args.batches:
         kinds, whole = measured(Case(args.model, args.family, 2, batch, torch.device("cpu")), args.rounds)
         print(f"\n## {args.model}, batch {batch}, one thread\n", *table(kinds, roof, whole), sep="\n")
         if args.plot and batch == args.batches[0]:
-            draw(args.plot, f"{args.model}, batch {batch}, one thread", kinds, roof, slopes)
+            draw(args.plot, f"{args.model}, batch {batch}, one thread", kinds, (roof, mismatches), slopes)
 
 
 if __name__ == "__main__":
