@@ -159,10 +159,10 @@ def run(scenario: Scenario, folder: Path, moment: float | None, count: Count) ->
     return False
 
 
-def campaign(place: Path, kills: int, seed: int) -> dict[str, Count]:
-    """Each scenario in turn, until there were that many kills in all."""
+def campaign(place: Path, kills: int, seed: int, only: list[str]) -> dict[str, Count]:
+    """Each scenario in turn, or those that are named, until there were that many kills in all."""
     chance, counts = random.Random(seed), {}
-    known = list(scenarios(place))
+    known = [scenario for scenario in scenarios(place) if scenario.name in only or not only]
     for number, scenario in enumerate(known):
         count = counts[scenario.name] = Count()
         start, whole = time.monotonic(), place / f"{number}_whole"
@@ -186,9 +186,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=500, help="default 500, over all scenarios")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="commands, as in the table; default all")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        counts = campaign(Path(place), args.kills, args.seed)
+        counts = campaign(Path(place), args.kills, args.seed, args.only)
     print("| command | kills | runs that ended | not equal | processes left |\n| --- | --- | --- | --- | --- |")
     for name, c in counts.items():
         print(f"| {name} | {c.kills} | {c.ended} | {len(c.differ)} | {c.alive} |")

@@ -58,6 +58,13 @@ def test_round_trip(saved):
     assert not found.network.training
 
 
+def test_the_same_network_gives_the_same_file(saved):
+    contents, network = saved.read_bytes(), load_packed(saved)
+    for _ in range(20):  # safetensors itself gives each of six orders now and then
+        save_packed(network, saved, top1=87.5)
+        assert saved.read_bytes() == contents
+
+
 @pytest.mark.parametrize(
     ("name", "family", "classes", "most"),
     [

@@ -236,7 +236,7 @@ def test_bad_input_of_the_function(tmp_path):
 def test_the_command_and_what_it_refuses(trained, command, refused, tmp_path, monkeypatch):
     best, target, file = trained / "stage2/model_best.pth.tar", tmp_path / "net.safetensors", tmp_path / "net.onnx"
     cases = {
-        "are real, as in stage 1": [trained / "stage1/model_best.pth.tar", "-o", target, "--qonnx", file],
+        "is of stage 1, whose weights are real": [trained / "stage1/model_best.pth.tar", "-o", target, "--qonnx", file],
         "exists and is another kind": [best, "-o", target, "--qonnx", best],
         "--onnx and --qonnx are both": [best, "-o", target, "--onnx", file, "--qonnx", file],
         "--bits is of --qonnx": [best, "-o", target, "--bits", 8],

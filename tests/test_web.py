@@ -467,7 +467,7 @@ def test_bad_input(refused, tmp_path, monkeypatch):
         "full is not empty": [best, "--web", tmp_path / "full"],
         "is a file": [best, "--web", tmp_path / "stage1.pth.tar"],
         "no such folder": [best, "--web", tmp_path / "none" / "page"],
-        "are real, as in stage 1": [tmp_path / "stage1.pth.tar", "--web", new],
+        "is of stage 1, whose weights are real": [tmp_path / "stage1.pth.tar", "--web", new],
         "no checkpoint at": [tmp_path / "none", "--web", new],
         "goes with the packed file": [best, "--web", new, "--onnx", tmp_path / "a.onnx"],
         "net.safetensors is packed already": [

@@ -80,10 +80,20 @@ def save_packed(packed: PackedNetwork, path: str | os.PathLike[str], top1: float
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
-    contents = written(tensors, header)  # copies: a layer may stand in several places
+    contents = _in_one_order(written(tensors, header))  # copies: a layer may stand in several places
     contents = contents.replace(UNSUMMED.encode(), hashlib.sha256(contents).hexdigest().encode(), 1)
     with atomically(Path(path)) as temporary:
         temporary.write_bytes(contents)
+
+
+def _in_one_order(contents: bytes) -> bytes:
+    """The same file with the texts of its header sorted: safetensors writes them in another order each time."""
+    start = LENGTH + int.from_bytes(contents[:LENGTH], "little")
+    header = json.loads(contents[LENGTH:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH)  # tensors begin at whole words
+    return len(text).to_bytes(LENGTH, "little") + text + contents[start:]
 
 
 def _known(packed: PackedNetwork) -> dict[str, Any]:
