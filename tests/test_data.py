@@ -174,7 +174,7 @@ def test_cifar_from_a_local_archive(tmp_path, monkeypatch, command):
     assert test.classes[:2] == ("class0", "class1")
     batch = target / "cifar-10-batches-py" / "test_batch"
     batch.write_bytes(batch.read_bytes()[:-1])
-    with pytest.raises(UsageError, match="no intact cifar10 in .*; to get it: biper download --dataset cifar10"):
+    with pytest.raises(UsageError, match=r"no intact cifar10 in .*; to get it: biper download --dataset cifar10"):
         read_cifar("cifar10", target, False)
 
 

@@ -469,7 +469,7 @@ def test_bad_input(refused, tmp_path, monkeypatch):
         "no such folder": [best, "--web", tmp_path / "none" / "page"],
         "is of stage 1, whose weights are real": [tmp_path / "stage1.pth.tar", "--web", new],
         "no checkpoint at": [tmp_path / "none", "--web", new],
-        "goes with the packed file": [best, "--web", new, "--onnx", tmp_path / "a.onnx"],
+        "goes with the packed file": [best, "--web", new, "--facts", tmp_path / "a.json"],
         "net.safetensors is packed already": [
             shutil.copy(PRETRAINED / "packed.safetensors", tmp_path / "net.safetensors"),
             *("-o", tmp_path / "out.safetensors", "--web", new),
