@@ -235,7 +235,9 @@ def test_a_file_of_ones_own_needs_a_model_that_fits(tmp_path):
 
     file = tmp_path / "net.safetensors"
     biper.save_packed(biper.pack(network(8)), file)
-    with pytest.raises(UsageError, match=r"somebody's own \(Sequential\): give load_packed\(path, model="):
+    with pytest.raises(
+        UsageError, match=r"somebody's own \(Sequential\), which its code makes: in Python load_packed\(path, model="
+    ):
         biper.load_packed(file)
     with pytest.raises(UsageError, match=r"does not fit Sequential: 0\.alpha is"):
         biper.load_packed(file, model=network(9))

@@ -69,7 +69,10 @@ _WEIGHTS: Kept[Tensor] = Kept()  # images of all sizes share them
 
 
 def _accumulated(bits: Tensor, window: Pair) -> Tensor:
-    in_order = bits.transpose(1, 2).contiguous().view(torch.uint8)  # (blocks, 16, bytes)
+    # cloned: a single word counts as contiguous whatever its strides are, and has none that bytes could be seen by
+    in_order = (
+        bits.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    )  # (blocks, 16, bytes)
     rows = in_order[..., : window[0] * window[1]].unflatten(2, window)
     weights: Tensor = words_of_rows(rows).transpose(1, 2).contiguous()
     for word in range(1, weights.shape[1]):

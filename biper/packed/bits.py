@@ -52,8 +52,9 @@ def words_of_rows(window: Tensor) -> Tensor:
 
     Each row is filled up with zeros to whole words: int32 (..., words).
     """
-    rows: Tensor = F.pad(window, (0, -window.shape[-1] % 4)).contiguous().view(torch.int32)
-    return rows.flatten(-2)
+    rows = F.pad(window, (0, -window.shape[-1] % 4)).clone(memory_format=torch.contiguous_format)
+    words: Tensor = rows.view(torch.int32).flatten(-2)
+    return words
 
 
 class Border(NamedTuple):
