@@ -54,6 +54,8 @@ def run_of(row, base, study):
         return "freq_20"
     if study in METHODS and row["variant"] not in RUNS:
         return f"{METHODS[study]}_{row['variant']}"
+    if fitted := re.fullmatch(r"freq ([\d.]+) / std\(w\)", row["variant"]):
+        return f"freq_scale_{fitted[1]}"
     if not re.fullmatch(r"[\d.]+, [\d.]+", row["variant"]):
         return RUNS.get(row["variant"], row["variant"].replace(" ", "_"))
     (one, two), (own_one, own_two) = (name.split(", ") for name in (row["variant"], base))  # learning rates
