@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from biper.models.registry import create_model
@@ -47,11 +48,19 @@ def test_images_of_all_sizes_share_the_weights_which_go_with_the_bits():
     packed, made = layer(), []
     for size in (5, 6, 7):
         packed(torch.randn(1, 64, size, size))
-        made.append(weakref.ref(arrange._WEIGHTS.of(packed.bits, lambda: pytest.fail("they are there already"))))
+        made.append(weakref.ref(arrange._WEIGHTS[3, 24].of(packed.bits, lambda: pytest.fail("they are there already"))))
     assert made[0]() is made[2]() is not None
     del packed
     gc.collect()
     assert made[0]() is None
+
+
+def test_the_same_bits_may_be_those_of_other_windows():
+    bits, x = layer(8).bits, torch.randn(2, 8, 12, 12)
+    for kernel in ((3, 3), (1, 9), (9, 1), (3, 3)):
+        packed = PackedConv2d(nn.Conv2d(8, 16, kernel, bias=False))
+        packed.bits = bits
+        assert torch.equal(packed(x), F.conv2d(torch.where(x >= 0, 1.0, -1.0), packed.binary_weight()))
 
 
 def test_a_network_made_in_inference_mode_arranges_its_weights_once(monkeypatch):

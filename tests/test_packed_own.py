@@ -11,6 +11,7 @@ from torch import nn
 
 import biper
 from benchmarks.variants import randomized
+from biper.nn.comparison_quantizers import RSign
 from biper.nn.quantizers import SquareWave
 from biper.packed import runtime as kernels
 from biper.packed.layers import PackedConv2d
@@ -301,6 +302,19 @@ def test_what_decides_a_bit_may_change_in_place():
                 assert not torch.equal(packed(x), before), name
 
 
+@torch.no_grad()
+def test_a_learned_threshold_decides_a_bit():
+    torch.manual_seed(0)
+    learned = {"weight_quantizer": SquareWave(20.0), "input_quantizer": RSign()}
+    layers = [biper.BinaryConv2d(8, 20, 3, padding=1, weight_quantizer=SquareWave(20.0)), nn.BatchNorm2d(20)]
+    network = randomized(nn.Sequential(*layers, nn.Hardtanh(), biper.BinaryConv2d(20, 8, 3, padding=1, **learned)))
+    nn.init.normal_(network[3].input_quantizer.threshold, 0, 0.3)
+    packed, x = pack(network.eval()), torch.randn(3, 8, 12, 10)
+    for _ in range(2):
+        assert torch.equal(packed(x), packed._layer_by_layer(x))
+        packed.network[3].threshold.neg_()
+
+
 def test_what_decides_a_bit_is_made_ready_once(monkeypatch):
     with torch.inference_mode():
         network, x = exact(), torch.randn(3, 3, 12, 10)
@@ -310,6 +324,7 @@ def test_what_decides_a_bit_is_made_ready_once(monkeypatch):
         assert torch.equal(packed(x), expected)
 
 
+@torch.no_grad()
 def test_a_network_that_cannot_be_traced_runs_layer_by_layer(caplog):
     class Choosing(Own):
         def forward(self, x):

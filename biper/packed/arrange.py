@@ -1,5 +1,6 @@
 """Weights as the compiled instructions read them: made once of a layer's bits, and kept as long as those."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -61,18 +62,17 @@ class Arrangement:
         return self._kept.of(bits, lambda: self._arranged(bits))
 
     def _arranged(self, bits: Tensor) -> Arranged:
-        weights = _WEIGHTS.of(bits, lambda: _accumulated(bits, self.window))
+        weights = _WEIGHTS[self.window].of(bits, lambda: _accumulated(bits, self.window))
         return Arranged(weights, runtime.offsets(self.instruction, weights, self.border))
 
 
-_WEIGHTS: Kept[Tensor] = Kept()  # images of all sizes share them
+_WEIGHTS: dict[Pair, Kept[Tensor]] = defaultdict(Kept)  # by window; images of all sizes share them
 
 
 def _accumulated(bits: Tensor, window: Pair) -> Tensor:
     # cloned: a single word counts as contiguous whatever its strides are, and has none that bytes could be seen by
-    in_order = (
-        bits.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-    )  # (blocks, 16, bytes)
+    in_order = bits.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    in_order = in_order.view(torch.uint8)  # (blocks, 16, bytes)
     rows = in_order[..., : window[0] * window[1]].unflatten(2, window)
     weights: Tensor = words_of_rows(rows).transpose(1, 2).contiguous()
     for word in range(1, weights.shape[1]):

@@ -26,7 +26,8 @@ class PackedNetwork(nn.Module):
     as segments of compiled instructions, which round alike, unless it is watched by hooks; large batches go in parts.
     `metadata` says what it is, where it comes from `create_model` or a checkpoint; else it is None.
     Its layers may be given other values or moved; another layer in the place of one is not seen once it has run, nor
-    are values written into weights' bits past torch, through NumPy or `.data`.
+    are values that are written past torch, through NumPy or `.data`, into weights' bits or into what decides the next
+    layer's bits: alpha, bias, gain, shift and threshold.
     """
 
     def __init__(self, network: nn.Module, metadata: Metadata | None = None) -> None:

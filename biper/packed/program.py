@@ -104,10 +104,10 @@ class After:
 
 
 @dataclass(frozen=True)
-class Arranged:
-    """What is made of a convolution's parameters, by the numbers of all of them.
+class Derived:
+    """The numbers of a convolution's tensors that are made of others: weights and offsets of the bits.
 
-    parameters: alpha, bias, gain, shift and threshold, if limits are made of them: of the offsets, and the turns.
+    parameters: alpha, bias, gain, shift and threshold, where limits take the place of the offsets, and turns are made.
     """
 
     bits: int
@@ -130,7 +130,7 @@ class Program:
     activations: list[int] = field(default_factory=list)  # given with each run
     parameters: dict[int, Source | None] = field(default_factory=dict)  # asked for, or (None) given with each run
     tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
-    arranged: list[Arranged] = field(default_factory=list)
+    arranged: list[Derived] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
     gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
@@ -196,7 +196,7 @@ class Program:
         arrangement = Arrangement(row, edge, (g.kernel[0], g.kernel[1] * -(-channels // 8)))
         norm = after.norm or Norm(NOWHERE, NOWHERE)
         limiting = (alpha, bias, norm.gain, norm.shift, after.threshold) if after.bits_alone else ()
-        self.arranged.append(Arranged(bits, weights, offsets, arrangement, turns, limiting))
+        self.arranged.append(Derived(bits, weights, offsets, arrangement, turns, limiting))
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.gathered = max(self.gathered, _gathered(g, words))
 

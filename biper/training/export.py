@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def as_packed(network: Network | PackedNetwork, path: Path) -> PackedNetwork:
     if isinstance(network, PackedNetwork):
         return network
     if network.metadata.stage == 1 and not network.metadata.model.endswith("_32w32a"):
-        text = f"biper train --stage 2 --load_ckpt_stage1 {path}"
+        text = shlex.join(["biper", "train", "--stage", "2", "--load_ckpt_stage1", str(path)])
         raise UsageError(f"{path} is of stage 1, whose weights are real: train stage 2 from it, {text}")
     return pack(network)
 
