@@ -12,7 +12,8 @@ import torch
 from biper.training import trainer as trainers
 from biper.training.distributed import joined, launched_processes
 from biper.training.log import Progress
-from biper.training.loop import evaluate, make_loss_terms, train_one_epoch
+from biper.training.loop import evaluate, train_one_epoch
+from biper.training.loss import make_loss_terms
 from biper.training.settings import make_settings
 
 

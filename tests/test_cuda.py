@@ -12,8 +12,11 @@ from biper.data.loaders import build_loaders
 from biper.data.memory import MemoryLoader, RandomCrop
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
-from biper.training.loop import make_loss_terms, train_one_epoch
+from biper.training.loop import train_one_epoch
+from biper.training.loss import make_loss_terms
+from biper.training.optimizer import build_optimizer, set_learning_rate
 from biper.training.settings import make_settings
+from biper.training.step import GraphedStep, plain_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -68,6 +71,45 @@ def test_both_stages_and_resume(command, tmp_path):
     code, out, err = command("--load_ckpt_stage1", start, "--epochs", 1, "--results_dir", tmp_path / "two", stage=2)
     assert code == 0, err
     assert torch.cuda.get_device_name(0) in out
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_recorded_steps_are_the_plain_ones(momentum):
+    device, results = torch.device("cuda"), []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        model = create_model("resnet20_1w1a", stage=2, activation="rprelu").to(device).double()
+        optimizer = build_optimizer(model, family="cifar10", name="sgd", lr=0.1, momentum=momentum, weight_decay=1e-3)
+        terms = make_loss_terms(0.037)
+        step = plain_step(model, optimizer, terms)
+        step = GraphedStep(step, optimizer, device) if recorded else step
+        losses = []
+        for i in range(12):
+            generator = torch.Generator().manual_seed(i)
+            count = 7 if i % 3 == 2 else 16  # two shapes by turns, as at the end of an epoch
+            images = torch.randn(count, 3, 32, 32, generator=generator).to(device).double()
+            labels = torch.randint(10, (count,), generator=generator).to(device)
+            set_learning_rate(optimizer, 0.1 / (i + 1))
+            values, logits = step(images, labels, 1.0)
+            losses.append(torch.stack([values["loss"], values["regularizer"], logits.sum()]).cpu())
+        results.append((losses, model.state_dict(), step))
+    (plain, a, _), (ours, b, graphed) = results
+    assert graphed.works
+    assert len(graphed.recordings) == 2
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
+
+
+def test_training_says_that_it_records(command, tmp_path):
+    for flags, said in (
+        ([], "CUDA graphs"),
+        (["--no-compile"], "plain torch\n"),
+        (["--optimizer", "adamw"], "plain torch\n"),
+    ):
+        code, out, err = command(*TINY, "--epochs", 2, *flags, "--results_dir", tmp_path / "-".join(["run", *flags]))
+        assert code == 0, err
+        assert said in out
+        assert "do not work here" not in out + err
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")

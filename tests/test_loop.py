@@ -10,7 +10,8 @@ from biper.data.digits import read_digits
 from biper.data.memory import Images, MemoryLoader, RandomCrop
 from biper.errors import TrainingDiverged
 from biper.nn.losses import periodic_regularizer
-from biper.training.loop import LossTerm, Totals, check_finite, evaluate, make_loss_terms, train_one_epoch
+from biper.training.loop import Totals, check_finite, evaluate, train_one_epoch
+from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.process import DelayedRead
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from biper.models.checkpoint import read_checkpoint
 from biper.training import trainer as trainers
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.distillation import soft_divergence
-from biper.training.loop import LossTerm, make_loss_terms
+from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.mixup import MixUp
 
 FULL = ["--dataset", "digits", "--image_size", 8, "-a", "resnet20_32w32a", "-b", 256, "--lr", 0.1]

@@ -10,7 +10,7 @@ from biper.errors import UsageError
 from biper.models import Network
 from biper.models.checkpoint import load_checkpoint
 from biper.models.metadata import Metadata
-from biper.training.loop import LossTerm
+from biper.training.loss import LossTerm
 
 
 def load_teacher(path: Path, student: Metadata) -> Network:

@@ -12,53 +12,13 @@ from torch.optim import Optimizer
 
 from biper.data.sharding import Loader
 from biper.errors import TrainingDiverged
-from biper.nn.losses import Regularizer, periodic_regularizer
-from biper.training.distributed import all_reduce_sum, step_of_replicas
+from biper.training.distributed import all_reduce_sum
+from biper.training.loss import LossTerm
 from biper.training.process import DelayedRead
+from biper.training.step import Step, plain_step
 
 Mix = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]  # images, labels, epoch, step -> images, labels
 HITS = ("top1", "top5")  # counted beside the terms of the loss
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """A term of the loss: value(model, images, logits, labels) is a scalar, differentiable in the parameters.
-
-    images: (B, 3, H, W); logits: (B, classes); labels: (B,), or of mixed images (B, classes) probabilities. A term that
-    is a mean over the batch's images is weighted by what this process's share of the batch counts among all processes;
-    one of the parameters alone, with of_images=False, is not. weight: by what it counts in the gradient; the metrics
-    have the value itself.
-    """
-
-    value: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    of_images: bool = True
-    weight: float = 1.0
-
-
-def make_loss_terms(
-    tau: float,
-    regularizer: Regularizer = periodic_regularizer,
-    *,
-    label_smoothing: float = 0.0,
-    teacher: LossTerm | None = None,
-) -> dict[str, LossTerm]:
-    """The paper's loss: cross-entropy, called `loss`, plus the periodic regularizer, whose weight is tau (0: none).
-
-    A term that is added here, as that of a teacher, enters the gradient, and as train_<name> the metrics.
-    regularizer: nn.losses.periodic_regularizer or its equal; teacher: its term, whose weight the cross-entropy lacks.
-    """
-
-    def cross_entropy(_model: nn.Module, _images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-    def penalty(model: nn.Module, _images: Tensor, logits: Tensor, _labels: Tensor) -> Tensor:
-        return regularizer(model, tau) if tau else logits.new_zeros(())
-
-    terms = {
-        "loss": LossTerm(cross_entropy, weight=1.0 - teacher.weight if teacher else 1.0),
-        "regularizer": LossTerm(penalty, of_images=False),
-    }
-    return terms | ({"distillation": teacher} if teacher else {})
 
 
 @dataclass(frozen=True)
@@ -165,15 +125,6 @@ class Totals:
                 raise TrainingDiverged(f"the loss is {loss.item()} in {self.where}, step {step}")
 
 
-def add_up(terms: Mapping[str, LossTerm], values: Mapping[str, Tensor], weight: float) -> Tensor:
-    """The loss of a step from the values of its terms; weight: that of this process's images."""
-    shares = {name: term.weight * (weight if term.of_images else 1.0) for name, term in terms.items()}
-    first, *others = (values[name] * share if share != 1 else values[name] for name, share in shares.items())
-    for value in others:
-        first = torch.add(first, value)
-    return first
-
-
 def train_one_epoch(
     model: nn.Module,
     loader: Loader,
@@ -182,6 +133,7 @@ def train_one_epoch(
     epoch: int,
     terms: Mapping[str, LossTerm],
     watcher: Watcher,
+    step: Step | None = None,
     totals: Totals | None = None,
     first_step: int = 0,
     mix: Mix | None = None,
@@ -190,25 +142,21 @@ def train_one_epoch(
 ) -> Metrics:
     """One epoch of SGD on the sum of the terms, of which one is called `loss`.
 
-    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; mix: what is made of
-    a batch before the network sees it; before_step and after_step are called with the number of steps that are done.
-    Accuracies are those by the labels themselves. Raises TrainingDiverged, naming epoch and step, when
-    the loss is not finite.
+    step: what is done with a batch, `plain_step` unless given; first_step, totals: where an interrupted epoch is taken
+    up, and what it had summed up by then; mix: what is made of a batch before the network sees it; before_step and
+    after_step are called with the number of steps that are done. Accuracies are those by the labels themselves. Raises
+    TrainingDiverged, naming epoch and step, when the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
-    for step, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
-        before_step(step - 1)
-        shown, targets = mix(images, labels, epoch, step) if mix else (images, labels)
-        with step_of_replicas():
-            logits = model(shown)
-            values = {name: term.value(model, shown, logits, targets) for name, term in terms.items()}
-            optimizer.zero_grad(set_to_none=True)
-            add_up(terms, values, loader.weight(step - 1)).backward()
-        optimizer.step()
-        totals.add(step, values, logits, labels)
-        watcher.advance(step, totals.glance(ask=step % watcher.print_freq == 0))
-        after_step(step, totals)
+    step = step or plain_step(model, optimizer, terms)
+    for number, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
+        before_step(number - 1)
+        shown, targets = mix(images, labels, epoch, number) if mix else (images, labels)
+        values, logits = step(shown, targets, loader.weight(number - 1))
+        totals.add(number, values, logits, labels)
+        watcher.advance(number, totals.glance(ask=number % watcher.print_freq == 0))
+        after_step(number, totals)
     return totals.all_reduce().metrics()
 
 

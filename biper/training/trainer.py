@@ -39,21 +39,21 @@ from biper.training.distributed import (
 from biper.training.log import Progress, metric_columns
 from biper.training.loop import (
     HITS,
-    LossTerm,
     Metrics,
     Sums,
     Totals,
     check_finite,
     evaluate,
-    make_loss_terms,
     train_one_epoch,
 )
+from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.mixup import MixUp
 from biper.training.optimizer import Factors, build_optimizer, load_optimizer, set_learning_rate
 from biper.training.process import random_state, seed_everything, select_devices, set_random_state
 from biper.training.run_folder import check_folder, run_folder, run_settings
 from biper.training.schedule import CYCLES, lr_at, tau_at
 from biper.training.settings import METHOD, Settings
+from biper.training.step import GraphedStep, Step, can_be_recorded, plain_step
 
 History = list[dict[str, Any]]  # a row an epoch
 
@@ -130,6 +130,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.folder = run_folder(self.settings)
         self.saved_at = time.monotonic()
+        self._recorded: tuple[float, Step] | None = None  # and the tau that it was recorded with
         self._replaced_before = 0  # what is to be added to the loader's count to get this epoch's
 
     def contents(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class Trainer:
         tau = tau_at(epoch, epochs=settings.epochs, tau_min=settings.tau_min, tau_max=settings.tau_max)
         tau = tau if settings.regularizer and periodic_layers(self.network)[0] else 0.0
         lr = self._set_learning_rate()
-        totals, train = self._train(self.make_terms(tau))
+        totals, train = self._train(tau)
         all_reduce_buffers(self.network)
         check_finite(self.network, f"at the end of epoch {epoch + 1}")
         set_progress(self.network, self.progress(len(self._train_loader())))  # as its checkpoint has it
@@ -207,9 +208,9 @@ class Trainer:
         if self.settings.lr_type in CYCLES:
             self._set_learning_rate(steps)
 
-    def _train(self, terms: Mapping[str, LossTerm]) -> tuple[Totals, Metrics]:
+    def _train(self, tau: float) -> tuple[Totals, Metrics]:
         """What is left of the epoch's steps; what an interrupted one had counted goes on in the first process."""
-        settings, loader = self.settings, self._train_loader()
+        settings, loader, terms = self.settings, self._train_loader(), self.make_terms(tau)
         earlier = self.partial if self.processes.main else {}
         self._replaced_before = earlier.get("replaced", 0) - loader.replaced
         totals = Totals(loader.device, f"epoch {self.epoch + 1}", tuple(terms), saved_sums(earlier))
@@ -222,6 +223,7 @@ class Trainer:
                 epoch=self.epoch,
                 terms=terms,
                 watcher=progress,
+                step=self._step(tau, terms),
                 totals=totals,
                 first_step=self.step,
                 mix=self._mix(),
@@ -229,6 +231,16 @@ class Trainer:
                 after_step=self._after_step,
             )
         return totals, metrics
+
+    def _step(self, tau: float, terms: Mapping[str, LossTerm]) -> Step:
+        """What is done with a batch. On a GPU it is recorded once, and again where tau changes, which is part of it."""
+        step = plain_step(self.model, self.optimizer, terms)
+        if not self.fast.graphed:
+            return step
+        if self._recorded is None or self._recorded[0] != tau:
+            self._recorded = None  # its memory goes first
+            self._recorded = (tau, GraphedStep(step, self.optimizer, self.devices[0]))
+        return self._recorded[1]
 
     def _mix(self) -> MixUp | None:
         alpha = self.settings.mixup
@@ -321,7 +333,7 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
     with naming(latest):
         progress = saved_progress(saved) if saved else {"epoch": settings.start_epoch}
     steps = (settings.epochs - progress["epoch"]) * len(loaders.train or ())
-    fast = accelerate_network(network, settings, devices, steps)
+    fast = accelerate_network(network, settings, devices, processes, steps)
     optimizer = build_optimizer(
         network,
         family=settings.family,
@@ -332,6 +344,7 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
         nesterov=settings.nesterov,
         factors=Factors(settings.lr_alpha, settings.lr_norm_bias),
     )
+    fast.graphed = fast.graphed and can_be_recorded(network, optimizer)
     average = MovingAverage(network, settings.ema) if settings.ema else None
     if saved:
         with naming(latest):
@@ -370,11 +383,13 @@ def _require_place(progress: Mapping[str, Any], epochs: int, steps: int) -> None
 
 
 def accelerate_network(
-    network: Network, settings: Settings, devices: Sequence[torch.device], steps: int
+    network: Network, settings: Settings, devices: Sequence[torch.device], processes: Processes, steps: int
 ) -> Accelerated:
     """The network on the first device, as fast as the settings allow, for `steps` steps."""
     compiled = settings.compile and len(devices) == 1
-    return accelerate(network, devices[0], amp=settings.amp == "bf16", compiled=compiled, steps=steps)
+    graphed = compiled and processes.size == 1
+    amp = settings.amp == "bf16"
+    return accelerate(network, devices[0], amp=amp, compiled=compiled, graphed=graphed, steps=steps)
 
 
 def parallelize(fast: Accelerated, devices: Sequence[torch.device], processes: Processes) -> nn.Module:

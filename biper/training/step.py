@@ -1,0 +1,127 @@
+"""One step of training, as it is or as a CUDA graph: forward pass, loss, backward pass, and what the optimizer does."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from biper.errors import one_line
+from biper.nn.quantizers import changes_over_training
+from biper.training.distributed import step_of_replicas
+from biper.training.loss import LossTerm, add_up
+
+log = logging.getLogger("biper")
+Outcome: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the terms of the loss by name, and the logits (B, classes)
+Step: TypeAlias = Callable[[Tensor, Tensor, float], Outcome]  # from images, labels, and what these images count
+WARM_UP = 3  # steps of a shape that are run as they are: kernels are chosen, and the optimizer's memory is there
+
+
+def plain_step(model: nn.Module, optimizer: Optimizer, terms: Mapping[str, LossTerm]) -> Step:
+    """A step of SGD, or of another optimizer, on the sum of the terms."""
+
+    def step(images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        with step_of_replicas():
+            logits = model(images)
+            values = {name: term.value(model, images, logits, labels) for name, term in terms.items()}
+            optimizer.zero_grad(set_to_none=True)
+            add_up(terms, values, weight).backward()
+        optimizer.step()
+        return {name: value.detach() for name, value in values.items()}, logits.detach()
+
+    return step
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph, the memory that it reads, and what it leaves there."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    labels: Tensor
+    outcome: Outcome
+
+
+class GraphedStep:
+    """A step on a GPU, which is recorded once for each shape of a batch, and then replayed.
+
+    A small network's step is hundreds of kernels that take a few microseconds each, less than it takes to start them
+    one by one. What differs from step to step lies in the GPU's memory: the batch and the learning rates. So nothing
+    else may: see `can_be_recorded`. The logits are valid until the next step.
+    """
+
+    def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
+        self.step, self.optimizer, self.device = step, optimizer, device
+        self.stream = torch.cuda.Stream(device)
+        self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self.known: list[float | None] = [None] * len(self.rates)  # what is in `rates`
+        self.runs: Counter[object] = Counter()
+        self.recordings: dict[object, Recording] = {}
+        self.works = True
+
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        """images: (B, 3, H, W); labels: (B,) or (B, classes)."""
+        shape = (images.shape, labels.shape, weight)
+        if shape not in self.recordings:
+            self.runs[shape] += 1
+            if self.runs[shape] <= WARM_UP or not self.works:
+                return self._aside(images, labels, weight)
+            try:
+                self.recordings[shape] = self._record(images, labels, weight)
+            except RuntimeError as error:
+                self.works = False
+                log.warning("CUDA graphs do not work here: going on without them (%s)", one_line(error))
+                return self._aside(images, labels, weight)
+        recording = self.recordings[shape]
+        recording.images.copy_(images)
+        recording.labels.copy_(labels)
+        self._send_rates()
+        recording.graph.replay()
+        values, logits = recording.outcome
+        return {name: value.clone() for name, value in values.items()}, logits
+
+    def _aside(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        """A step as it is, on the stream on which graphs are recorded, as autograd wants it."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            outcome = self.step(images, labels, weight)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        return outcome
+
+    def _record(self, images: Tensor, labels: Tensor, weight: float) -> Recording:
+        images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
+        with self._rates_in_memory(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            outcome = self.step(images, labels, weight)
+        return Recording(graph, images, labels, outcome)
+
+    @contextmanager
+    def _rates_in_memory(self) -> Iterator[None]:
+        """Context: the optimizer reads its learning rates where `_send_rates` writes them."""
+        groups = self.optimizer.param_groups
+        numbers = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, number in zip(groups, numbers, strict=True):
+                group["lr"] = number
+
+    def _send_rates(self) -> None:
+        for i, group in enumerate(self.optimizer.param_groups):
+            if group["lr"] != self.known[i]:
+                self.known[i] = group["lr"]
+                self.rates[i].fill_(group["lr"])
+
+
+def can_be_recorded(network: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether a step reads nothing but the GPU's memory, once batch and learning rate are there.
+
+    A quantizer that heeds how much of the training is done may keep that elsewhere, as Adam keeps its bias correction.
+    """
+    return isinstance(optimizer, SGD) and not changes_over_training(network)
