@@ -37,8 +37,8 @@ class Quantizer(nn.Module):
     def set_progress(self, progress: float) -> None:
         """Told before every training step how much of the stage is done, 0 to 1, whether it was interrupted or not.
 
-        Nothing changes here. One that does keeps what follows from it in a buffer that is not persistent, so that a
-        compiled network need not be compiled again, and names in checkpoints stay what they are.
+        Nothing changes here. One that does fills a buffer that is not persistent, in place, with what follows from it:
+        so a network that is compiled or recorded is so once, and names in checkpoints stay what they are.
         """
 
     def fit(self, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from biper.errors import one_line
-from biper.nn.quantizers import changes_over_training
 from biper.training.distributed import step_of_replicas
 from biper.training.loss import LossTerm, add_up
 
@@ -51,8 +50,8 @@ class GraphedStep:
     """A step on a GPU, which is recorded once for each shape of a batch, and then replayed.
 
     A small network's step is hundreds of kernels that take a few microseconds each, less than it takes to start them
-    one by one. What differs from step to step lies in the GPU's memory: the batch and the learning rates. So nothing
-    else may: see `can_be_recorded`. The logits are valid until the next step.
+    one by one. What differs from step to step lies in the GPU's memory: the batch, the learning rates, and the buffers
+    of quantizers that change over the training. See `can_be_recorded`. The logits are valid until the next step.
     """
 
     def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
@@ -119,9 +118,6 @@ class GraphedStep:
                 self.rates[i].fill_(group["lr"])
 
 
-def can_be_recorded(network: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether a step reads nothing but the GPU's memory, once batch and learning rate are there.
-
-    A quantizer that heeds how much of the training is done may keep that elsewhere, as Adam keeps its bias correction.
-    """
-    return isinstance(optimizer, SGD) and not changes_over_training(network)
+def can_be_recorded(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's step reads nothing but the GPU's memory, once its learning rate is there."""
+    return isinstance(optimizer, SGD)
