@@ -16,7 +16,14 @@ VARIANCE_EPSILON = 1e-5
 
 def _sign(x: Tensor) -> Tensor:
     """+1 where x >= 0 (both zeros included), else -1. Any shape; keeps the dtype."""
-    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+    return _signs(x >= 0, x.dtype)
+
+
+def _signs(positive: Tensor, dtype: torch.dtype) -> Tensor:
+    """+1 where True, else -1. Any shape."""
+    if torch.compiler.is_compiling():  # which loses the gradient of what is changed in place [seen with torch 2.11]
+        return positive.to(dtype) * 2 - 1
+    return positive.to(dtype).mul_(2).sub_(1)  # in place: saves memory
 
 
 def _surrogate(x: Tensor) -> Tensor:
@@ -104,7 +111,7 @@ class _ThresholdSign(Function):
     @staticmethod
     def forward(a: Tensor, threshold: Tensor) -> Tensor:
         # compared, not subtracted: where tiny numbers are taken for zero, the difference of two that differ may be 0
-        return (a >= threshold).to(a.dtype).mul_(2).sub_(1)
+        return _signs(a >= threshold, a.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401

@@ -54,9 +54,7 @@ class Compiled:
         start = time.monotonic()
         state = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         try:
-            logits = self.compiled(images)
-            if logits.requires_grad:  # the backward pass is compiled when it is first run
-                torch.autograd.grad(logits.sum(), list(self.network.parameters()), allow_unused=True)
+            self._require_gradients(images)
         except Exception as error:
             log.warning(
                 "torch.compile does not work here: going on without it, as with --no-compile (%s)", one_line(error)
@@ -67,6 +65,19 @@ class Compiled:
         with torch.no_grad():
             for name, buffer in self.network.named_buffers():
                 buffer.copy_(state[name])
+
+    def _require_gradients(self, images: Tensor) -> None:
+        """Compile both passes. Raises RuntimeError if a gradient is lost: some versions lose that of a function."""
+        named = dict(self.network.named_parameters())
+        found = []
+        for forward in (self.compiled, self.network):
+            logits = forward(images)
+            if not logits.requires_grad:  # the backward pass is compiled when it is first run
+                return
+            found.append(torch.autograd.grad(logits.square().sum(), list(named.values()), allow_unused=True))
+        for name, ours, plain in zip(named, *found, strict=True):
+            if plain is not None and plain.any() and (ours is None or not ours.any()):
+                raise RuntimeError(f"it loses the gradient of {name}")
 
 
 class Accelerated(nn.Module):
