@@ -13,10 +13,26 @@ from conftest import TINY
 from biper.cpu import cache
 from biper.cpu import compiler as native
 from biper.models import create_model
+from biper.nn.functional import (
+    binary_sign,
+    error_decay_sign,
+    identity_sign,
+    square_wave,
+    straight_through_sign,
+    threshold_sign,
+)
 from biper.training import acceleration
 from biper.training.acceleration import Compiled, accelerate, chosen_amp
 
 CPU = torch.device("cpu")
+SIGNS = (
+    binary_sign,
+    straight_through_sign,
+    identity_sign,
+    lambda x: square_wave(x, 3.0),
+    lambda x: error_decay_sign(x, torch.tensor(2.0)),
+    lambda x: threshold_sign(x, torch.tensor(0.1, dtype=torch.float64)),
+)
 TRAIN = [*TINY, "--epochs", 1, "--results_dir"]
 
 
@@ -115,6 +131,7 @@ def test_the_chosen_format_is_saved_and_kept_by_resume(command, refused, tmp_pat
     assert command(*run, "--epochs", 1, "--resume")[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # which torch 2.11 does
 class TestCompiled:
     """torch.compile, which GPUs take; its default backend writes C++ for the CPU, so that it can be tested there."""
 
@@ -156,6 +173,29 @@ class TestCompiled:
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert warnings == ["torch.compile does not work here: going on without it, as with --no-compile (no compiler)"]
         assert network.bn1.num_batches_tracked == 2
+
+    def test_a_gradient_that_is_lost_is_noticed(self, monkeypatch, caplog):
+        network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 5)).train()
+        first, norm, last = network
+        monkeypatch.setattr(torch, "compile", lambda _, dynamic: lambda x: last(norm(first(x).detach())))
+        forward = Compiled(network)
+        self.step(forward, torch.randn(4, 3))
+        assert "(it loses the gradient of 0.weight)" in caplog.text
+        assert first.weight.grad.any()  # the step was one without it
+        assert norm.num_batches_tracked == 1
+
+    def test_functions_that_change_what_they_made_keep_their_gradients(self):
+        class Waved(torch.nn.Module):
+            def forward(self, x):
+                return torch.stack([sign(x) for sign in SIGNS])
+
+        x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+        plain, compiled = (
+            torch.autograd.grad((f(x) * torch.arange(50)).sum(), x)[0]
+            for f in (Waved(), torch.compile(Waved(), backend="aot_eager"))
+        )
+        assert plain.any()
+        torch.testing.assert_close(compiled, plain)
 
     @pytest.mark.parametrize(("steps", "how"), [(999, "plain torch"), (1000, "torch.compile")])
     def test_a_gpu_gets_it_where_it_pays(self, monkeypatch, steps, how):
