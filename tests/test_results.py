@@ -162,6 +162,24 @@ def test_recipes_tell_what_the_stopped_run_logged():
     assert f"from {float(first['qe']):.3f} after stage 1 to {float(last['qe']):.3f}" in text
 
 
+def test_what_each_part_brings_is_what_the_runs_on_the_gpu_logged():
+    folder = ROOT / "docs" / "results" / "recipe_parts_h200"
+    ended, logged = {}, rows(folder / "metrics.csv")
+    for row in logged:
+        if row["stage"] == "2":
+            ended[row["run"]] = row
+    shown = [line.strip("| ").split(" | ") for line in tables((folder / "parts.md").read_text())]
+    base = _top1(ended["freq_20"])
+    ran = ["freq_20", "cosine", "published_regularizer", "lr_0.1", "hardtanh", "hardtanh_and_BiPer_s_own_input_sign"]
+    for run, (_, top1, difference, train, error) in zip(ran, shown, strict=True):
+        row = ended.get(run) or ended[f"choice_{run}"]
+        assert int(row["epoch"]) == 15
+        assert _top1(row) == max(_top1(r) for r in logged if (r["run"], r["stage"]) == (row["run"], "2"))
+        assert (top1, train) == (f"{_top1(row):.2f}", f"{float(row['train_top1']):.2f}")
+        assert difference.strip() == ("" if run == "freq_20" else f"{_top1(row) - base:+.2f}")
+        assert error == f"{float(row['qe']):.3f}"
+
+
 def test_the_guide_shows_what_the_studies_say():
     shown = re.findall(
         r"^\| (\w+) \| ([\w, ]+) \| ([\d.]+ ± [\d.]+) \|$", (ROOT / "docs" / "compare.md").read_text(), re.M
