@@ -128,6 +128,14 @@ class Output:
         return getattr(self._stream, name)
 
 
+def _named(error: BaseException) -> str:
+    """What an error says; of the system's, with its file, or both of them."""
+    if not (isinstance(error, OSError) and error.filename):
+        return str(error)
+    files = f"{error.filename} to {error.filename2}" if error.filename2 else error.filename
+    return f"{files}: {reason(error)}"
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
@@ -150,8 +158,7 @@ def run_command(command: Callable[[], None]) -> None:
         _discard_output()
         rank = os.environ.get("RANK", "0")
         where = "error" if rank == "0" else f"error in process {rank}"
-        named = f"{error.filename}: {reason(error)}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"{where}: {printable(named)}", file=sys.stderr)
+        print(f"{where}: {printable(_named(error))}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OTHERS) else 2)
     finally:
         sys.stdout = before

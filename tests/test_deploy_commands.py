@@ -237,6 +237,8 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
         ],
         "facts.json exists and is another": [best, "-o", target, "--facts", foreign],
         "nothing to write: give one or more of -o FILE": [best],
+        "--dataset says which images are compared": [exported, "--onnx", target, "--dataset", "digits"],
+        "--data_path says which images are compared": [best, "--web", tmp_path / "page", "--data_path", tmp_path],
         "packed.json goes with the packed file": [exported, "--onnx", target, "--facts", tmp_path / "packed.json"],
     }
     for message, argv in cases.items():

@@ -27,6 +27,8 @@ def failing(error):
     [
         (UsageError("bad input"), 2, "error: bad input\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device", "/a"), 2, "error: /a: No space left on device\n"),
+        (OSError(18, "Other device", "/a", None, "/b"), 2, "error: /a to /b: Other device\n"),
         (OutOfMemory(), 2, "error: out of memory: give a smaller -b (training) or -bt (evaluation)\n"),
         (
             WorkerLost("killed"),

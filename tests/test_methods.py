@@ -122,6 +122,10 @@ def test_bad_input(refused):
     assert "no setting 'tau'; its settings are tau_min, tau_max" in refused(
         *fresh, "--quantizer", "recu:tau=0.9", stage=2
     )
+    said = refused(*fresh, "--quantizer", "recu:tau_min=big", stage=2)
+    assert "--quantizer recu: tau_min is a number such as 0.85, not 'big'" in said
+    said = refused(*fresh, "--input_quantizer", "irnet:t_max=x", stage=2)
+    assert "--input_quantizer irnet: t_max is a number such as 10" in said
     assert "settings are written as in recu" in refused(*fresh, "--quantizer", "recu:0.9", stage=2)
     real = ["--dataset", "digits", "-a", "resnet20_1w32a", "--input_quantizer", "rsign"]
     assert "resnet20_1w32a has real activations" in refused(*real)
@@ -250,7 +254,7 @@ class Ternary(OwnInput):
     [
         (NoForward, "", "NotImplementedError"),
         (Shifted, "", r"gives, in evaluation, something else than \+1 from 0 on"),
-        (Clip, ":clip=abc", "fails when it is tried: TypeError"),
+        (Clip, ":clip=abc", "clip is a number such as 1.0, not .abc."),
         (Clip, ":clap=1", "has no setting 'clap'; its settings are clip"),
         (Everywhere, "", "make it of the shape that fit"),
         (Ternary, "", "other values than -1 and \\+1"),

@@ -69,6 +69,8 @@ def _export(given: dict[str, Any]) -> None:
         raise UsageError(f"--facts {facts} goes with the packed file: give -o FILE too")
     if target and is_packed(checkpoint):
         raise UsageError(f"{checkpoint} is packed already: leave -o out")
+    if asked := [f"--{name}" for name in ("dataset", "data_path") if given.get(name) and not (target or c or qonnx)]:
+        raise UsageError(f"{asked[0]} says which images are compared: give -o FILE, --c DIR or --qonnx FILE.onnx too")
     if skips != SKIPS[0] and not c:
         raise UsageError(f"--skips {skips} is for C: give --c DIR too")
     require_outputs({"-o": target, "--onnx": onnx, "--facts": facts, "--qonnx": qonnx, "--c": c, "--web": web}, bits)

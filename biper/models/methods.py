@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from biper.errors import UsageError, told
+from biper.errors import UsageError, shown, told
 from biper.models.metadata import Metadata
 from biper.models.registry import Network, create_model
 from biper.nn import DEFAULT_FREQ, fitted
@@ -47,6 +47,7 @@ def weight_quantizer_named(text: str, freq: float) -> WeightQuantizer:
     choices = own_methods()
     if name not in choices:
         raise _unknown("--quantizer", name, (BIPER, *choices))
+    _require_numbers("--quantizer", name, settings, WEIGHT_QUANTIZERS[name])
     if "freq" in _defaults(WEIGHT_QUANTIZERS[name]):
         settings = {"freq": freq, **settings}
     return build_quantizer({"name": name, **settings}, WEIGHT_QUANTIZERS)
@@ -57,7 +58,9 @@ def input_quantizer_named(text: str) -> InputQuantizer:
     name, settings = _parsed("--input_quantizer", text)
     if name not in input_methods():
         raise _unknown("--input_quantizer", name, input_methods())
-    return build_quantizer({**INPUTS.get(name, {"name": name}), **settings}, INPUT_QUANTIZERS)
+    known = INPUTS.get(name, {"name": name})
+    _require_numbers("--input_quantizer", name, settings, INPUT_QUANTIZERS[str(known["name"])])
+    return build_quantizer({**known, **settings}, INPUT_QUANTIZERS)
 
 
 def require_sound(text: str, freq: float) -> WeightQuantizer:
@@ -173,6 +176,15 @@ def _parsed(flag: str, text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             settings[key] = value
     return name, settings
+
+
+def _require_numbers(flag: str, name: str, settings: Mapping[str, Any], kind: type[Quantizer]) -> None:
+    """Raise UsageError for a text where the constructor has a number by default, before the class meets it."""
+    defaults = _defaults(kind)
+    for key, value in settings.items():
+        default = defaults.get(key)
+        if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+            raise UsageError(f"{flag} {name}: {key} is a number such as {default}, not {shown(value)}")
 
 
 def _written_weights(description: Description) -> str:

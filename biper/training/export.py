@@ -35,7 +35,6 @@ COMPARED, RANDOM = 256, 16  # images
 BATCH = 16  # as many as a packed network takes at a time, so that torch's convolutions do the same in both
 ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
-ONNX = "%s: %s bytes, with weights -1 and +1 as floats"  # what is said of a file
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,7 @@ def export(checkpoint: Path, target: Path, onnx: Path | None, given: dict[str, A
     found = _facts(network, packed, checkpoint, target, agreement, source)
     _log_facts(found)
     if onnx:
-        export_onnx(packed, onnx, network.metadata.shown_size)
-        found = replace(found, onnx=str(onnx), onnx_bytes=onnx.stat().st_size)
-        log.info(ONNX, onnx, f"{found.onnx_bytes:,}")
+        found = replace(found, onnx=str(onnx), onnx_bytes=_write_onnx(packed, onnx))
     if facts:
         write_text(json.dumps(asdict(found), indent=2), facts)
 
@@ -133,10 +130,16 @@ def as_packed(network: Network | PackedNetwork, path: Path) -> PackedNetwork:
 @name_out_of_memory()
 def write_onnx(path: Path, target: Path, given: dict[str, Any]) -> None:
     """Write the ONNX file of a checkpoint of stage 2 or of a packed file. Raises UsageError for bad input."""
-    packed, _ = packable(path, given)
+    _write_onnx(packable(path, given)[0], target)
+
+
+def _write_onnx(packed: PackedNetwork, target: Path) -> int:
+    """Write an ONNX file, say so, and return its bytes."""
     assert packed.metadata is not None
     export_onnx(packed, target, packed.metadata.shown_size)
-    log.info(ONNX, target, f"{target.stat().st_size:,}")
+    size = target.stat().st_size
+    log.info("%s: %s bytes, with weights -1 and +1 as floats", target, f"{size:,}")
+    return size
 
 
 def top1_of(contents: dict[str, Any]) -> float | None:
