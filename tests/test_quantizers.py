@@ -16,6 +16,7 @@ from biper.nn.quantizers import (
     SquareWave,
     WeightQuantizer,
     build_quantizer,
+    changes_in_place,
     describe,
     register_quantizer,
     set_progress,
@@ -144,6 +145,40 @@ def test_one_class_may_serve_weights_and_inputs():
     assert issubclass(Sign, WeightQuantizer)
     assert issubclass(Sign, InputQuantizer)
     assert WEIGHT_QUANTIZERS["sign"] is INPUT_QUANTIZERS["sign"] is Sign
+
+
+class Steep(WeightQuantizer):
+    """One that changes over training, and keeps that in a place of each kind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.number = kind, 0.0
+        self.register_buffer("steepness", torch.zeros(2), persistent=False)
+
+    def set_progress(self, progress):
+        if self.kind == "in place":
+            self.steepness.fill_(progress)
+        elif self.kind == "another buffer":
+            self.steepness = torch.full((2,), progress)
+        elif self.kind == "a number":
+            self.number = progress
+        elif self.kind == "a tensor":
+            self.tensor = torch.full((2,), progress)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"), [("in place", True), ("another buffer", False), ("a number", False), ("a tensor", False)]
+)
+def test_what_changes_in_place(kind, stays):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), Steep(kind))
+    assert changes_in_place(model) is stays
+    assert model[1].number == 0.0
+    assert not model[1].steepness.any()
+
+
+@pytest.mark.parametrize(("name", "registry"), KINDS)
+def test_what_comes_with_biper_changes_in_place(name, registry):
+    assert changes_in_place(registry[name](**SETTINGS.get(name, {})))
 
 
 def test_progress_reaches_every_quantizer():

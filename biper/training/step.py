@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from biper.errors import one_line
+from biper.nn.quantizers import changes_in_place
 from biper.training.distributed import step_of_replicas
 from biper.training.loss import LossTerm, add_up
 
@@ -118,6 +119,6 @@ class GraphedStep:
                 self.rates[i].fill_(group["lr"])
 
 
-def can_be_recorded(optimizer: Optimizer) -> bool:
-    """Whether an optimizer's step reads nothing but the GPU's memory, once its learning rate is there."""
-    return isinstance(optimizer, SGD)
+def can_be_recorded(network: nn.Module, optimizer: Optimizer) -> bool:
+    """Whether a step reads nothing but the GPU's memory, once batch and learning rates are there."""
+    return isinstance(optimizer, SGD) and changes_in_place(network)

@@ -344,7 +344,7 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
         nesterov=settings.nesterov,
         factors=Factors(settings.lr_alpha, settings.lr_norm_bias),
     )
-    fast.graphed = fast.graphed and can_be_recorded(optimizer)
+    fast.graphed = fast.graphed and can_be_recorded(network, optimizer)
     average = MovingAverage(network, settings.ema) if settings.ema else None
     if saved:
         with naming(latest):
