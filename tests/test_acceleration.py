@@ -13,26 +13,14 @@ from conftest import TINY
 from biper.cpu import cache
 from biper.cpu import compiler as native
 from biper.models import create_model
-from biper.nn.functional import (
-    binary_sign,
-    error_decay_sign,
-    identity_sign,
-    square_wave,
-    straight_through_sign,
-    threshold_sign,
-)
+from biper.nn.layers import BinaryConv2d
+from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from biper.training import acceleration
-from biper.training.acceleration import Compiled, accelerate, chosen_amp
+from biper.training.acceleration import accelerate, chosen_amp
+from biper.training.compilation import Compiled, require_surrogates
 
 CPU = torch.device("cpu")
-SIGNS = (
-    binary_sign,
-    straight_through_sign,
-    identity_sign,
-    lambda x: square_wave(x, 3.0),
-    lambda x: error_decay_sign(x, torch.tensor(2.0)),
-    lambda x: threshold_sign(x, torch.tensor(0.1, dtype=torch.float64)),
-)
+KINDS = [*((name, WEIGHT_QUANTIZERS) for name in WEIGHT_QUANTIZERS), *((n, INPUT_QUANTIZERS) for n in INPUT_QUANTIZERS)]
 TRAIN = [*TINY, "--epochs", 1, "--results_dir"]
 
 
@@ -159,8 +147,8 @@ class TestCompiled:
         assert [line.split(":")[0] for line in lines] == ["torch.compile"] * 2
 
     def test_where_it_does_not_work_training_goes_on(self, monkeypatch, caplog):
-        def broken(network, dynamic):
-            def call(x):
+        def broken(network, **options):
+            def call(*inputs):
                 raise RuntimeError("no compiler\nand a long story")
 
             return call
@@ -184,18 +172,22 @@ class TestCompiled:
         assert first.weight.grad.any()  # the step was one without it
         assert norm.num_batches_tracked == 1
 
-    def test_functions_that_change_what_they_made_keep_their_gradients(self):
-        class Waved(torch.nn.Module):
-            def forward(self, x):
-                return torch.stack([sign(x) for sign in SIGNS])
+    @pytest.mark.parametrize(("name", "registry"), KINDS)
+    def test_quantizers_keep_their_gradients(self, name, registry):
+        quantizer = registry[name](**({"freq": 3.0} if name in ("sine", "square_wave") else {}))
+        kind = "weight_quantizer" if registry is WEIGHT_QUANTIZERS else "input_quantizer"
+        require_surrogates(torch.nn.Sequential(BinaryConv2d(4, 3, 3, **{kind: quantizer}).train()))
 
-        x = torch.randn(50, dtype=torch.float64, requires_grad=True)
-        plain, compiled = (
-            torch.autograd.grad((f(x) * torch.arange(50)).sum(), x)[0]
-            for f in (Waved(), torch.compile(Waved(), backend="aot_eager"))
-        )
-        assert plain.any()
-        torch.testing.assert_close(compiled, plain)
+    def test_a_surrogate_that_is_lost_is_noticed_where_skips_hide_it(self, monkeypatch, caplog):
+        def losing(f, dynamic, backend=None):
+            if backend is None:
+                return f  # of the whole network, all of whose parameters have gradients
+            return lambda w, a: (f(w, a)[0], f(w, a)[1].detach() + 0 * a)
+
+        monkeypatch.setattr(torch, "compile", losing)
+        forward = Compiled(create_model("resnet20_1w1a").train())
+        self.step(forward, torch.randn(4, 3, 8, 8))
+        assert "(it loses the gradient of PolynomialSign)" in caplog.text
 
     @pytest.mark.parametrize(("steps", "how"), [(999, "plain torch"), (1000, "torch.compile")])
     def test_a_gpu_gets_it_where_it_pays(self, monkeypatch, steps, how):

@@ -16,7 +16,8 @@ from biper.training.loop import train_one_epoch
 from biper.training.loss import make_loss_terms
 from biper.training.optimizer import build_optimizer, set_learning_rate
 from biper.training.settings import make_settings
-from biper.training.step import GraphedStep, plain_step
+from biper.training.step import GraphedStep, make_plain_step
+from biper.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -62,12 +63,22 @@ def test_nothing_in_the_loop_waits_for_the_device():
     assert watch.seen
 
 
-def test_both_stages_and_resume(command, tmp_path):
-    flags = [*TINY, "--epochs", 2, "--gpus", "0", "--deterministic"]
-    assert command(*flags, "--results_dir", tmp_path / "whole")[0] == 0
-    assert command(*flags, "--results_dir", tmp_path / "one")[0] == 0
-    a, b = (read_checkpoint(tmp_path / run / LATEST)["state_dict"] for run in ("whole", "one"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+def test_both_stages_and_resume(command, tmp_path, monkeypatch):
+    def interrupted(trainer):
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+        run_epoch(trainer)
+
+    run_epoch, flags = Trainer.run_epoch, [*TINY, "--epochs", 2, "--gpus", "0", "--deterministic"]
+    for name in ("whole", "one"):
+        assert command(*flags, "--results_dir", tmp_path / name)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_epoch", interrupted)
+        assert command(*flags, "--results_dir", tmp_path / "resumed")[0] == 130
+    assert command(*flags, "--resume", "--results_dir", tmp_path / "resumed")[0] == 0
+    states = [read_checkpoint(tmp_path / run / LATEST)["state_dict"] for run in ("whole", "one", "resumed")]
+    for state in states[1:]:
+        assert all(torch.equal(states[0][key], state[key]) for key in state)
     start = tmp_path / "one" / BEST
     code, out, err = command("--load_ckpt_stage1", start, "--epochs", 1, "--results_dir", tmp_path / "two", stage=2)
     assert code == 0, err
@@ -82,8 +93,11 @@ def test_recorded_steps_are_the_plain_ones(momentum):
         model = create_model("resnet20_1w1a", stage=2, activation="rprelu").to(device).double()
         optimizer = build_optimizer(model, family="cifar10", name="sgd", lr=0.1, momentum=momentum, weight_decay=1e-3)
         terms = make_loss_terms(0.037)
-        step = plain_step(model, optimizer, terms)
-        step = GraphedStep(step, optimizer, device) if recorded else step
+        step = make_plain_step(model, optimizer, terms)
+        if recorded:
+            graphed = GraphedStep(optimizer, device)
+            graphed.take(step)
+            step = graphed
         losses = []
         for i in range(12):
             generator = torch.Generator().manual_seed(i)
@@ -93,8 +107,8 @@ def test_recorded_steps_are_the_plain_ones(momentum):
             set_learning_rate(optimizer, 0.1 / (i + 1))
             values, logits = step(images, labels, 1.0)
             losses.append(torch.stack([values["loss"], values["regularizer"], logits.sum()]).cpu())
-        results.append((losses, model.state_dict(), step))
-    (plain, a, _), (ours, b, graphed) = results
+        results.append((losses, model.state_dict()))
+    (plain, a), (ours, b) = results
     assert graphed.works
     assert len(graphed.recordings) == 2
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)

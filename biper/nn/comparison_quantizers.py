@@ -35,7 +35,7 @@ class _Standardized(Function):
         variance = v.square().sum(dims, keepdim=True).div_(ctx.degrees).add_(epsilon)  # unbiased; 0 of a single weight
         rounding = (8 * torch.finfo(w.dtype).eps * mean).square()  # what a mean of equal weights may be off
         inverse = torch.where(variance > rounding, variance.rsqrt(), 0.0)
-        v.mul_(inverse)
+        v = v * inverse  # not in place, for torch.compile (functional._signs)
         ctx.save_for_backward(v, inverse)
         return v
 

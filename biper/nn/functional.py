@@ -21,7 +21,7 @@ def _sign(x: Tensor) -> Tensor:
 
 def _signs(positive: Tensor, dtype: torch.dtype) -> Tensor:
     """+1 where True, else -1. Any shape."""
-    if torch.compiler.is_compiling():  # which loses the gradient of what is changed in place [seen with torch 2.11]
+    if torch.compiler.is_compiling():  # which loses the gradient of a result changed in place [seen with torch 2.11]
         return positive.to(dtype) * 2 - 1
     return positive.to(dtype).mul_(2).sub_(1)  # in place: saves memory
 

@@ -1,7 +1,6 @@
 """How a network is run fast: memory layout, number format, and fused kernels or the compiler."""
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from biper.cpu.rewriting import fuse, fused_regularizer
-from biper.errors import CompilerMissing, one_line
+from biper.errors import CompilerMissing
 from biper.nn.losses import periodic_regularizer
+from biper.training.compilation import Compiled
 
 log = logging.getLogger("biper")
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
@@ -29,55 +29,6 @@ def chosen_amp(amp: str, device: torch.device) -> str:
     except OSError:
         return "off"
     return "bf16" if any(unit in facts for unit in BF16_UNITS) else "off"
-
-
-class Compiled:
-    """A network through torch.compile, for batches of one size; the last one of an epoch goes through it as it is."""
-
-    def __init__(self, network: nn.Module) -> None:
-        torch.compiler.reset()  # it compiles a class for a few networks alone, and counts those of earlier runs
-        self.network, self.compiled = network, torch.compile(network, dynamic=False)
-        self.shapes: dict[bool, torch.Size] = {}  # of the batches it is compiled for, in training and evaluation
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """images: (N, 3, H, W) -> (N, classes)."""
-        mode = self.network.training
-        if mode not in self.shapes:
-            self.shapes[mode] = images.shape
-            self._warm_up(images)
-        logits: Tensor = (self.compiled if images.shape == self.shapes[mode] else self.network)(images)
-        return logits
-
-    def _warm_up(self, images: Tensor) -> None:
-        what = "training" if self.network.training else "evaluation"
-        log.info("torch.compile: compiling the %s step, once; this takes about a minute", what)
-        start = time.monotonic()
-        state = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        try:
-            self._require_gradients(images)
-        except Exception as error:
-            log.warning(
-                "torch.compile does not work here: going on without it, as with --no-compile (%s)", one_line(error)
-            )
-            self.compiled = self.network
-        else:
-            log.info("torch.compile: done in %.0f s", time.monotonic() - start)
-        with torch.no_grad():
-            for name, buffer in self.network.named_buffers():
-                buffer.copy_(state[name])
-
-    def _require_gradients(self, images: Tensor) -> None:
-        """Compile both passes. Raises RuntimeError if a gradient is lost: some versions lose that of a function."""
-        named = dict(self.network.named_parameters())
-        found = []
-        for forward in (self.compiled, self.network):
-            logits = forward(images)
-            if not logits.requires_grad:  # the backward pass is compiled when it is first run
-                return
-            found.append(torch.autograd.grad(logits.square().sum(), list(named.values()), allow_unused=True))
-        for name, ours, plain in zip(named, *found, strict=True):
-            if plain is not None and plain.any() and (ours is None or not ours.any()):
-                raise RuntimeError(f"it loses the gradient of {name}")
 
 
 class Accelerated(nn.Module):

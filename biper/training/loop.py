@@ -15,7 +15,7 @@ from biper.errors import TrainingDiverged
 from biper.training.distributed import all_reduce_sum
 from biper.training.loss import LossTerm
 from biper.training.process import DelayedRead
-from biper.training.step import Step, plain_step
+from biper.training.step import TrainingStep, make_plain_step
 
 Mix = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]  # images, labels, epoch, step -> images, labels
 HITS = ("top1", "top5")  # counted beside the terms of the loss
@@ -133,7 +133,7 @@ def train_one_epoch(
     epoch: int,
     terms: Mapping[str, LossTerm],
     watcher: Watcher,
-    step: Step | None = None,
+    step: TrainingStep | None = None,
     totals: Totals | None = None,
     first_step: int = 0,
     mix: Mix | None = None,
@@ -142,14 +142,14 @@ def train_one_epoch(
 ) -> Metrics:
     """One epoch of SGD on the sum of the terms, of which one is called `loss`.
 
-    step: what is done with a batch, `plain_step` unless given; first_step, totals: where an interrupted epoch is taken
-    up, and what it had summed up by then; mix: what is made of a batch before the network sees it; before_step and
-    after_step are called with the number of steps that are done. Accuracies are those by the labels themselves. Raises
-    TrainingDiverged, naming epoch and step, when the loss is not finite.
+    step: what is done with a batch, `make_plain_step`'s unless given; first_step, totals: where an interrupted epoch is
+    taken up, and what it had summed up by then; mix: what is made of a batch before the network sees it; before_step
+    and after_step are called with the number of steps that are done. Accuracies are those by the labels themselves.
+    Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
     """
     model.train()
     totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
-    step = step or plain_step(model, optimizer, terms)
+    step = step or make_plain_step(model, optimizer, terms)
     for number, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         before_step(number - 1)
         shown, targets = mix(images, labels, epoch, number) if mix else (images, labels)

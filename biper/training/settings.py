@@ -182,7 +182,7 @@ class Settings:
     compile: bool = setting(
         True,
         "hardware",
-        "fused kernels on the CPU, torch.compile on a GPU for runs of 1,000 steps or more; on by default",
+        "fused kernels on the CPU; on a GPU CUDA graphs, and torch.compile for 1,000 steps or more; on by default",
     )
     type: str = setting(
         "torch.cuda.FloatTensor",

@@ -18,11 +18,11 @@ from biper.training.loss import LossTerm, add_up
 
 log = logging.getLogger("biper")
 Outcome: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the terms of the loss by name, and the logits (B, classes)
-Step: TypeAlias = Callable[[Tensor, Tensor, float], Outcome]  # from images, labels, and what these images count
+TrainingStep: TypeAlias = Callable[[Tensor, Tensor, float], Outcome]  # from images, labels, and what the images count
 WARM_UP = 3  # steps of a shape that are run as they are: kernels are chosen, and the optimizer's memory is there
 
 
-def plain_step(model: nn.Module, optimizer: Optimizer, terms: Mapping[str, LossTerm]) -> Step:
+def make_plain_step(model: nn.Module, optimizer: Optimizer, terms: Mapping[str, LossTerm]) -> TrainingStep:
     """A step of SGD, or of another optimizer, on the sum of the terms."""
 
     def step(images: Tensor, labels: Tensor, weight: float) -> Outcome:
@@ -55,17 +55,23 @@ class GraphedStep:
     of quantizers that change over the training. See `can_be_recorded`. The logits are valid until the next step.
     """
 
-    def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
-        self.step, self.optimizer, self.device = step, optimizer, device
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self.optimizer, self.device = optimizer, device
         self.stream = torch.cuda.Stream(device)
         self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self.known: list[float | None] = [None] * len(self.rates)  # what is in `rates`
-        self.runs: Counter[object] = Counter()
-        self.recordings: dict[object, Recording] = {}
         self.works = True
+        self.step: TrainingStep | None = None
+        self.recordings: dict[object, Recording] = {}
+        self.runs: Counter[object] = Counter()
+
+    def take(self, step: TrainingStep) -> None:
+        """Do another step from now on: what was recorded of the last one goes, and with it its memory."""
+        self.step, self.recordings, self.runs = step, {}, Counter()
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
         """images: (B, 3, H, W); labels: (B,) or (B, classes)."""
+        self._send_rates()
         shape = (images.shape, labels.shape, weight)
         if shape not in self.recordings:
             self.runs[shape] += 1
@@ -80,7 +86,6 @@ class GraphedStep:
         recording = self.recordings[shape]
         recording.images.copy_(images)
         recording.labels.copy_(labels)
-        self._send_rates()
         recording.graph.replay()
         values, logits = recording.outcome
         return {name: value.clone() for name, value in values.items()}, logits
@@ -89,24 +94,30 @@ class GraphedStep:
         """A step as it is, on the stream on which graphs are recorded, as autograd wants it."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            outcome = self.step(images, labels, weight)
+            outcome = self._run(images, labels, weight)
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
         return outcome
 
     def _record(self, images: Tensor, labels: Tensor, weight: float) -> Recording:
         images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
-        with self._rates_in_memory(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            outcome = self.step(images, labels, weight)
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            outcome = self._run(images, labels, weight)
         return Recording(graph, images, labels, outcome)
+
+    def _run(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        """The step, with learning rates as it will find them when it is replayed, to the last bit."""
+        assert self.step is not None
+        with self._rates_in_memory():
+            return self.step(images, labels, weight)
 
     @contextmanager
     def _rates_in_memory(self) -> Iterator[None]:
         """Context: the optimizer reads its learning rates where `_send_rates` writes them."""
         groups = self.optimizer.param_groups
         numbers = [group["lr"] for group in groups]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate
         try:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate
             yield
         finally:
             for group, number in zip(groups, numbers, strict=True):
@@ -121,4 +132,5 @@ class GraphedStep:
 
 def can_be_recorded(network: nn.Module, optimizer: Optimizer) -> bool:
     """Whether a step reads nothing but the GPU's memory, once batch and learning rates are there."""
-    return isinstance(optimizer, SGD) and changes_in_place(network)
+    fused = isinstance(optimizer, SGD) and all(group["fused"] for group in optimizer.param_groups)
+    return fused and changes_in_place(network)

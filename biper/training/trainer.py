@@ -53,7 +53,7 @@ from biper.training.process import random_state, seed_everything, select_devices
 from biper.training.run_folder import check_folder, run_folder, run_settings
 from biper.training.schedule import CYCLES, lr_at, tau_at
 from biper.training.settings import METHOD, Settings
-from biper.training.step import GraphedStep, Step, can_be_recorded, plain_step
+from biper.training.step import GraphedStep, TrainingStep, can_be_recorded, make_plain_step
 
 History = list[dict[str, Any]]  # a row an epoch
 
@@ -130,7 +130,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.folder = run_folder(self.settings)
         self.saved_at = time.monotonic()
-        self._recorded: tuple[float, Step] | None = None  # and the tau that it was recorded with
+        self._graphed: GraphedStep | None = None
+        self._recorded_tau: float | None = None  # with which it was recorded
         self._replaced_before = 0  # what is to be added to the loader's count to get this epoch's
 
     def contents(self) -> dict[str, Any]:
@@ -223,7 +224,7 @@ class Trainer:
                 epoch=self.epoch,
                 terms=terms,
                 watcher=progress,
-                step=self._step(tau, terms),
+                step=self._choose_step(tau, terms),
                 totals=totals,
                 first_step=self.step,
                 mix=self._mix(),
@@ -232,15 +233,17 @@ class Trainer:
             )
         return totals, metrics
 
-    def _step(self, tau: float, terms: Mapping[str, LossTerm]) -> Step:
+    def _choose_step(self, tau: float, terms: Mapping[str, LossTerm]) -> TrainingStep:
         """What is done with a batch. On a GPU it is recorded once, and again where tau changes, which is part of it."""
-        step = plain_step(self.model, self.optimizer, terms)
+        step = make_plain_step(self.model, self.optimizer, terms)
         if not self.fast.graphed:
             return step
-        if self._recorded is None or self._recorded[0] != tau:
-            self._recorded = None  # its memory goes first
-            self._recorded = (tau, GraphedStep(step, self.optimizer, self.devices[0]))
-        return self._recorded[1]
+        if self._graphed is None:
+            self._graphed = GraphedStep(self.optimizer, self.devices[0])
+        if self._recorded_tau != tau:
+            self._graphed.take(step)
+            self._recorded_tau = tau
+        return self._graphed
 
     def _mix(self) -> MixUp | None:
         alpha = self.settings.mixup
