@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import torch
 
-from biper.training import trainer as trainers
+from biper.training import build
 from biper.training.distributed import joined, launched_processes
 from biper.training.log import Progress
 from biper.training.loop import evaluate, train_one_epoch
 from biper.training.loss import make_loss_terms
 from biper.training.settings import make_settings
+from biper.training.step import PlainStep
 
 
 class Enough(Exception):
@@ -27,7 +28,7 @@ def first_step(_step, _totals):
 
 def main(data, size, out, loaders):
     processes = launched_processes()
-    trainers.initial_network = in_float64(trainers.initial_network)
+    build.initial_network = in_float64(build.initial_network)
     with joined(processes):
         found = {loader: run(processes, data, size, out, loader == "dali") for loader in loaders}
         if processes.main:
@@ -38,14 +39,14 @@ def run(processes, data, size, out, dali):
     given = {"dataset": "folder", "data_path": data, "image_size": size, "batch_size": 8, "batch_size_test": 6}
     given |= {"model": "resnet18_1w1a", "freq": 20.0, "results_dir": f"{out}.run", "workers": 1, "use_dali": dali}
     given["amp"] = "off"  # rounding to bfloat16 hides how well the sums of several processes agree
-    trainer = trainers.build_trainer(make_settings("imagenet", 1, given), processes)
+    trainer = build.build_trainer(make_settings("imagenet", 1, given), processes)
     trainer.loaders.train.augmentation = replace(trainer.loaders.train.augmentation, lighting=0.0)
     freeze(trainer.network, size)
     progress = Progress("step", 1, 100)
     metrics = evaluate(trainer.network, trainer.loaders.test, progress)
     try:
-        options = {"epoch": 0, "terms": make_loss_terms(0.1), "watcher": progress, "after_step": first_step}
-        train_one_epoch(trainer.model, trainer.loaders.train, trainer.optimizer, **options)
+        step = PlainStep(trainer.model, trainer.optimizer, make_loss_terms(0.1))
+        train_one_epoch(step, trainer.loaders.train, epoch=0, watcher=progress, after_step=first_step)
     except Enough:
         gradients = {name: p.grad for name, p in trainer.network.named_parameters()}
     means = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "count": metrics.count}

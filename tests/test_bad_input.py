@@ -200,7 +200,7 @@ def test_out_of_memory_is_one_line(refused, nothing_written, monkeypatch):
     def too_large(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.")
 
-    monkeypatch.setattr("biper.training.trainer.build_loaders", too_large)
+    monkeypatch.setattr("biper.training.build.build_loaders", too_large)
     assert "give a smaller -b" in refused(*TINY)
 
 

@@ -16,7 +16,7 @@ from biper.training.loop import train_one_epoch
 from biper.training.loss import make_loss_terms
 from biper.training.optimizer import build_optimizer, set_learning_rate
 from biper.training.settings import make_settings
-from biper.training.step import GraphedStep, make_plain_step
+from biper.training.step import GraphedStep, PlainStep
 from biper.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -45,7 +45,7 @@ def test_nothing_in_the_loop_waits_for_the_device():
         device=device,
         augmentation=RandomCrop(2, True),
     )
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    step = PlainStep(model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), make_loss_terms(0.037))
 
     class Strict:
         device, weight = train.device, train.weight
@@ -59,7 +59,7 @@ def test_nothing_in_the_loop_waits_for_the_device():
 
     watch = Watch()
     for epoch, loader in enumerate((train, Strict(), Strict())):  # in the first, layers look at their signs, once
-        train_one_epoch(model, loader, optimizer, epoch=epoch, terms=make_loss_terms(0.037), watcher=watch)
+        train_one_epoch(step, loader, epoch=epoch, watcher=watch)
     assert watch.seen
 
 
@@ -92,12 +92,9 @@ def test_recorded_steps_are_the_plain_ones(momentum):
         torch.manual_seed(0)
         model = create_model("resnet20_1w1a", stage=2, activation="rprelu").to(device).double()
         optimizer = build_optimizer(model, family="cifar10", name="sgd", lr=0.1, momentum=momentum, weight_decay=1e-3)
-        terms = make_loss_terms(0.037)
-        step = make_plain_step(model, optimizer, terms)
+        step = PlainStep(model, optimizer, make_loss_terms(0.037))
         if recorded:
-            graphed = GraphedStep(optimizer, device)
-            graphed.take(step)
-            step = graphed
+            graphed = step = GraphedStep(optimizer, device).take(step)
         losses = []
         for i in range(12):
             generator = torch.Generator().manual_seed(i)

@@ -13,6 +13,7 @@ from biper.nn.losses import periodic_regularizer
 from biper.training.loop import Totals, check_finite, evaluate, train_one_epoch
 from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.process import DelayedRead
+from biper.training.step import PlainStep
 
 CPU = torch.device("cpu")
 
@@ -68,9 +69,8 @@ def test_training_learns(stage):
     """Against a network that does not look at the images: at best a loss of log(10), and 10 +- 0.8 % are right."""
     torch.set_num_threads(1)  # between two of them so small images are mostly waited for
     model, train, watch = network(stage=stage), loader(True, 1437, batch_size=32), Watch(print_freq=2)
-    optimizer = sgd(model, lr=0.01)
-    terms = make_loss_terms(0.037)
-    epochs = [train_one_epoch(model, train, optimizer, epoch=e, terms=terms, watcher=watch) for e in range(5)]
+    step = PlainStep(model, sgd(model, lr=0.01), make_loss_terms(0.037))
+    epochs = [train_one_epoch(step, train, epoch=e, watcher=watch) for e in range(5)]
     assert epochs[-1].loss < 0.9 * math.log(10)
     assert epochs[-1].top1 > 25
     assert [step for step, running in watch.seen[:3] if running] == [2]
@@ -80,9 +80,8 @@ def test_training_learns(stage):
 def test_regularizer_enters_the_gradient_and_is_reported():
     def weights(tau):
         model = network()
-        metrics = train_one_epoch(
-            model, loader(True, 128), sgd(model), epoch=0, terms=make_loss_terms(tau), watcher=Watch()
-        )
+        step = PlainStep(model, sgd(model), make_loss_terms(tau))
+        metrics = train_one_epoch(step, loader(True, 128), epoch=0, watcher=Watch())
         return model.layer1[0].conv1.weight.detach(), metrics.regularizer
 
     (without, none), (with_it, some) = weights(0.0), weights(10.0)
@@ -109,7 +108,7 @@ def test_a_term_that_is_added_enters_loss_gradient_and_metrics():
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), 0.0)
         terms = make_loss_terms(0.1) | more
-        metrics = train_one_epoch(model, Weighted(), optimizer, epoch=0, terms=terms, watcher=Watch())
+        metrics = train_one_epoch(PlainStep(model, optimizer, terms), Weighted(), epoch=0, watcher=Watch())
         return metrics, model.linear.weight.grad, model.linear.weight.detach()
 
     train = loader(True, 128)
@@ -138,7 +137,7 @@ def test_the_loss_is_the_papers():
     """Bit for bit: the cross-entropy, weighted by the process's images, plus tau times the regularizer."""
     model, train = network(), loader(True, 128)
     reference = network()
-    train_one_epoch(model, train, sgd(model), epoch=0, terms=make_loss_terms(0.1), watcher=Watch())
+    train_one_epoch(PlainStep(model, sgd(model), make_loss_terms(0.1)), train, epoch=0, watcher=Watch())
     ((images, labels),) = train.epoch(0)
     loss = torch.add(F.cross_entropy(reference.train()(images), labels) * 1.0, periodic_regularizer(reference, 0.1))
     loss.backward()
@@ -158,7 +157,9 @@ def test_divergence_names_epoch_and_step(print_freq):
                 yield (images * math.nan if i == 2 else images), labels
 
     with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 5, step 2"):
-        train_one_epoch(model, Poisoned(), sgd(model), epoch=4, terms=make_loss_terms(0.0), watcher=Watch(print_freq))
+        train_one_epoch(
+            PlainStep(model, sgd(model), make_loss_terms(0.0)), Poisoned(), epoch=4, watcher=Watch(print_freq)
+        )
 
 
 def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
@@ -171,7 +172,7 @@ def test_a_weight_hidden_behind_a_sign_is_found_not_finite():
     train = MemoryLoader(
         images, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, augmentation=RandomCrop(0, False)
     )
-    train_one_epoch(model, train, sgd(model), epoch=0, terms=make_loss_terms(0.0), watcher=Watch(1000))
+    train_one_epoch(PlainStep(model, sgd(model), make_loss_terms(0.0)), train, epoch=0, watcher=Watch(1000))
     with pytest.raises(TrainingDiverged, match=r"conv0\.weight is no longer finite at the end of epoch 1"):
         check_finite(model, "at the end of epoch 1")
 
@@ -190,7 +191,7 @@ def test_nothing_in_the_loop_reads_from_the_device(monkeypatch, pass_over):
         model, data = network(), loader(pass_over == "train", 128 * steps)
         reads.clear()
         if pass_over == "train":
-            train_one_epoch(model, data, sgd(model), epoch=0, terms=make_loss_terms(0.1), watcher=Watch(1000))
+            train_one_epoch(PlainStep(model, sgd(model), make_loss_terms(0.1)), data, epoch=0, watcher=Watch(1000))
         else:
             evaluate(model, data, Watch(1000))
         return len(reads)

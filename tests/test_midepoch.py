@@ -11,10 +11,10 @@ from conftest import ROOT, TINY, photographs
 from biper.errors import TrainingDiverged
 from biper.models.checkpoint import read_checkpoint
 from biper.training import trainer as trainer_module
+from biper.training.build import build_trainer
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.distributed import Processes
 from biper.training.settings import make_settings
-from biper.training.trainer import build_trainer
 
 EVERY_STEP = ["--checkpoint_minutes", 1e-9]
 

@@ -17,11 +17,11 @@ from biper.models.checkpoint import read_checkpoint
 from biper.packed.file import save_packed
 from biper.packed.pack import pack
 from biper.training import trainer as trainer_module
+from biper.training.build import build_trainer
 from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes
 from biper.training.loop import LossTerm, Metrics
 from biper.training.settings import make_settings
-from biper.training.trainer import build_trainer
 
 
 def rows(folder):

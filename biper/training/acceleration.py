@@ -42,7 +42,6 @@ class Accelerated(nn.Module):
         self.network, self.amp = network, amp
         self.fast: Forward | None = None
         self.how = "plain torch"
-        self.graphed = False  # whether its training steps are recorded as CUDA graphs
         self.regularizer = periodic_regularizer
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,23 +55,19 @@ class Accelerated(nn.Module):
 
     def describe(self) -> str:
         """How it computes, in a few words."""
-        graphs = " and CUDA graphs" if self.graphed else ""
-        return f"{'bf16' if self.amp else 'float32'}, {self.how}{graphs}"
+        return f"{'bf16' if self.amp else 'float32'}, {self.how}"
 
 
-def accelerate(
-    network: nn.Module, device: torch.device, *, amp: bool, compiled: bool, steps: int, graphed: bool = False
-) -> Accelerated:
+def accelerate(network: nn.Module, device: torch.device, *, amp: bool, compiled: bool, steps: int) -> Accelerated:
     """The network on its device, ready to run `steps` steps or more.
 
     compiled: with fused kernels on the CPU, with torch.compile on a GPU if the steps pay for it. Where no compiler
-    works, one line says so and it goes on without. graphed: on a GPU, its training steps as CUDA graphs.
+    works, one line says so and it goes on without.
     """
     accelerated = Accelerated(network.to(device).to(memory_format=torch.channels_last), amp)
     if not compiled or any(p.dtype != torch.float32 for p in network.parameters()):
         return accelerated
     if device.type == "cuda":
-        accelerated.graphed = graphed
         if steps >= PAYS:
             accelerated.fast, accelerated.how = Compiled(network), "torch.compile"
         return accelerated

@@ -8,14 +8,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from biper.data.sharding import Loader
 from biper.errors import TrainingDiverged
 from biper.training.distributed import all_reduce_sum
-from biper.training.loss import LossTerm
 from biper.training.process import DelayedRead
-from biper.training.step import TrainingStep, make_plain_step
+from biper.training.step import TrainingStep
 
 Mix = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]  # images, labels, epoch, step -> images, labels
 HITS = ("top1", "top5")  # counted beside the terms of the loss
@@ -126,30 +124,26 @@ class Totals:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    step: TrainingStep,
     loader: Loader,
-    optimizer: Optimizer,
     *,
     epoch: int,
-    terms: Mapping[str, LossTerm],
     watcher: Watcher,
-    step: TrainingStep | None = None,
     totals: Totals | None = None,
     first_step: int = 0,
     mix: Mix | None = None,
     before_step: Callable[[int], None] = lambda steps: None,
     after_step: Callable[[int, Totals], None] = lambda step, totals: None,
 ) -> Metrics:
-    """One epoch of SGD on the sum of the terms, of which one is called `loss`.
+    """One epoch of a step, of whose loss one term is called `loss`.
 
-    step: what is done with a batch, `make_plain_step`'s unless given; first_step, totals: where an interrupted epoch is
-    taken up, and what it had summed up by then; mix: what is made of a batch before the network sees it; before_step
-    and after_step are called with the number of steps that are done. Accuracies are those by the labels themselves.
-    Raises TrainingDiverged, naming epoch and step, when the loss is not finite.
+    first_step, totals: where an interrupted epoch is taken up, and what it had summed up by then; mix: what is made of
+    a batch before the network sees it; before_step and after_step are called with the number of steps that are done.
+    Accuracies are those by the labels themselves. Raises TrainingDiverged, naming epoch and step, when the loss is not
+    finite.
     """
-    model.train()
-    totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(terms))
-    step = step or make_plain_step(model, optimizer, terms)
+    step.model.train()
+    totals = totals or Totals(loader.device, f"epoch {epoch + 1}", tuple(step.terms))
     for number, (images, labels) in enumerate(loader.epoch(epoch, first_step), first_step + 1):
         before_step(number - 1)
         shown, targets = mix(images, labels, epoch, number) if mix else (images, labels)

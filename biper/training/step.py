@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,41 @@ from biper.training.loss import LossTerm, add_up
 
 log = logging.getLogger("biper")
 Outcome: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the terms of the loss by name, and the logits (B, classes)
-TrainingStep: TypeAlias = Callable[[Tensor, Tensor, float], Outcome]  # from images, labels, and what the images count
 WARM_UP = 3  # steps of a shape that are run as they are: kernels are chosen, and the optimizer's memory is there
 
 
-def make_plain_step(model: nn.Module, optimizer: Optimizer, terms: Mapping[str, LossTerm]) -> TrainingStep:
-    """A step of SGD, or of another optimizer, on the sum of the terms."""
+class TrainingStep(Protocol):
+    """What is done with a batch: one step of an optimizer on the sum of the loss's terms."""
 
-    def step(images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def terms(self) -> Mapping[str, LossTerm]:
+        """The loss's, by name."""
+
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        """images: (B, 3, H, W); labels: (B,) or (B, classes); weight: what the images count among all processes'."""
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """A step of SGD, or of another optimizer, as it is."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    terms: Mapping[str, LossTerm]
+
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+        """As TrainingStep's."""
         with step_of_replicas():
-            logits = model(images)
-            values = {name: term.value(model, images, logits, labels) for name, term in terms.items()}
-            optimizer.zero_grad(set_to_none=True)
-            add_up(terms, values, weight).backward()
-        optimizer.step()
+            logits = self.model(images)
+            values = {name: term.value(self.model, images, logits, labels) for name, term in self.terms.items()}
+            self.optimizer.zero_grad(set_to_none=True)
+            add_up(self.terms, values, weight).backward()
+        self.optimizer.step()
         return {name: value.detach() for name, value in values.items()}, logits.detach()
-
-    return step
 
 
 @dataclass(frozen=True)
@@ -61,16 +79,31 @@ class GraphedStep:
         self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self.known: list[float | None] = [None] * len(self.rates)  # what is in `rates`
         self.works = True
-        self.step: TrainingStep | None = None
+        self.step: PlainStep | None = None
         self.recordings: dict[object, Recording] = {}
         self.runs: Counter[object] = Counter()
 
-    def take(self, step: TrainingStep) -> None:
-        """Do another step from now on: what was recorded of the last one goes, and with it its memory."""
+    def take(self, step: PlainStep) -> "GraphedStep":
+        """This, doing another step from now on: what was recorded of the last one goes, and with it its memory."""
         self.step, self.recordings, self.runs = step, {}, Counter()
+        return self
+
+    @property
+    def model(self) -> nn.Module:
+        """As TrainingStep's."""
+        return self._taken().model
+
+    @property
+    def terms(self) -> Mapping[str, LossTerm]:
+        """As TrainingStep's."""
+        return self._taken().terms
+
+    def _taken(self) -> PlainStep:
+        assert self.step is not None
+        return self.step
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
-        """images: (B, 3, H, W); labels: (B,) or (B, classes)."""
+        """As TrainingStep's."""
         self._send_rates()
         shape = (images.shape, labels.shape, weight)
         if shape not in self.recordings:
@@ -106,9 +139,8 @@ class GraphedStep:
 
     def _run(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
         """The step, with learning rates as it will find them when it is replayed, to the last bit."""
-        assert self.step is not None
         with self._rates_in_memory():
-            return self.step(images, labels, weight)
+            return self._taken()(images, labels, weight)
 
     @contextmanager
     def _rates_in_memory(self) -> Iterator[None]:
@@ -131,6 +163,6 @@ class GraphedStep:
 
 
 def can_be_recorded(network: nn.Module, optimizer: Optimizer) -> bool:
-    """Whether a step reads nothing but the GPU's memory, once batch and learning rates are there."""
+    """Whether a step on a GPU reads nothing but its memory, once batch and learning rates are there."""
     fused = isinstance(optimizer, SGD) and all(group["fused"] for group in optimizer.param_groups)
     return fused and changes_in_place(network)

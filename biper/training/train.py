@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from biper.errors import TrainingDiverged, UsageError
+from biper.training.build import build_trainer
 from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes, joined
 from biper.training.log import Clock, Recorder
 from biper.training.process import describe_devices, name_out_of_memory
 from biper.training.run_folder import write_settings
 from biper.training.settings import Settings
-from biper.training.trainer import Trainer, best_row, build_trainer
+from biper.training.trainer import Trainer, best_row
 
 log = logging.getLogger("biper")
 ALONE = Processes()
@@ -106,7 +107,7 @@ def announce(trainer: Trainer) -> None:
     images = f"{trainer.loaders.train.count:,} training and {trainer.loaders.test.count:,} {kind} images"
     log.info("%s: %s of %dx%d, %d classes", m.dataset, images, m.image_size, m.image_size, m.num_classes)
     together = f", {p} processes" if (p := trainer.processes.size) > 1 else ""
-    log.info("on %s%s: %s", describe_devices(trainer.devices), together, trainer.fast.describe())
+    log.info("on %s%s: %s", describe_devices(trainer.devices), together, trainer.describe())
     if c.use_dali and trainer.loaders.in_memory:
         log.info("--use_dali has no effect: the images are held in memory")
     if c.stage == 2:

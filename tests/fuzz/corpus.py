@@ -17,10 +17,10 @@ from biper.models.checkpoint import load_checkpoint, read_checkpoint
 from biper.models.registry import Precision
 from biper.packed.file import save_packed
 from biper.packed.pack import pack
+from biper.training.build import build_trainer
 from biper.training.checkpoint import LATEST, save_checkpoint
 from biper.training.inheritance import training_config
 from biper.training.process import ALONE
-from biper.training.trainer import build_trainer
 
 MODEL = {"model": "fuzzed_1w1a", "dataset": "digits", "image_size": 8, "freq": 20.0, "compile": False, "epochs": 2}
 RECIPE = {

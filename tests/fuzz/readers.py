@@ -19,12 +19,12 @@ from biper.experiments.recipe import read_recipe
 from biper.models.checkpoint import load_checkpoint, read_checkpoint
 from biper.nn.quantization_error import quantization_error
 from biper.packed.file import LENGTH, UNSUMMED
+from biper.training.build import build_trainer, initial_network
 from biper.training.checkpoint import save_checkpoint
 from biper.training.export import top1_of
 from biper.training.inheritance import evaluation, load_network, training_config
 from biper.training.predict import predict
 from biper.training.process import ALONE
-from biper.training.trainer import build_trainer, initial_network
 
 from .corpus import CHOICES, RECIPE, Corpus, yaml_text
 from .spoil import Draw, spoiled, spoiled_bytes
