@@ -150,7 +150,7 @@ def test_an_interrupted_epoch_counts_its_damaged_images_once(tmp_path, command, 
 
 
 def test_divergence_after_a_checkpoint_within_the_epoch(tmp_path, command, monkeypatch):
-    def poisoned(model, loader, optimizer, *, totals, after_step, **_):
+    def poisoned(step, loader, *, totals, after_step, **_):
         after_step(1, totals)
         raise TrainingDiverged("the loss is nan in epoch 1, step 2")
 
@@ -164,14 +164,14 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path, 
     """VGG's signs hide a NaN from the loss; a checkpoint within the epoch must not keep it."""
     run, steps = trainer_module.train_one_epoch, []
 
-    def poisoned(model, loader, optimizer, *, after_step, **options):
+    def poisoned(trained, loader, *, after_step, **options):
         def after(step, totals):
             steps.append(step)
             if step == 3:
-                model.network.bn1.running_mean[0] = float("nan")
+                trained.model.network.bn1.running_mean[0] = float("nan")
             after_step(step, totals)
 
-        return run(model, loader, optimizer, after_step=after, **options)
+        return run(trained, loader, after_step=after, **options)
 
     monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 1, *EVERY_STEP, "--results_dir", tmp_path)

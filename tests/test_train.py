@@ -213,10 +213,10 @@ def test_a_run_in_which_no_epoch_improves(tmp_path, command, monkeypatch):
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, command, monkeypatch):
     run = trainer_module.train_one_epoch
 
-    def poisoned(model, loader, optimizer, *, epoch, **options):
+    def poisoned(step, loader, *, epoch, **options):
         if epoch == 1:
-            model.network.linear.weight.data[:] = np.nan
-        return run(model, loader, optimizer, epoch=epoch, **options)
+            step.model.network.linear.weight.data[:] = np.nan
+        return run(step, loader, epoch=epoch, **options)
 
     monkeypatch.setattr(trainer_module, "train_one_epoch", poisoned)
     code, _, err = command(*TINY, "--epochs", 3, "--results_dir", tmp_path)
