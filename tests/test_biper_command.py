@@ -214,8 +214,8 @@ def test_a_quantizer_that_was_not_imported_says_how(shell, own):
         ("import no_such_module\n", ", line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("import sys\nsys.exit(0)\n", ", line 2: SystemExit: 0"),
         (
-            "import biper\n@biper.register_quantizer('sign')\nclass A(biper.WeightQuantizer):\n    pass\n",
-            "there is a quantizer 'sign' already",
+            "import biper\n@biper.register_quantizer('recu')\nclass A(biper.WeightQuantizer):\n    pass\n",
+            "there is a quantizer 'recu' already",
         ),
         ("import beside_it\n", ", line 1: SyntaxError: invalid syntax (beside_it.py, line 1)"),
         (b"\x00\x01", "SyntaxError: source code string cannot contain null bytes"),

@@ -318,3 +318,57 @@ def test_the_first_layer_of_a_network_without_convolutions_stays_real():
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     biper.convert(model, weight_quantizer=biper.Sign(), verbose=False)
     assert [name for name, _ in binary_layers(model)] == ["2"]
+
+
+class Borrowing(nn.Module):
+    """Reads its layer's weights by itself, as an attention's functions do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.borrowed, self.called, self.last = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        x = F.linear(self.first(x), self.borrowed.weight, self.borrowed.bias)
+        return self.last(self.called(x))
+
+
+def test_a_layer_whose_weights_are_read_from_outside_stays_real(capsys):
+    model = biper.convert(Borrowing(), weight_quantizer=biper.Sign())
+    assert [name for name, _ in binary_layers(model)] == ["called"]
+    assert "borrowed: stays, the module around it reads its weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_pre_hook"])
+def test_layers_norms_and_activations_with_hooks_stay(register):
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 4)
+    )
+    watched = model[1], model[3], model[4]
+    for module in watched:
+        getattr(module, register)(lambda *_: None)
+    with pytest.warns(UserWarning, match="put a hardtanh in the place of 1"):
+        biper.convert(model, weight_quantizer=biper.Sign(), verbose=False)
+    assert all(any(module is kept for kept in model) for module in watched)
+    with pytest.warns(UserWarning, match="all activations are"):
+        packed = biper.pack(model.eval()).network
+    assert type(packed[3]) is nn.BatchNorm1d
+
+
+def test_half_precision_has_room_for_the_sums_of_squares():
+    model = nn.Sequential(nn.Linear(4, 70000), nn.Linear(70000, 4), nn.Linear(4, 4)).half()
+    biper.convert(model, weight_quantizer=biper.SquareWave(20.0), verbose=False)
+    assert model[1].alpha.isfinite().all()
+    assert model[1].alpha.all()
+
+
+@pytest.mark.parametrize("name", ["weight", "alpha"])
+def test_a_network_that_has_diverged_is_not_packed(name, tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    packed = biper.pack(biper.convert(model, weight_quantizer=biper.Sign(), verbose=False))
+    getattr(model[1], name).data[0] = float("nan")
+    with pytest.raises(UsageError, match=rf"the model holds no trained network: 1\.{name} is not finite"):
+        biper.pack(model)
+    packed.network[1].alpha[0] = float("inf")
+    with pytest.raises(UsageError, match=r"the network holds no trained network: 1\.alpha is not finite"):
+        biper.save_packed(packed, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())

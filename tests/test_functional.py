@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from biper.nn.comparison_quantizers import standardized
 from biper.nn.functional import binary_sign, sine, square_wave, standardized_sign, straight_through_sign
 
 
@@ -72,3 +73,20 @@ def test_standardized_sign_keeps_one_tensor_of_the_size_of_the_activations():
         standardized_sign(a)
     assert [t.shape for t in kept if t.numel() > len(a)] == [a.shape]
     assert kept[0].data_ptr() == a.data_ptr()
+
+
+def test_standardized_sign_of_single_features_and_of_nothing():
+    a = torch.tensor([[0.001], [-0.002]], requires_grad=True)  # whose variance is 0
+    standardized_sign(a).sum().backward()
+    window = 2 - 2 * a.detach().abs() / 1e-5**0.5
+    torch.testing.assert_close(a.grad, window.clamp(min=0) / 1e-5**0.5)
+    none = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    standardized_sign(none).sum().backward()
+    assert none.grad.shape == none.shape
+
+
+@pytest.mark.parametrize("function", [standardized_sign, standardized, lambda w: standardized(w, 0.1)])
+def test_second_derivatives_are_those_of_the_gradient(function):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(function, x)

@@ -124,8 +124,10 @@ def test_binarize_keeps_the_latent_weights_and_takes_the_signs_of_the_real_ones(
         def binarized(self):
             return self
 
+    layers = BinaryLinear(2, 2), BinaryLinear(2, 2, weight_quantizer=Real(1.0))
     with pytest.raises(UsageError, match="Real is real"):
-        binarize_(BinaryLinear(2, 2, weight_quantizer=Real(1.0)))
+        binarize_(torch.nn.Sequential(*layers))
+    assert not layers[0].weight_quantizer.binary  # nothing was changed
     with pytest.raises(UsageError, match="nothing to make binary"):
         binarize_(torch.nn.Linear(2, 2))
 
@@ -138,6 +140,7 @@ def test_inputs_without_a_negative_one_are_warned_of_once():
     BinaryConv2d(4, 4, 3).eval()(torch.rand(2, 4, 5, 5))
     BinaryConv2d(4, 4, 3, input_quantizer=None)(torch.rand(2, 4, 5, 5))
     BinaryConv2d(4, 4, 3)(torch.randn(2, 4, 5, 5))
+    BinaryConv2d(4, 4, 3)(torch.rand(0, 4, 5, 5))  # no inputs at all
 
 
 def test_sums_of_signs_are_exact_in_bfloat16():

@@ -174,3 +174,10 @@ def test_other_padding_is_refused_by_name(mode):
 def test_padding_of_one_side_more_is_refused():
     with pytest.raises(UsageError, match=r"padding='same' of a kernel \(2, 2\) is wider on one side"):
         PackedConv2d.of(BinaryConv2d(8, 16, 2, padding="same", weight_quantizer=SquareWave(20.0)))
+
+
+def test_the_operator_refuses_a_bias_of_another_length():
+    layer = PackedConv2d.of(BinaryConv2d(8, 16, 3, padding=1, weight_quantizer=SquareWave(20.0)))
+    given = torch.randn(2, 8, 5, 5), layer.bits, layer.alpha, [3, 3], [1, 1], [1, 1], 1, True
+    with pytest.raises(RuntimeError, match="reads 16 numbers of a parameter that has 1"):
+        torch.ops.biper.binary_conv2d(*given, torch.zeros(1))

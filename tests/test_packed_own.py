@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import biper
 from benchmarks.variants import randomized
@@ -335,3 +337,35 @@ def test_a_network_that_cannot_be_traced_runs_layer_by_layer(caplog):
     packed = pack(own)
     torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
     assert WAYS == (kernels.TORCH,) or ("layer by layer" in caplog.text and "layer by layer" in packed.describe())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["gain", "threshold", "weight"])
+def test_a_parameter_of_another_length_is_refused_and_not_read_past_its_end(change):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.PReLU(16),
+        biper.BinaryConv2d(16, 16, 3, weight_quantizer=biper.Sign(), input_quantizer=biper.RSign()),
+        nn.BatchNorm2d(16),
+        biper.BinaryConv2d(16, 16, 3, weight_quantizer=biper.Sign()),
+    )
+    packed, x = biper.pack(model.eval()), torch.randn(2, 3, 9, 9)
+    packed(x)
+    if change == "gain":
+        packed.network[3].gain = torch.ones(1)
+    elif change == "threshold":
+        packed.network[2].threshold = torch.zeros(1, 1, 1)
+    else:
+        packed.network[1].weight = nn.Parameter(torch.zeros(15))
+    with pytest.raises(RuntimeError, match="a packed network reads 16 numbers of a parameter that has 1"):
+        packed(x)
+
+
+@torch.no_grad()
+def test_those_who_replace_what_torch_computes_see_a_packed_network():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), biper.BinaryConv2d(16, 16, 3, weight_quantizer=biper.Sign()))
+    packed, x = biper.pack(model.eval()), torch.randn(2, 3, 9, 9)
+    expected = packed(x)
+    torch.testing.assert_close(make_fx(packed)(x)(x), expected, rtol=0, atol=1e-4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert packed(mode.from_tensor(x)).shape == expected.shape

@@ -16,11 +16,11 @@ from biper.nn.quantizers import (
     SquareWave,
     WeightQuantizer,
     build_quantizer,
-    changes_in_place,
     describe,
     register_quantizer,
     set_progress,
 )
+from biper.nn.trials import changes_in_place
 
 SETTINGS = {"sine": {"freq": 7.0}, "square_wave": {"freq": 7.0}}
 SURROGATES = {  # of the effective value, by latent weight or activation
@@ -152,7 +152,7 @@ class Steep(WeightQuantizer):
 
     def __init__(self, kind):
         super().__init__()
-        self.kind, self.number = kind, 0.0
+        self.kind, self.number, self.numbers, self.part = kind, 0.0, [0.0], torch.nn.Identity()
         self.register_buffer("steepness", torch.zeros(2), persistent=False)
 
     def set_progress(self, progress):
@@ -164,14 +164,23 @@ class Steep(WeightQuantizer):
             self.number = progress
         elif self.kind == "a tensor":
             self.tensor = torch.full((2,), progress)
+        elif self.kind == "a private number":
+            self._number = progress
+        elif self.kind == "a list":
+            self.numbers[0] = progress
+        elif self.kind == "a list of tensors":
+            self.numbers[0] = torch.full((2,), progress)
+        elif self.kind == "a part":
+            self.part.number = progress
 
 
-@pytest.mark.parametrize(
-    ("kind", "stays"), [("in place", True), ("another buffer", False), ("a number", False), ("a tensor", False)]
-)
-def test_what_changes_in_place(kind, stays):
+PLACES = ("a number", "a private number", "a tensor", "another buffer", "a list", "a list of tensors", "a part")
+
+
+@pytest.mark.parametrize("kind", ["in place", *PLACES])
+def test_what_changes_in_place(kind):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), Steep(kind))
-    assert changes_in_place(model) is stays
+    assert changes_in_place(model) is (kind == "in place")
     assert model[1].number == 0.0
     assert not model[1].steepness.any()
 

@@ -180,7 +180,7 @@ def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Ne
 
 
 def require_finite(network: nn.Module, path: Path | str) -> None:
-    """Raise UsageError naming a weight or statistic of a file's network with which it computes nothing.
+    """Raise UsageError naming a weight or statistic of a network, or a file's, with which it computes nothing.
 
     A sign makes a number of NaN, so the network's logits may well be finite.
     """

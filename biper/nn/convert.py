@@ -22,6 +22,7 @@ NOT_NEGATIVE_FUNCTIONS = ("relu", "relu_", "relu6", "sigmoid", "softplus", "hard
 ADDING = ("add", "iadd", "add_")
 KEPT = ("cat", "flatten", "view", "reshape", "contiguous", "dropout", "getitem", "permute")
 Source = tuple[nn.Module | None, str]  # a module or None, and what it is in words
+CONVERTED = (nn.Conv2d, nn.Linear)  # no class that is derived from them
 KEEPING = (  # modules whose results are non-negative if their inputs are
     nn.Identity,
     nn.Hardtanh,
@@ -73,7 +74,7 @@ def convert(
             raise UsageError(f"expected a {kind.__name__} such as biper.Sign(), not {value!r}")
     layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     reason_of = _skip_rule(skip, layers)
-    read_outside = _read_by_parents(model)
+    read_outside = _read_by_others(model, layers)
     reasons = {name: reason_of(name, layer) or _obstacle(layer, read_outside) for name, layer in layers.items()}
     chosen = [layers[name] for name, reason in reasons.items() if not reason]
     if not chosen:
@@ -134,10 +135,19 @@ def _skip_rule(skip: Skip | None, layers: dict[str, nn.Module]) -> Rule:
     return lambda name, layer: "skipped" if any(fnmatch.fnmatchcase(name, p) for p in patterns) else None
 
 
-def _read_by_parents(model: nn.Module) -> set[nn.Module]:
-    """Layers whose weights another module reads by itself, without calling them."""
+def _read_by_others(model: nn.Module, layers: dict[str, nn.Module]) -> set[nn.Module]:
+    """Layers whose weights another module reads by itself, without calling them. layers: by name.
+
+    Of a network that cannot be traced only torch's own are known.
+    """
     parents = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return {child for parent in model.modules() if isinstance(parent, parents) for child in parent.children()}
+    found = {child for parent in model.modules() if isinstance(parent, parents) for child in parent.children()}
+    try:
+        graph = trace(model, plain=False)
+    except Exception:  # whatever a network of somebody's own may do
+        return found
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"} - {""}
+    return found | {layers[name] for name in read & layers.keys() if type(layers[name]) in CONVERTED}
 
 
 def _obstacle(layer: nn.Module, read_outside: set[nn.Module]) -> str | None:
@@ -146,7 +156,7 @@ def _obstacle(layer: nn.Module, read_outside: set[nn.Module]) -> str | None:
         return "the module around it reads its weights"
     if isinstance(layer, BinaryConv2d | BinaryLinear):
         return "it is binary already"
-    if type(layer) not in (nn.Conv2d, nn.Linear):
+    if type(layer) not in CONVERTED:
         return f"a {type(layer).__name__} may compute in a way of its own"
     if is_watched(layer) or "weight" not in layer._parameters:
         return "it has hooks, or a weight that is computed"
@@ -176,7 +186,7 @@ def _binary(layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer |
 
 def _best_scale(real: Tensor, effective: Tensor) -> Tensor:
     """(C_out,): by what each channel's effective weights come closest to the real ones, in squares; 1 if they are 0."""
-    real, effective = real.flatten(1), effective.flatten(1)
+    real, effective = real.flatten(1).float(), effective.flatten(1).float()  # sums of squares are too large for float16
     product, square = (real * effective).sum(1), effective.square().sum(1)
     scale = product / square.clamp(min=torch.finfo(square.dtype).tiny)
     return torch.where(product == 0, torch.ones_like(scale), scale)
@@ -186,7 +196,7 @@ def _open_signs(model: nn.Module) -> list[Decision]:
     """Put a hardtanh in the place of each ReLU in front of a sign; a warning names what cannot be replaced."""
     found = list(_blocking(model, guess=True))
     names = {module: name for name, module in model.named_modules()}
-    relus = {module for _, module, _ in found if isinstance(module, nn.ReLU | nn.ReLU6)}
+    relus = {m for _, m, _ in found if isinstance(m, nn.ReLU | nn.ReLU6) and not is_watched(m)}
     made: dict[nn.Module, nn.Module] = {relu: nn.Hardtanh(inplace=bool(relu.inplace)) for relu in relus}
     decisions = [
         Decision(names[relu], type(relu).__name__, "Hardtanh (a sign follows)") for relu in names if relu in relus

@@ -39,6 +39,11 @@ class Fitted(Periodic):
             self._freq = math.nan if self.frequency.is_meta else self.frequency.item()
         return self._freq
 
+    def _apply(self, *args: Any, **options: Any) -> "Fitted":  # noqa: ANN401
+        super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        self._freq = None  # another type rounds it
+        return self
+
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
         super()._load_from_state_dict(*args)
         self._freq = None

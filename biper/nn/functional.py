@@ -5,6 +5,7 @@ the sign, with a piecewise polynomial as surrogate. Binary means two values: sig
 On the CPU training runs BiPer's mathematics in C (cpu/training.c), which tests compare with this one.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -129,16 +130,34 @@ class _StandardizedSign(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:  # noqa: ANN401
-        variance, mean = torch.var_mean(a, dim=tuple(range(1, a.dim())), keepdim=True)  # (N, 1, 1, 1)
-        ctx.save_for_backward(a, mean, torch.rsqrt(variance + VARIANCE_EPSILON))
+        ctx.save_for_backward(a, *_mean_and_inverse(a))
         return _sign(a)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         a, mean, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        if is_differentiated():  # these have a part in the second derivative
+            mean, inverse = _mean_and_inverse(a)
         grad = _surrogate(a * inverse) * grad  # with respect to x = a * inverse
         dot = (grad * a).sum(dim=tuple(range(1, a.dim())), keepdim=True)
-        return inverse * grad - (a - mean) * (dot * inverse**3 / (a[0].numel() - 1))
+        return inverse * grad - (a - mean) * (dot * inverse**3 / max(1, _degrees(a)))
+
+
+def is_differentiated() -> bool:
+    """Whether a backward pass that is running may itself be differentiated. Compiled ones never are."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _degrees(a: Tensor) -> int:
+    """Of freedom, of a sample's variance; 0 of a single feature, whose variance is 0."""
+    return max(0, math.prod(a.shape[1:]) - 1)
+
+
+def _mean_and_inverse(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample of a (N, ...): its mean, and 1 / sqrt(var(a) + 1e-5): (N, 1, ...)."""
+    dims = tuple(range(1, a.dim()))
+    variance, mean = torch.var_mean(a, dim=dims, correction=min(1, _degrees(a)), keepdim=True)
+    return mean, torch.rsqrt(variance + VARIANCE_EPSILON)
 
 
 def sine(w: Tensor, freq: float) -> Tensor:
@@ -171,7 +190,7 @@ def standardized_sign(a: Tensor) -> Tensor:
     a: (N, C, H, W). The variance is part of the graph, and no sign changes: only the place where the surrogate's window
     lies. Used in training alone. [BiPer, activation binarization]
     """
-    return cast(Tensor, _StandardizedSign.apply(a))
+    return cast(Tensor, _StandardizedSign.apply(a)) if a.numel() else binary_sign(a)
 
 
 def straight_through_sign(x: Tensor) -> Tensor:

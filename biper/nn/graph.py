@@ -112,8 +112,9 @@ def _out_of_place(node: fx.Node, modules: Modules, fresh: tuple[type[nn.Module],
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hooks see the module being called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether somebody's hooks see the module being called, or gradients passing it."""
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 def mutates(node: fx.Node, module: nn.Module | None) -> bool:

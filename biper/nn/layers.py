@@ -75,7 +75,7 @@ class _Quantized(nn.Module):
 
     def watch(self, signs: Tensor) -> None:
         """Warn once, of the first batch of a training, if all signs are +1; this waits for the device, once."""
-        if self.watched or torch.compiler.is_compiling():
+        if self.watched or torch.compiler.is_compiling() or not signs.numel():
             return
         self.watched["one_sided"] = bool((signs > 0).all())
         if self.watched["one_sided"]:
@@ -250,11 +250,9 @@ def binarize_(model: nn.Module) -> nn.Module:
     layers = [layer for _, layer in binary_layers(model)]
     if not layers:
         raise UsageError("there is nothing to make binary: the model has no binary layers (see biper.convert)")
-    for layer in layers:
-        quantizer = layer.weight_quantizer.binarized()
-        if not quantizer.binary:
-            raise UsageError(
-                f"{type(quantizer).__name__} is real, and has no binarized() that says what comes after it"
-            )
+    quantizers = [layer.weight_quantizer.binarized() for layer in layers]
+    if real := [type(quantizer).__name__ for quantizer in quantizers if not quantizer.binary]:
+        raise UsageError(f"{real[0]} is real, and has no binarized() that says what comes after it")
+    for layer, quantizer in zip(layers, quantizers, strict=True):
         layer.weight_quantizer = quantizer.train(layer.training).to(layer.weight)
     return model

@@ -30,7 +30,7 @@ def periodic_regularizer(model: nn.Module, tau: float) -> Tensor:
     # all layers at once, as torch's optimizers do it: on a GPU a few kernels, however many layers there are
     angles = torch._foreach_mul([layer.weight for layer in layers], freqs)
     norms = torch._foreach_norm(torch._foreach_sin(angles))
-    roots = torch._foreach_mul(norms, [layer.weight.numel() ** -0.5 for layer in layers])
+    roots = torch._foreach_mul(norms, [max(1, layer.weight.numel()) ** -0.5 for layer in layers])
     return tau * torch.stack(roots).square().sum()
 
 

@@ -55,8 +55,12 @@ class QuantizationError:
 
     @property
     def relative(self) -> float:
-        """Mean over the layers of the squared error with the best scale, as a share of mean(s^2): without a unit."""
-        return sum(layer.squared / (layer.squared + layer.scale**2) for layer in self.layers) / len(self.layers)
+        """Mean over the layers of the squared error with the best scale, as a share of mean(s^2): without a unit.
+
+        Not a number without layers.
+        """
+        shares = [layer.squared / (layer.squared + layer.scale**2) for layer in self.layers]
+        return sum(shares) / len(shares) if shares else math.nan
 
     @property
     def b(self) -> float:

@@ -6,10 +6,10 @@ of the same names, and `forward`. One that changes over training has `set_progre
 step.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -128,15 +128,18 @@ def register_quantizer(name: str) -> Callable[[type[Q]], type[Q]]:
     def enter(kind: type[Q]) -> type[Q]:
         if not (isinstance(kind, type) and issubclass(kind, WeightQuantizer | InputQuantizer)):
             raise UsageError(f"{kind!r} is no WeightQuantizer and no InputQuantizer: derive it from one of them")
+        if not kind.__module__.startswith(f"{__package__}."):
+            import_module("biper.nn.layers")  # where all of ours are registered: they have their names first
         registries: dict[type[Any], dict[str, Any]] = {
             WeightQuantizer: WEIGHT_QUANTIZERS,
             InputQuantizer: INPUT_QUANTIZERS,
         }
-        for base, registry in registries.items():
-            if issubclass(kind, base):
-                if name in registry and _path(registry[name]) != _path(kind):  # a notebook's cell may run again
-                    raise ValueError(f"there is a quantizer {name!r} already: {registry[name].__qualname__}")
-                registry[name] = kind
+        fitting = [registry for base, registry in registries.items() if issubclass(kind, base)]
+        for registry in fitting:
+            if name in registry and _path(registry[name]) != _path(kind):  # a notebook's cell may run again
+                raise UsageError(f"there is a quantizer {name!r} already: {registry[name].__qualname__}")
+        for registry in fitting:
+            registry[name] = kind
         kind.name = name
         return kind
 
@@ -273,31 +276,6 @@ def changes_over_training(model: nn.Module) -> bool:
     """Whether a quantizer of a model's layers heeds how much of the training is done."""
     quantizers = (type(module) for module in model.modules() if isinstance(module, Quantizer))
     return any(kind.set_progress is not Quantizer.set_progress for kind in quantizers)
-
-
-def changes_in_place(model: nn.Module) -> bool:
-    """Whether quantizers keep what changes over the training in buffers that stay where they are.
-
-    A step that is recorded once, and then replayed, sees no other change. What was registered breaks no promise if it
-    does otherwise, so copies of the quantizers are tried.
-    """
-    return all(_stays(copy.deepcopy(module)) for module in model.modules() if isinstance(module, Quantizer))
-
-
-def _stays(quantizer: Quantizer) -> bool:
-    """Whether progress changes nothing of a quantizer but the contents of its buffers."""
-    found: list[dict[str, Any]] = []
-    for progress in (0.25, 0.75):
-        quantizer.set_progress(progress)
-        attributes = {name: value for name, value in vars(quantizer).items() if not name.startswith("_")}
-        found.append({**attributes, **dict(quantizer.named_buffers())})
-    before, after = found
-    return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
-
-
-def _same(one: object, other: object) -> bool:
-    """Whether an attribute is what it was: a tensor the same one, whatever it holds."""
-    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

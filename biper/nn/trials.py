@@ -3,10 +3,10 @@
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biper.errors import UsageError
-from biper.nn.quantizers import InputQuantizer, WeightQuantizer
+from biper.nn.quantizers import InputQuantizer, Quantizer, WeightQuantizer
 
 SHAPE = (4, 3, 3, 3)  # of the weights; the activations are (2, 4, 3, 3)
 
@@ -87,8 +87,48 @@ def _require_gradient(kind: str, found: Tensor, x: Tensor) -> None:
     """Raise UsageError if nothing flows back to x; the cotangent is uneven, as that of 1s may cancel."""
     gradient = None
     if found.requires_grad:
-        (gradient,) = torch.autograd.grad(found, x, torch.arange(x.numel()).cos().view_as(x), allow_unused=True)
+        uneven = (found * torch.arange(x.numel()).cos().view_as(x)).sum()  # a sum, as torch knows at once what to do
+        (gradient,) = torch.autograd.grad(uneven, x, allow_unused=True)
     if gradient is None or not bool(gradient.any()):
         raise UsageError(f"{kind} has no gradient: a sign needs an estimator, such as x + (sign(x) - x).detach()")
     if not bool(gradient.isfinite().all()):
         raise UsageError(f"{kind} has a gradient that is not finite")
+
+
+def changes_in_place(model: nn.Module) -> bool:
+    """Whether quantizers keep what changes over the training in buffers that stay where they are.
+
+    A step that is recorded once, and then replayed, sees no other change. What was registered breaks no promise if it
+    does otherwise, so copies of the quantizers are tried.
+    """
+    return all(_stays(copy.deepcopy(module)) for module in model.modules() if isinstance(module, Quantizer))
+
+
+def _stays(quantizer: Quantizer) -> bool:
+    """Whether progress changes nothing of a quantizer but the contents of its tensors."""
+    found = []
+    for progress in (0.25, 0.75):
+        quantizer.set_progress(progress)
+        found.append(_held(quantizer))
+    before, after = found
+    return before.keys() == after.keys() and all(_same(value, after[name]) for name, value in before.items())
+
+
+def _held(quantizer: Quantizer) -> dict[str, object]:
+    """What a quantizer and its parts hold, by name: tensors themselves, of all else copies."""
+    held: dict[str, object] = {}
+    for path, module in quantizer.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in vars(nn.Module())}
+        for name, value in {**own, **module._parameters, **module._buffers}.items():
+            held[f"{path}.{name}"] = value if isinstance(value, Tensor) else copy.deepcopy(value)
+    return held
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether what is held is what it was: a tensor the same one, whatever its values."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    try:
+        return bool(one == other)
+    except Exception:  # whatever a class of somebody's own may do, and tensors in a list
+        return False

@@ -69,10 +69,12 @@ def save_packed(packed: PackedNetwork, path: str | os.PathLike[str], top1: float
     """Write a packed network, whole or not at all.
 
     top1: its accuracy in percent, to be kept in the file. A network of one's own is read back by
-    `load_packed(path, model=...)`. Raises OSError if the file cannot be written.
+    `load_packed(path, model=...)`. Raises UsageError for a network that has diverged, OSError if the file cannot be
+    written.
     """
     if not isinstance(packed, PackedNetwork):
         raise UsageError("only a packed network can be saved as one: save_packed(biper.pack(model), path)")
+    require_finite(packed.network, "the network")
     state = packed.network.state_dict()
     if packed.metadata is not None:
         _require_fit(_skeleton(packed.metadata), state, "this network", packed.metadata.model)

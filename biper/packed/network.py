@@ -27,7 +27,7 @@ class PackedNetwork(nn.Module):
     `metadata` says what it is, where it comes from `create_model` or a checkpoint; else it is None.
     Its layers may be given other values or moved; another layer in the place of one is not seen once it has run, nor
     are values that are written past torch, through NumPy or `.data`, into weights' bits or into what decides the next
-    layer's bits: alpha, bias, gain, shift and threshold.
+    layer's bits: alpha, bias, gain, shift and threshold. What the instructions compute has no gradient.
     """
 
     def __init__(self, network: nn.Module, metadata: Metadata | None = None) -> None:
@@ -108,6 +108,8 @@ class PackedNetwork(nn.Module):
             return False
         if images.dim() != 4 or not len(images) or (images.requires_grad and torch.is_grad_enabled()):
             return False
+        if torch._C._len_torch_dispatch_stack() or type(images).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return False  # somebody wants to see, or to replace, what torch computes
         return runtime.chosen() != runtime.TORCH and not any(self._hooks)
 
     def _segmented_for(self, images: Tensor) -> Segmented | None:

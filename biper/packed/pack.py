@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 
 from biper.errors import UsageError
+from biper.models.checkpoint import require_finite
 from biper.models.metadata import Metadata
 from biper.models.registry import Network
 from biper.nn.convert import find_blocked_signs
@@ -26,7 +27,7 @@ def pack(model: nn.Module) -> PackedNetwork:
 
     Binary layers of a class of one's own that computes in another way stay as they are: a warning names them, as it
     names layers all of whose inputs' signs are +1. Raises UsageError (a ValueError) for a network without binary
-    layers, one of which nothing could be packed, and one whose weights are real.
+    layers, one of which nothing could be packed, one whose weights are real, and one that has diverged.
     """
     layers = dict(binary_layers(model))
     if not layers:
@@ -52,6 +53,7 @@ def pack(model: nn.Module) -> PackedNetwork:
         warnings.warn(ONE_SIDED.format(name), stacklevel=2)
     if other := {str(layer.weight.dtype) for layer in layers.values()} - {"torch.float32"}:
         raise UsageError(f"networks are packed in float32, this one is {', '.join(other)}: use model.float()")
+    require_finite(model, "the model")
     converted = "conversion" in vars(model)  # it is no longer what its metadata say
     metadata = model.metadata if isinstance(model, Network) and not converted else None
     return PackedNetwork(replace_modules(copy.deepcopy(model).cpu().eval(), _packed), metadata)
@@ -79,7 +81,8 @@ def _packed_shape(module: nn.Module) -> nn.Module | None:
 
 
 def _folds(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return type(module) in kinds and module.running_mean is not None and not is_watched(module)
 
 
 def _is_plain(layer: BinaryLayer) -> bool:

@@ -1,5 +1,6 @@
 """Programs for the compiled instructions: what is computed from what, and where in memory it lies meanwhile."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from biper.packed import fields, runtime
 from biper.packed.arrange import Arrangement
-from biper.packed.bits import Pair, border, output_size
+from biper.packed.bits import Pair, bits_shape, border, output_size
 from biper.packed.fields import COPY, GROUP, LANES, TILE, WORD
 
 NOWHERE = -1
 LINE = 64  # bytes: alignment
-UNREADABLE = (torch.float64, torch.float16, torch.bfloat16)
 Shape = tuple[int, int, int]  # channels, height, width
 Source = Callable[[], Tensor]  # gives a parameter when the program runs
+Needed = tuple[int, torch.dtype]  # how many numbers of a parameter are read, and of which type
 
 
 @dataclass(eq=False)
@@ -129,6 +130,7 @@ class Program:
     tensors: int = 0  # so many are numbered
     activations: list[int] = field(default_factory=list)  # given with each run
     parameters: dict[int, Source | None] = field(default_factory=dict)  # asked for, or (None) given with each run
+    needed: dict[int, Needed] = field(default_factory=dict)  # of the parameters
     tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
     arranged: list[Derived] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
@@ -159,12 +161,18 @@ class Program:
         """One instruction, by the names of its own fields; those of all are made of the rest."""
         norm, (channels, height, width) = after.norm or Norm(NOWHERE, NOWHERE), x.shape
         values: dict[str, Entry] = {"in": x, "out": after.out, "out_bits": after.bits, "skip": after.skip}
-        affine = {"clamp": int(after.clamp), "gain": norm.gain, "shift": norm.shift}
+        affine = {"gain": norm.gain, "shift": norm.shift}
         affine |= {**asdict(after.slopes or Slopes()), "threshold": after.threshold}
         if after.slopes:
             affine |= self._shifts(result[0], after)
+        self._require(result[0], *affine.values(), *(own.get(name, NOWHERE) for name in ("alpha", "bias")))
         sides = {"height": height, "width": width, "out_height": result[1], "out_width": result[2]}
-        self.rows.append(fields.instruction(name, values | affine | sides | {"channels": channels} | own))
+        sides |= {"channels": channels, "clamp": int(after.clamp)}
+        self.rows.append(fields.instruction(name, values | affine | sides | own))
+
+    def _require(self, length: int, *numbers: int, dtype: torch.dtype = torch.float32) -> None:
+        """Those of the numbered tensors that are parameters have to be so long, and of that type."""
+        self.needed |= {number: (length, dtype) for number in numbers if number in self.parameters}
 
     def _shifts(self, channels: int, after: After) -> dict[str, int]:
         """A prelu's shifts and its signs' threshold, zeros if it has none: packed.c has loops for all of them."""
@@ -188,6 +196,7 @@ class Program:
         own |= {"out_channels": g.out_channels, "groups": g.groups, "words": words}
         own |= {"pool": int(g.pool), "conv_height": g.sums[0], "kinds": kinds}
         own |= {"masks": self.table(edge.masks), "classes": self.table(edge.classes)}
+        self._require(math.prod(bits_shape(g.out_channels, channels, g.kernel, g.groups)), bits, dtype=torch.int64)
         weights, offsets = self._number(), self._number()
         turns = self._number() if after.bits_alone else NOWHERE
         own |= {"weights": weights, "offsets": offsets, "alpha": alpha, "bias": bias, "turns": turns}
@@ -211,6 +220,7 @@ class Program:
         pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
         own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
+        self._require(g.out_channels * products, weights)
         self._add("REAL", x, g.result, after, **own)
         height, width = (side + 2 * pad for side, pad in zip(g.shape[1:], g.padding, strict=True))
         # the whole padded image: pages that a thread's share does not read are never touched
@@ -303,6 +313,7 @@ class Compiled:
         self.code, self.tensors = program.code(), program.tensors
         self.activations, self.tables, self.arranged = program.activations, program.tables, program.arranged
         self.parameters = list(program.parameters)
+        self.needed = [program.needed[number] for number in self.parameters]
         self.sources = [source for source in program.parameters.values() if source]
         watched = {n for made in program.arranged for n in (made.bits, *made.parameters) if n != NOWHERE}
         self.watched = [self.parameters.index(number) for number in sorted(watched)]
@@ -311,7 +322,7 @@ class Compiled:
     def __call__(self, path: str, images: int, *activations: Tensor, parameters: Sequence[Tensor] = ()) -> None:
         """Run on activations, inputs and outputs, and the parameters to be given, both in the order of their numbers.
 
-        Raises RuntimeError for parameters that are not on the CPU, dense and float32.
+        Raises RuntimeError for parameters that are not on the CPU, dense and float32, or of another length.
         """
         _kept, addresses = self.addresses(activations, parameters)
         runtime.run(self.code, addresses, images, path)
@@ -348,8 +359,8 @@ class Compiled:
         return [*map(Tensor.data_ptr, parameters), *map(_VERSION, watched)]
 
     def _prepared(self, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
-        for tensor in parameters:
-            _require_readable(tensor)
+        for tensor, needed in zip(parameters, self.needed, strict=True):
+            _require_readable(tensor, *needed)
         tensors: list[Tensor | None] = [None] * self.tensors
         for number, tensor in [*self.tables.items(), *zip(self.parameters, parameters, strict=True)]:
             tensors[number] = tensor
@@ -368,7 +379,9 @@ class Compiled:
         return Ready(parameters, state, made, runtime.addresses(tensors))
 
 
-def _require_readable(tensor: Tensor) -> None:
-    if tensor.device.type != "cpu" or tensor.dtype in UNREADABLE or not tensor.is_contiguous():
+def _require_readable(tensor: Tensor, length: int, dtype: torch.dtype) -> None:
+    if tensor.device.type != "cpu" or tensor.dtype != dtype or not tensor.is_contiguous():
         text = f"{tensor.dtype} on {tensor.device}"
         raise RuntimeError(f"a packed network takes float32 images on the CPU, its parameters are {text}")
+    if tensor.numel() != length:
+        raise RuntimeError(f"a packed network reads {length} numbers of a parameter that has {tensor.numel()}")

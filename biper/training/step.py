@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from biper.errors import one_line
-from biper.nn.quantizers import changes_in_place
+from biper.nn.trials import changes_in_place
 from biper.training.distributed import step_of_replicas
 from biper.training.loss import LossTerm, add_up
 
