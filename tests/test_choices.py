@@ -99,6 +99,8 @@ def test_they_are_measured_on_held_out_images_resumed_and_added_to(command, refu
         ({"a": {"both": {"lr": -1}}}, "--lr -1"),
         ({"a": {"both": {"lr": "x"}}}, "a: "),
         ({"a": {"both": None}}, "a: section both has no settings"),
+        ({"a": {"both": {}}}, "a: it changes nothing"),
+        ({"a" * 201: {"both": {"lr": 1}}}, "is too long: 200 bytes at most"),
         ({"a": {"both": {"seed": 1}}}, "a: seed is no choice of a recipe"),
         ({"a": {"both": {"device": "cpu"}}}, "a: device is no choice of a recipe"),
         ({"a": {"stage2": {"freq": 10}}}, "a: stage 2 takes freq from stage 1"),

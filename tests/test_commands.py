@@ -60,6 +60,7 @@ def test_both_stages_and_evaluation_from_any_folder(shell, tmp_path):
     second = shell("bash", ROOT / "run_stage2.sh", *flags, *start, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "BiPer stage 2: resnet20_1w1a, freq 20" in second.stdout
+    (tmp_path / "random.py").write_text("raise SystemExit('of the folder, not of Python')\n")
     result = shell("bash", ROOT / "eval.sh", f"two/{BEST}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     best = next(line for line in second.stdout.splitlines() if line.startswith("best top-1"))

@@ -9,9 +9,11 @@ from conftest import TINY
 from recipes import write_recipe
 
 import biper
+from biper.commands.arguments import read_options
 from biper.commands.export import main as export_main
 from biper.commands.quantization_error import main as quantization_error_main
 from biper.commands.summary import main as summary_main
+from biper.commands.train import build_parser
 from biper.errors import UsageError
 from biper.experiments import studies
 from biper.experiments.recipe import read_recipe
@@ -144,3 +146,13 @@ def test_a_summary_of_a_name_takes_it(command):
     code, out, err = command("resnet20_1w1a", "--quantizer", "biper:freq_scale=2", entry=summary_main)
     assert code == 0, err
     assert "270,522" in out
+
+
+def test_a_freq_by_flag_wins_over_the_freq_scale_of_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stage1: {model: resnet20_1w1a, freq_scale: 2}")
+    given = ["--config", str(recipe)]
+    assert read_options(build_parser("cifar10", 1), given, 1)["quantizer"] == "biper:freq_scale=2.0"
+    options = read_options(build_parser("cifar10", 1), [*given, "--freq", "10"], 1)
+    assert options["freq"] == 10
+    assert "quantizer" not in options

@@ -1,5 +1,7 @@
 """What a training may do beside what is published: a validation split, a teacher, mixed images, smoothed labels."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -69,13 +71,17 @@ def test_streamed_images_are_held_out_too(command, tmp_path):
 
 
 def test_stage_2_holds_out_what_stage_1_did(command, refused, tmp_path):
-    assert command(*TINY, "--epochs", 1, "--validation", 200, "--results_dir", tmp_path / "one")[0] == 0
+    one = [*TINY, "--epochs", 1, "--validation", 200, "--seed", 3]
+    assert command(*one, "--results_dir", tmp_path / "one")[0] == 0
     assert command(*TINY, "--epochs", 1, "--results_dir", tmp_path / "all")[0] == 0
     two = ["--epochs", 1, "-b", 256, "--results_dir", tmp_path / "two", "--load_ckpt_stage1"]
-    assert "200 images by seed 0 held out" in refused(*two, tmp_path / "one" / BEST, "--seed", 1, stage=2)
+    err = refused(*two, tmp_path / "one" / BEST, "--seed", 1, stage=2)
+    assert "200 images by seed 3 held out" in err
+    assert err.endswith(": give --validation 200 --seed 3\n")
     assert "with none held out" in refused(*two, tmp_path / "all" / BEST, "--validation", 200, stage=2)
     assert command(*two, tmp_path / "one" / BEST, stage=2)[0] == 0
-    assert read_checkpoint(tmp_path / "two" / LATEST)["settings"]["validation"] == 200
+    settings = read_checkpoint(tmp_path / "two" / LATEST)["settings"]
+    assert (settings["validation"], settings["seed"]) == (200, 3)
 
 
 def test_experiments_say_what_they_measure_on(command, refused, tmp_path):
@@ -121,6 +127,7 @@ def resumed_exactly(flags, command, monkeypatch, folder):
     whole, cut = (read_checkpoint(folder / name / LATEST) for name in ("whole", "cut"))
     assert whole["history"] == cut["history"]
     assert all(torch.equal(cut["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
+    assert torch.equal(cut["random_state"]["torch"], whole["random_state"]["torch"])
     return whole["history"]
 
 
@@ -185,7 +192,8 @@ def test_mixup_is_the_mean_of_two_images_and_of_their_labels():
         (["--label_smoothing", 1], "too large"),
         (["--teacher", "none.pth.tar"], "none.pth.tar: there is no such file"),
         (["--teacher_weight", 1.5], "--teacher_weight 1.5 is too large: at most 1"),
-        (["--temperature", 0], "too small"),
+        (["--temperature", 0], "--temperature 0.0 is too small: at least 0.01"),
+        (["--temperature", 1e200], "too large: at most 1000"),
         (["--cutout", 9], "--cutout 9 is larger than the images, 8x8"),
         (["--mixup", -1], "too small"),
         (["--padding", "white"], "--padding"),
@@ -194,6 +202,21 @@ def test_mixup_is_the_mean_of_two_images_and_of_their_labels():
 def test_bad_input(flags, message, refused, tmp_path):
     assert message in refused(*TINY, *flags, "--results_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_stays_the_one_that_a_run_began_with(teacher, command, refused, tmp_path):
+    taught, run = tmp_path / "taught.pth.tar", tmp_path / "run"
+    shutil.copy(teacher, taught)
+    assert command(*TINY, "--epochs", 1, "--teacher", taught, "--results_dir", run)[0] == 0
+    assert command("--results_dir", run, "--resume")[0] == 0
+    shutil.copy(run / LATEST, taught)
+    assert "is another file than the run began with" in refused("--results_dir", run, "--resume")
+
+
+def test_a_teacher_that_has_seen_what_is_held_out_is_refused(teacher, refused, tmp_path):
+    flags = [*TINY, "--teacher", teacher, "--validation", 200, "--results_dir", tmp_path / "run"]
+    assert "was trained with none held out, so it may have seen what is to be evaluated" in refused(*flags)
+    assert "that is a folder" in refused(*TINY, "--teacher", teacher.parent, "--results_dir", tmp_path / "run")
 
 
 def test_a_teacher_of_other_images_is_refused(teacher, refused, tmp_path):

@@ -75,7 +75,7 @@ def test_jobs_train_what_one_process_trains(flags, command, tmp_path):
 
 def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):
     out = tmp_path / "out"
-    ends = {"slow end": {"stage2": {"lr": 1e-9}}, "fast end": {"stage2": {"lr": 0.1}}}
+    ends = {"slow end": {"stage2": {"lr": 1e-9}}, "fast end": {"stage2": {"lr": 0.1, "epochs": 4}}}
     (tmp_path / "choices.yaml").write_text(yaml.safe_dump(ends, sort_keys=False))
     flags = [*flags, "--halvings", 1, "--results_dir", out]
     assert command(*flags, entry=ablation_main)[0] == 0
@@ -84,12 +84,15 @@ def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):
     assert set(first) == {"recipe", *ends}
     better = max(ends, key=lambda title: first[title])  # of equals the first
     assert {row["variant"] for row in table if row["round"] == "2"} == {"recipe", better}
-    assert {(row["round"], row["epochs"]) for row in table} == {("1", "1 + 1"), ("2", "2 + 2")}
-    for number, epochs in ((1, 1), (2, 2)):
+    epochs = {(row["variant"], row["round"]): row["epochs"] for row in table}
+    assert (epochs["recipe", "1"], epochs["recipe", "2"]) == ("1 + 1", "2 + 2")
+    assert epochs["fast end", "1"] == "1 + 2"
+    for number, epochs in ((1, 2), (2, 4 if better == "fast end" else 2)):
         logged = rows(out / f"round{number}" / "metrics.csv")
         assert max(int(row["epoch"]) for row in logged) == epochs
     text = (out / "halving.md").read_text()
     assert text.count("| recipe |") == 1
+    assert "(1 + 2 epochs)" in text
     assert "--halvings 1" in text
     there = checkpoints(out)
     assert command(*flags, entry=ablation_main)[0] == 0

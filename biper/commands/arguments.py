@@ -12,7 +12,7 @@ from biper.commands.importing import import_file
 from biper.errors import UsageError
 from biper.experiments.recipe import FREE
 from biper.places import find_recipe
-from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, expand_shorthands, read_yaml
+from biper.training.settings import FAMILY_DEFAULTS, SETTINGS, Settings, changed, expand_shorthands, read_yaml
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,4 +128,4 @@ def with_config(flags: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     """The settings of both, where flags win."""
     left = {"load_ckpt_stage1"} if flags.get("from_scratch") else set()
     kept = {name: value for name, value in config.items() if name not in left}
-    return kept | {name: value for name, value in flags.items() if name != "config"}
+    return changed(kept, {name: value for name, value in flags.items() if name != "config"})

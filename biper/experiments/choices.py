@@ -12,10 +12,11 @@ from biper.experiments.recipe import OF_BOTH, OF_ONE_RUN, Given, Recipe, lasting
 from biper.experiments.studies import Study, Variant, recipe_itself
 from biper.models.checkpoint import read_checkpoint
 from biper.training.inheritance import training_config
-from biper.training.settings import SETTINGS, load_yaml, make_settings, typed
+from biper.training.settings import SETTINGS, changed, load_yaml, make_settings, typed
 
 SECTIONS = ("both", "stage1", "stage2")
 ITSELF = "recipe"  # how tables call what the choices are compared with
+LONGEST_NAME = 200  # bytes
 FIXED = (*OF_ONE_RUN, "validation", "dataset")  # with which a choice would be no comparison
 
 
@@ -38,6 +39,8 @@ def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0) -> Study:
     for title, sections in choices.items():
         if not isinstance(title, str) or not title.isprintable():
             raise UsageError(f"{path}: the name {title!r} is no text of one line: put it in quotes")
+        if len(title.encode()) > LONGEST_NAME:
+            raise UsageError(f"{path}: the name {title[:30]!r}... is too long: {LONGEST_NAME} bytes at most")
         key = "choice_" + re.sub(r"[^\w.]+", "_", title).strip("_")
         if title == ITSELF or key in names:
             raise UsageError(f"{path}: the name {title!r} is that of {names.get(key, 'the recipe')!r}: give another")
@@ -58,7 +61,7 @@ def _variant(recipe: Recipe, base: Variant, title: str, key: str, one: Given, tw
 
 
 def _changed(family: str, stage: int, settings: Given, changes: Given) -> Given:
-    return {**(lasting(family, stage, settings, changes["epochs"]) if "epochs" in changes else settings), **changes}
+    return changed(lasting(family, stage, settings, changes["epochs"]) if "epochs" in changes else settings, changes)
 
 
 def _shortened(family: str, variant: Variant, share: float, path: Path) -> Variant:
@@ -93,6 +96,8 @@ def _changes(sections: Any, where: str) -> tuple[Given, Given]:  # noqa: ANN401
     if not isinstance(sections, Mapping) or not sections or not set(sections) <= set(SECTIONS):
         raise UsageError(f"{where}: expected the sections {', '.join(SECTIONS)}, one or more of them")
     both, one, two = (typed(sections.get(name, {}), where, name) for name in SECTIONS)
+    if not (both or one or two):
+        raise UsageError(f"{where}: it changes nothing: give a setting, or leave it out")
     for name in (*both, *one, *two):
         if name in FIXED or SETTINGS[name].metadata["runtime"]:
             raise UsageError(f"{where}: {name} is no choice of a recipe: leave it out")

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from biper.experiments.ablation import conduct_studies, require_all, variants_there
@@ -12,12 +12,22 @@ from biper.experiments.parallel import SERIAL, Jobs
 from biper.experiments.plan import Experiment, epochs_text
 from biper.experiments.recipe import with_epochs
 from biper.experiments.report import Outcome
-from biper.experiments.studies import CHOICES
+from biper.experiments.studies import CHOICES, Variant
 from biper.experiments.tables import Sample, markdown
 from biper.files import write_rows, write_text
+from biper.training.settings import make_settings
 
 log = logging.getLogger("biper")
 Reached = dict[str, Sample]  # stage 2's best top-1 by the choice
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round came to. epochs: the recipe's, and those of each choice, which may have others."""
+
+    epochs: str
+    of_choices: Mapping[str, str]
+    reached: Reached
 
 
 def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SERIAL) -> None:
@@ -33,7 +43,7 @@ def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SER
     studies = [recipe_choices(recipe, choices, share) for share in shares]  # all of them before anything is written
     experiment.require_folder("round*")
     experiment.announce()
-    rounds: list[tuple[str, Reached]] = []
+    rounds: list[Round] = []
     kept, diverged = None, []
     for number, (share, study) in enumerate(zip(shares, studies, strict=True), 1):
         one, two = (round(share * epochs) for epochs in recipe.epochs)
@@ -45,10 +55,17 @@ def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SER
         found, lost = conduct_studies(part, {CHOICES: study}, jobs)
         diverged += [f"round {number}, {text}" for text in lost]
         reached = {title: _of_seeds(outcomes, experiment.seeds) for title, outcomes in found[CHOICES].items()}
-        rounds.append((epochs_text((one, two)), {title: sample for title, sample in reached.items() if sample.n}))
+        own = {variant.title: _epochs(recipe.family, variant) for variant in study.variants}
+        there = {title: sample for title, sample in reached.items() if sample.n}
+        rounds.append(Round(epochs_text((one, two)), own, there))
         _report(experiment, rounds)
-        kept = {ITSELF, *better_half(rounds[-1][1])}
+        kept = {ITSELF, *better_half(there)}
     require_all(diverged)
+
+
+def _epochs(family: str, variant: Variant) -> str:
+    one, two = (make_settings(family, stage, settings).epochs for stage, (_, settings) in variant.stages.items())
+    return epochs_text((one, two))
 
 
 def _of_seeds(outcomes: Mapping[int, Outcome], seeds: Sequence[int]) -> Sample:
@@ -66,23 +83,30 @@ def better_half(reached: Reached) -> list[str]:
     return choices[: math.ceil(len(choices) / 2)]
 
 
-def _report(experiment: Experiment, rounds: Sequence[tuple[str, Reached]]) -> None:
+def _report(experiment: Experiment, rounds: Sequence[Round]) -> None:
     """halving.md and halving.csv: every choice, first those that came furthest, with what it came to in each round."""
-    reached = [by_title for _, by_title in rounds]
-    titles = list(dict.fromkeys(title for by_title in reached for title in by_title))
-    titles.sort(key=lambda title: [-r[title].mean if title in r else 1.0 for r in reversed(reached)])
+    titles = list(dict.fromkeys(title for r in rounds for title in r.reached))
+    titles.sort(key=lambda title: [-r.reached[title].mean if title in r.reached else 1.0 for r in reversed(rounds)])
     rows = [
-        {"variant": title, "round": number, "epochs": epochs, **by_title[title].columns(experiment.seeds)}
+        {"variant": title, "round": number, "epochs": r.of_choices[title], **r.reached[title].columns(experiment.seeds)}
         for title in titles
-        for number, (epochs, by_title) in enumerate(rounds, 1)
-        if title in by_title
+        for number, r in enumerate(rounds, 1)
+        if title in r.reached
     ]
     write_rows(rows, experiment.folder / "halving.csv")
     table = markdown(
-        ["", *(f"{epochs} epochs" for epochs, _ in rounds)],
-        [[title, *(str(r[title]) if title in r else "" for r in reached)] for title in titles],
+        ["", *(f"{r.epochs} epochs" for r in rounds)],
+        [[title, *(_cell(r, title) for r in rounds)] for title in titles],
     )
     heads = "Stage 2's best top-1 (%), ± the deviation over the seeds; each round's table and logs are in its folder."
     path = experiment.folder / "halving.md"
     write_text("\n\n".join(["# Successive halving", experiment.preface(), heads, table]), path)
     log.info("\n%s\nwrote %s", table, path)
+
+
+def _cell(r: Round, title: str) -> str:
+    """What a choice came to in a round, with its epochs where they are not the recipe's."""
+    if title not in r.reached:
+        return ""
+    other = "" if r.of_choices[title] == r.epochs else f" ({r.of_choices[title]} epochs)"
+    return f"{r.reached[title]}{other}"

@@ -121,6 +121,7 @@ CHECKPOINT: Table = {
         required=("state", "param_groups"),
     ),
     "not_averaged": TENSORS,
+    "teacher": LINE,
     "random_state": by_name(
         Kind("states", lambda _: True),
         {

@@ -24,7 +24,7 @@ from biper.nn.quantizers import changes_over_training
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.averaging import MovingAverage
 from biper.training.checkpoint import LATEST
-from biper.training.distillation import distillation, load_teacher
+from biper.training.distillation import Teacher, distillation, load_teacher
 from biper.training.distributed import Processes, all_gather_equal, replicated
 from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.optimizer import Factors, build_optimizer, load_optimizer
@@ -98,18 +98,20 @@ def build_trainer(settings: Settings, processes: Processes) -> Trainer:
     fast = accelerate(network, device, amp=settings.amp == "bf16", compiled=compiled, steps=steps)
     optimizer = _optimizer(settings, network)
     average = MovingAverage(network, settings.ema) if settings.ema else None
+    teacher = _teacher(settings, network.metadata, saved or {})
+    terms = choose_terms(settings, fast, teacher, device)
     if saved:
         with naming(latest):
             _require_place(progress, settings.epochs, len(loaders.train or ()))
             if average:
                 average.go_on_from(saved.get("not_averaged", {}))
             load_optimizer(optimizer, saved["optimizer"])
-            set_random_state(saved["random_state"])
+            set_random_state(saved["random_state"])  # last: whatever is made draws from it
     all_gather_equal((progress["epoch"], progress.get("step", 0)), "where to go on")
-    model, terms = parallelize(fast, devices, processes), choose_terms(settings, fast, network.metadata, device)
+    model = parallelize(fast, devices, processes)
     recorded = compiled and processes.size == 1 and device.type == "cuda" and can_be_recorded(network, optimizer)
     graphs = GraphedStep(optimizer, device) if recorded else None
-    options = {"average": average, "graphs": graphs, **progress}
+    options = {"average": average, "graphs": graphs, "teacher": teacher.digest if teacher else "", **progress}
     return Trainer(settings, processes, devices, loaders, network, fast, model, optimizer, terms, **options)
 
 
@@ -118,6 +120,18 @@ def _require_extendable(settings: Settings, network: Network) -> None:
     if settings.extend and changes_over_training(network):
         text = "the quantizers change until the last epoch; with more epochs it is another run"
         raise UsageError(f"--extend {settings.extend}: {text}: start one with --epochs N and another --save")
+
+
+def _teacher(settings: Settings, student: Metadata, saved: Mapping[str, Any]) -> Teacher | None:
+    """The teacher, if any. Raises UsageError if it is unfit, or another one than that of a run that goes on."""
+    if not settings.teacher:
+        return None
+    split = {"validation": settings.validation, "seed": settings.seed}
+    teacher = load_teacher(Path(settings.teacher), student, **split)
+    if saved.get("teacher", teacher.digest) != teacher.digest:
+        text = f"--teacher {settings.teacher} is another file than the run began with"
+        raise UsageError(f"{text}: put that one back, or start a new run")
+    return teacher
 
 
 def _optimizer(settings: Settings, network: Network) -> Optimizer:
@@ -165,16 +179,14 @@ def parallelize(fast: Accelerated, devices: Sequence[torch.device], processes: P
 
 
 def choose_terms(
-    settings: Settings, fast: Accelerated, student: Metadata, device: torch.device
+    settings: Settings, fast: Accelerated, teacher: Teacher | None, device: torch.device
 ) -> Callable[[float], Mapping[str, LossTerm]]:
     """The terms of the loss, from tau: cross-entropy, the periodic regularizer in its form, and a teacher's if any."""
     c = settings
     regularizer = opposite(fast.regularizer) if c.regularizer_form == "cos2" else fast.regularizer
-    teacher = None
-    if c.teacher:
-        network = load_teacher(Path(c.teacher), student).to(device).to(memory_format=torch.channels_last)
+    term = None
+    if teacher:
+        network = teacher.network.to(device).to(memory_format=torch.channels_last)
         how = {"temperature": c.temperature, "weight": c.teacher_weight}
-        teacher = distillation(network, **how, bf16=c.amp == "bf16")
-    return functools.partial(
-        make_loss_terms, regularizer=regularizer, label_smoothing=c.label_smoothing, teacher=teacher
-    )
+        term = distillation(network, **how, bf16=c.amp == "bf16")
+    return functools.partial(make_loss_terms, regularizer=regularizer, label_smoothing=c.label_smoothing, teacher=term)

@@ -1,5 +1,7 @@
 """A teacher: a trained network whose logits another one learns, beside the labels."""
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,25 +10,40 @@ from torch import Tensor, nn
 
 from biper.errors import UsageError
 from biper.models import Network
-from biper.models.checkpoint import load_checkpoint
+from biper.models.checkpoint import build_network, read_checkpoint
 from biper.models.metadata import Metadata
 from biper.training.loss import LossTerm
+from biper.training.run_folder import require_same_split, settings_of
 
 
-def load_teacher(path: Path, student: Metadata) -> Network:
-    """The network of a checkpoint, in evaluation mode, without gradients.
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network, in evaluation mode, without gradients, and the SHA-256 of its file."""
 
-    Raises UsageError unless it knows the student's classes, and sees its images normalized and as large as the student.
+    network: Network
+    digest: str
+
+
+def load_teacher(path: Path, student: Metadata, *, validation: int, seed: int) -> Teacher:
+    """The network of a checkpoint.
+
+    Raises UsageError unless it knows the student's classes, sees its images normalized and as large as the student, and
+    has not seen those that are held out of the student's training (validation, by seed).
     """
+    if path.is_dir():
+        raise UsageError(f"--teacher {path}: that is a folder, give a checkpoint in it")
     if not path.is_file():
         raise UsageError(f"--teacher {path}: there is no such file")
-    network = load_checkpoint(path).eval().requires_grad_(False)
+    contents = read_checkpoint(path)
+    network = build_network(contents, path).eval().requires_grad_(False)
     m = network.metadata
+    if m.dataset == student.dataset:
+        require_same_split({"validation": validation, "seed": seed}, settings_of(contents), path)
     for name in ("num_classes", "classes", "mean", "std", "image_size"):
         own, wanted = getattr(m, name), getattr(student, name)
         if own and own != wanted:  # a published checkpoint does not know all of them
             raise UsageError(f"--teacher {path} was trained with {name} {_few(own)}, this network has {_few(wanted)}")
-    return network
+    return Teacher(network, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def distillation(teacher: nn.Module, *, temperature: float, weight: float, bf16: bool) -> LossTerm:

@@ -23,7 +23,7 @@ from biper.nn import DEFAULT_FREQ
 from biper.nn.activations import ACTIVATIONS
 from biper.packed.file import is_packed, read
 from biper.packed.network import PackedNetwork
-from biper.training.run_folder import read_settings, run_folder, settings_of
+from biper.training.run_folder import read_settings, require_same_split, run_folder, settings_of
 from biper.training.settings import METHOD, SETTINGS, Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
@@ -155,18 +155,10 @@ def inherit_stage1(family: str, given: Given) -> dict[str, Any]:
     inherited = _identity(start) | {name: saved[name] for name in METHOD if name in saved}
     _require_same_method(start, given, path)
     if given.get("dataset", saved.get("dataset")) == saved.get("dataset"):
-        inherited |= {name: saved[name] for name in (*WHERE, "image_size", "validation") if name in saved}
-    _require_same_split(inherited | given, saved, path)
+        split = ("validation", "seed") if saved.get("validation") else ()
+        inherited |= {name: saved[name] for name in (*WHERE, "image_size", *split) if name in saved}
+    require_same_split(inherited | given, saved, path)
     return inherited
-
-
-def _require_same_split(given: Given, saved: Given, path: Path) -> None:
-    """Raise UsageError if stage 2 would evaluate images that stage 1 was trained on."""
-    own, there = ((values.get("validation", 0), values.get("seed", 0)) for values in (given, saved))
-    if own[0] and own != there:
-        held = f"{there[0]} images by seed {there[1]}" if there[0] else "none"
-        text = f"--validation {own[0]} with --seed {own[1]}: {path} was trained with {held} held out"
-        raise UsageError(f"{text}, so it may have seen what is to be evaluated")
 
 
 def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Network | PackedNetwork, Settings]:

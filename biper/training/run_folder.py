@@ -79,3 +79,13 @@ def settings_of(contents: Mapping[str, Any]) -> dict[str, Any]:
             f"the checkpoint has a setting {shown(unknown[0])} that this biper does not know: update biper"
         )
     return {name: convert(name, value) for name, value in settings.items()}
+
+
+def require_same_split(given: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    """Raise UsageError if a run would evaluate images that a network it builds on, the file's, was trained on."""
+    own, there = ((values.get("validation", 0), values.get("seed", 0)) for values in (given, saved))
+    if own[0] and own != there:
+        held = f"{there[0]} images by seed {there[1]}" if there[0] else "none"
+        text = f"--validation {own[0]} with --seed {own[1]}: {path} was trained with {held} held out"
+        remedy = f"give --validation {there[0]} --seed {there[1]}" if there[0] else "train it with these flags too"
+        raise UsageError(f"{text}, so it may have seen what is to be evaluated: {remedy}")

@@ -14,7 +14,7 @@ from biper.data.datasets import DATASETS, FLIPS, PADDINGS
 from biper.errors import UsageError, one_line, shown
 from biper.files import require_file
 from biper.kinds import LARGEST_SIDE, is_line
-from biper.nn import DEFAULT_FREQ, fitted
+from biper.nn import DEFAULT_FREQ, fitted, is_fitted
 from biper.training.schedule import CYCLES, LR_TYPES
 
 REGULARIZERS = ("sin2", "cos2")
@@ -158,7 +158,9 @@ class Settings:
     teacher_weight: float = setting(
         0.5, "training", "of the teacher in the loss; the labels have the rest", above=0, high=1
     )
-    temperature: float = setting(4.0, "training", "by which the logits of teacher and network are divided", above=0)
+    temperature: float = setting(
+        4.0, "training", "by which the logits of teacher and network are divided", low=0.01, high=1000
+    )
     tau_min: float = setting(0.001, "training", "weight of the periodic regularizer at the start", low=0)
     tau_max: float = setting(0.001, "training", "weight of the periodic regularizer at the end", low=0)
     regularizer: bool = setting(True, "training", "the periodic regularizer, on or off")
@@ -299,6 +301,12 @@ def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--freq_scale {values['freq_scale']} is too small: above 0")
         rest["quantizer"] = fitted(values["freq_scale"])
     return rest
+
+
+def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes, which win: a freq also over a freq_scale that is there."""
+    beaten = "freq" in changes and is_fitted(settings.get("quantizer", ""))
+    return {name: value for name, value in settings.items() if not (beaten and name == "quantizer")} | dict(changes)
 
 
 def differences(config: Settings, settings: Mapping[str, Any]) -> list[str]:

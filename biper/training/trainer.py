@@ -63,6 +63,7 @@ class Trainer:
     make_terms: Callable[[float], Mapping[str, LossTerm]]  # the loss's, from tau
     average: MovingAverage | None = None  # of the network, which is evaluated and saved in its place
     graphs: GraphedStep | None = None  # that records its steps, on a GPU
+    teacher: str = ""  # the SHA-256 of its file
     epoch: int = 0  # the next one
     history: History = field(default_factory=list)
     seconds: list[float | None] = field(default_factory=list)  # of the epochs in the history; None: not known
@@ -103,6 +104,7 @@ class Trainer:
             "random_state": random_state(),
             "versions": versions(),
             **({"not_averaged": self.average.hidden()} if self.average else {}),
+            **({"teacher": self.teacher} if self.teacher else {}),
         }
 
     def progress(self, steps: int) -> float:
