@@ -20,7 +20,8 @@ from biper.training import trainer as trainer_module
 from biper.training.build import build_trainer
 from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes
-from biper.training.loop import LossTerm, Metrics
+from biper.training.loop import Metrics
+from biper.training.loss import LossTerm
 from biper.training.settings import make_settings
 
 
