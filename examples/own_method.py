@@ -38,7 +38,7 @@ class SoftSign(Soft):
     def forward(self, w: Tensor) -> Tensor:
         """w: (C_out, ...)."""
         soft = self.real(w)
-        return torch.where(w >= 0, 1.0, -1.0) + (soft - soft.detach())
+        return torch.where(w >= 0, 1.0, -1.0).to(w.dtype) + (soft - soft.detach())
 
     def scale(self, w: Tensor) -> Tensor:
         """(C_out, 1, ...)."""

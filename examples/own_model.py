@@ -13,10 +13,10 @@ import torchvision
 import biper
 
 
-def main(folder: Path = Path(), steps: int = 8) -> None:
+def main(folder: Path = Path(), steps: int = 4) -> None:
     """Every step is checked against the one before: all of them compute the same."""
     torch.manual_seed(0)
-    images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
 
     model = biper.convert(torchvision.models.resnet18(num_classes=10), weight_quantizer=biper.Sine(freq=20.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -24,4 +24,4 @@ class Tanh(biper.WeightQuantizer):
     def forward(self, w: Tensor) -> Tensor:
         """w: (C_out, ...)."""
         surrogate = torch.tanh(self.steepness * w)
-        return torch.where(w >= 0, 1.0, -1.0) + (surrogate - surrogate.detach())  # the difference is 0
+        return torch.where(w >= 0, 1.0, -1.0).to(w.dtype) + (surrogate - surrogate.detach())  # the difference is 0

@@ -1,4 +1,4 @@
-"""Run by test_distributed, with and without torchrun: the gradients of the first step, and an evaluation.
+"""Run by test_distributed, by torchrun and in its own process: the gradients of the first step, and an evaluation.
 
 Batch norm is frozen here: in training its statistics are each process's own. In float64, where no activation's sign
 rests on the rounding of a sum, and on images that are the same to the last bit: all but the light, a matrix product.

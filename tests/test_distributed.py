@@ -11,12 +11,14 @@ import threading
 import time
 from importlib.util import find_spec
 
+import first_step
 import pytest
 import torch
 from conftest import ROOT, TINY, photographs
 
 from biper.errors import UsageError
 from biper.models.checkpoint import read_checkpoint
+from biper.training import build
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.distributed import Processes, launched_processes, restartable
 from biper.training.process import select_devices
@@ -46,14 +48,13 @@ def test_each_process_has_its_own_gpu(monkeypatch):
         select_devices("auto", "0", "", Processes(4, 8, 4))
 
 
-def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, tmp_path):
+def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, monkeypatch, tmp_path):
     """Uneven shards: 22 training images in batches of 8, 10 test images in batches of 6."""
     loaders = ["pillow", "dali"] if find_spec("nvidia") and find_spec("nvidia.dali") else ["pillow"]
     data = photographs(tmp_path / "data", train=11, test=5)
-    argv = [ROOT / "tests" / "first_step.py", data, 32]
-    one = shell(sys.executable, *argv, tmp_path / "one.pt", *loaders)
-    assert one.returncode == 0, one.stderr
-    two = torchrun(shell, 2, *argv, tmp_path / "two.pt", *loaders)
+    monkeypatch.setattr(build, "initial_network", build.initial_network)  # which is put back
+    first_step.main(str(data), 32, str(tmp_path / "one.pt"), loaders)
+    two = torchrun(shell, 2, first_step.__file__, data, 32, tmp_path / "two.pt", *loaders)
     assert two.returncode == 0, two.stderr
     alone, together = (torch.load(tmp_path / name) for name in ("one.pt", "two.pt"))
     assert list(alone) == list(together) == loaders
@@ -71,7 +72,7 @@ def test_the_first_step_and_evaluation_equal_those_of_one_process(shell, tmp_pat
         pytest.skip("without DALI the first step was compared with Pillow alone")
 
 
-def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):
+def test_a_run_of_two_processes_and_its_evaluation(shell, command, tmp_path):
     run = tmp_path / "run"
     result = torchrun(shell, 2, ROOT / "cifar10" / "main.py", *TINY, "--epochs", 2, "--results_dir", run)
     assert result.returncode == 0, result.stderr
@@ -81,12 +82,11 @@ def test_a_run_of_two_processes_and_its_evaluation(shell, tmp_path):
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     best = max(rows, key=lambda row: float(row["test_top1"]))
     expected = f"top-1 {float(best['test_top1']):.2f} %"
-    one = shell("bash", "eval.sh", run / BEST, "-bt", 100)
     two = torchrun(shell, 2, "-m", "biper", "-e", run / BEST, "-bt", 97)
-    for evaluation in (one, two):
-        assert evaluation.returncode == 0, evaluation.stderr
-        assert expected in evaluation.stdout
-        assert "(360 images)" in evaluation.stdout
+    for code, out, err in (command("-e", run / BEST, family=None), (two.returncode, two.stdout, two.stderr)):
+        assert code == 0, err
+        assert expected in out
+        assert "(360 images)" in out
 
 
 def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path):

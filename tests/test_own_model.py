@@ -12,7 +12,7 @@ def test_the_example_runs_and_its_files_agree(shell, tmp_path):
     done = shell("python", ROOT / "examples" / "own_model.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "layer1.0.relu: ReLU -> Hardtanh" in done.stdout
-    assert "step 16, binary weights" in done.stdout
+    assert "step 8, binary weights" in done.stdout
     model = biper.convert(torchvision.models.resnet18(num_classes=10), weight_quantizer=biper.Sine(20.0), verbose=False)
     packed = biper.load_packed(tmp_path / "resnet18.safetensors", model=model)
     session = onnxruntime.InferenceSession(str(tmp_path / "resnet18.onnx"))

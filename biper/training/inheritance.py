@@ -135,7 +135,7 @@ def _resumed(config: Settings, stored: Given) -> Settings:
     changed = differences(config, stored)
     if changed:
         text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
-        raise UsageError(f"{text}: for other settings start a new run")
+        raise UsageError(f"{text}: for other settings start a new run, in another --results_dir")
     return config
 
 
