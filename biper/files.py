@@ -15,7 +15,7 @@ PREFIX = ".biper-"  # of folders that are being written
 
 
 @contextmanager
-def naming(path: Path, temporary: Path) -> Iterator[None]:
+def named_by(path: Path, temporary: Path) -> Iterator[None]:
     """Context: an OSError of what is written at a temporary place says what was to be written, `path`."""
     try:
         yield
@@ -34,7 +34,7 @@ def atomically(path: Path) -> Iterator[Path]:
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
     try:
-        with naming(path, temporary):
+        with named_by(path, temporary):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
@@ -49,7 +49,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     """Context: gives a new folder; if nothing was raised it takes the place of `path`, which is missing or empty."""
     path = path.absolute()
     with (
-        naming(path, path.parent / PREFIX),
+        named_by(path, path.parent / PREFIX),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX, ignore_cleanup_errors=True) as place,
     ):
         folder = Path(place) / path.name

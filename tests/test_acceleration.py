@@ -17,7 +17,7 @@ from biper.nn.layers import BinaryConv2d
 from biper.nn.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from biper.training import acceleration
 from biper.training.acceleration import accelerate, chosen_amp
-from biper.training.compilation import Compiled, require_surrogates
+from biper.training.compilation import CompiledNetwork, require_surrogates
 
 CPU = torch.device("cpu")
 KINDS = [*((name, WEIGHT_QUANTIZERS) for name in WEIGHT_QUANTIZERS), *((n, INPUT_QUANTIZERS) for n in INPUT_QUANTIZERS)]
@@ -136,7 +136,7 @@ class TestCompiled:
             network.layer2, network.layer3 = torch.nn.Identity(), torch.nn.Identity()  # it takes its time
             network.bn2, network.linear = torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 10)
             model = accelerate(network, CPU, amp=amp, compiled=False, steps=1).train()
-            model.fast = Compiled(network) if compiled else None
+            model.fast = CompiledNetwork(network) if compiled else None
             for size in (4, 3):
                 self.step(model, torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(size)))
             results.append({n: p.grad for n, p in network.named_parameters()} | dict(network.named_buffers()))
@@ -155,9 +155,12 @@ class TestCompiled:
 
         monkeypatch.setattr(torch, "compile", broken)
         network = create_model("resnet20_1w1a").train()
-        forward = Compiled(network)
+        forward = CompiledNetwork(network)
         self.step(forward, torch.randn(4, 3, 8, 8))
         self.step(forward, torch.randn(4, 3, 8, 8))
+        network.eval()
+        forward(torch.randn(4, 3, 8, 8))
+        network.train()
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert warnings == ["torch.compile does not work here: going on without it, as with --no-compile (no compiler)"]
         assert network.bn1.num_batches_tracked == 2
@@ -166,7 +169,7 @@ class TestCompiled:
         network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 5)).train()
         first, norm, last = network
         monkeypatch.setattr(torch, "compile", lambda _, dynamic: lambda x: last(norm(first(x).detach())))
-        forward = Compiled(network)
+        forward = CompiledNetwork(network)
         self.step(forward, torch.randn(4, 3))
         assert "(it loses the gradient of 0.weight)" in caplog.text
         assert first.weight.grad.any()  # the step was one without it
@@ -185,7 +188,7 @@ class TestCompiled:
             return lambda w, a: (f(w, a)[0], f(w, a)[1].detach() + 0 * a)
 
         monkeypatch.setattr(torch, "compile", losing)
-        forward = Compiled(create_model("resnet20_1w1a").train())
+        forward = CompiledNetwork(create_model("resnet20_1w1a").train())
         self.step(forward, torch.randn(4, 3, 8, 8))
         assert "(it loses the gradient of PolynomialSign)" in caplog.text
 

@@ -11,11 +11,15 @@ from biper.nn.comparison_quantizers import ErrorDecaySign, RSign
 from biper.nn.layers import BinaryConv2d
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign
 
-ACTIVATIONS = (nn.Hardtanh, nn.PReLU, RPReLU)  # that the kernels know, to [-1, 1], with one slope or one a channel
-QUANTIZERS = (PolynomialSign, Sign, RSign, ErrorDecaySign)  # of inputs, that they know
+FUSED_ACTIVATIONS = (
+    nn.Hardtanh,
+    nn.PReLU,
+    RPReLU,
+)  # that the kernels know, to [-1, 1], with one slope or one a channel
+FUSED_QUANTIZERS = (PolynomialSign, Sign, RSign, ErrorDecaySign)  # of inputs, that they know
 
 
-class Sums(nn.Module):
+class BinarySums(nn.Module):
     """A binary convolution from signs to sums, before alpha, in the type of the signs."""
 
     def __init__(self, layer: BinaryConv2d, turned: bool) -> None:
@@ -104,7 +108,7 @@ def signs_of(a: Tensor, quantizer: InputQuantizer) -> Tensor:
 
 
 def activation_of(module: nn.Module | None) -> Activation:
-    """One of ACTIVATIONS, or none, as the kernels take it."""
+    """One of FUSED_ACTIVATIONS, or none, as the kernels take it."""
     if isinstance(module, RPReLU):
         return Activation(ActivationKind.PRELU, module.weight, module.before, module.after)
     if isinstance(module, nn.PReLU):
@@ -113,7 +117,7 @@ def activation_of(module: nn.Module | None) -> Activation:
 
 
 def estimator_of(quantizer: InputQuantizer) -> Estimator:
-    """One of QUANTIZERS, as the kernels take it, in its present mode."""
+    """One of FUSED_QUANTIZERS, as the kernels take it, in its present mode."""
     if isinstance(quantizer, ErrorDecaySign):
         return Estimator(Surrogate.DECAY, t=quantizer.t.item())
     if isinstance(quantizer, Sign):

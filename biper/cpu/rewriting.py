@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from biper.cpu import functions
-from biper.cpu.modules import ACTIVATIONS, QUANTIZERS, KernelSigns, Signs, Sums, Unit
+from biper.cpu.modules import FUSED_ACTIVATIONS, FUSED_QUANTIZERS, BinarySums, KernelSigns, Signs, Unit
 from biper.errors import one_line
 from biper.nn.activations import RPReLU
 from biper.nn.graph import Part, follow, is_plain_hardtanh, is_watched, module_of, mutates, other_addend, trace
@@ -86,7 +86,7 @@ class Rewriter:
         if is_plain_hardtanh(node):
             return nn.Hardtanh()
         module, normed = module_of(node, self.modules), module_of(norm, self.modules)
-        if type(module) not in ACTIVATIONS or not isinstance(module, nn.PReLU | RPReLU) or is_watched(module):
+        if type(module) not in FUSED_ACTIVATIONS or not isinstance(module, nn.PReLU | RPReLU) or is_watched(module):
             return None
         assert isinstance(normed, nn.BatchNorm2d)
         return module if module.weight.numel() in (1, normed.num_features) else None
@@ -129,7 +129,7 @@ class Rewriter:
         assert isinstance(source, fx.Node)
         with self.graph.inserting_before(node):
             signs = self._signs(layer, source)
-            sums = self.graph.call_module(self._own(Sums(layer, self.turned[node])), (signs,))
+            sums = self.graph.call_module(self._own(BinarySums(layer, self.turned[node])), (signs,))
         node.replace_all_uses_with(sums)
         self.replaced.add(node)
 
@@ -137,7 +137,7 @@ class Rewriter:
         """Signs come from the unit before, if there is one and it gives no others; torch computes unknown ones."""
         quantizer = layer.input_quantizer
         assert quantizer is not None
-        if type(quantizer) not in QUANTIZERS or is_watched(quantizer):
+        if type(quantizer) not in FUSED_QUANTIZERS or is_watched(quantizer):
             return self.graph.call_module(self._own(Signs(layer)), (source,))
         unit = self._unit(source) if source in self.units else None
         if unit is None or not (unit.quantizer is None or _agree(unit.quantizer, quantizer)):

@@ -12,7 +12,7 @@ from biper.nn.activations import RPReLU
 from biper.nn.graph import Part, follow
 from biper.packed import runtime
 from biper.packed.layers import FoldedNorm, PackedConv2d
-from biper.packed.program import After, Compiled, Geometry, Norm, Program, Shape, Slopes, Value
+from biper.packed.program import Affine, After, Compiled, Geometry, Program, Shape, Slopes, Value
 from biper.packed.steps import Step, Steps, Window, shape_of
 
 # whatever torch's defaults are: the instructions write these
@@ -161,8 +161,8 @@ class Lowering:
         if conv is not None:
             (after.threshold,) = _parameters(self.program, conv, "threshold")
 
-    def _norm(self, norm: FoldedNorm | None) -> Norm | None:
-        return None if norm is None else Norm(*_parameters(self.program, norm, "gain", "shift"))
+    def _norm(self, norm: FoldedNorm | None) -> Affine | None:
+        return None if norm is None else Affine(*_parameters(self.program, norm, "gain", "shift"))
 
     def _activation(self, step: Step | None) -> tuple[bool, Slopes | None]:
         """Whether it is hardtanh, and the parameters of another one."""

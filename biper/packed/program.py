@@ -67,7 +67,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Norm:
+class Affine:
     """The numbers of a folded batch norm's parameters, gain and shift, (C,) each."""
 
     gain: int
@@ -90,7 +90,7 @@ class After:
     threshold: the number of a parameter (C,), where bits are 1 from it on and not from 0 on.
     """
 
-    norm: Norm | None = None
+    norm: Affine | None = None
     skip: Value | None = None
     clamp: bool = False  # the activation is hardtanh
     slopes: Slopes | None = None  # or this one
@@ -159,7 +159,7 @@ class Program:
 
     def _add(self, name: str, x: Value, result: Shape, after: After, **own: int) -> None:
         """One instruction, by the names of its own fields; those of all are made of the rest."""
-        norm, (channels, height, width) = after.norm or Norm(NOWHERE, NOWHERE), x.shape
+        norm, (channels, height, width) = after.norm or Affine(NOWHERE, NOWHERE), x.shape
         values: dict[str, Entry] = {"in": x, "out": after.out, "out_bits": after.bits, "skip": after.skip}
         affine = {"gain": norm.gain, "shift": norm.shift}
         affine |= {**asdict(after.slopes or Slopes()), "threshold": after.threshold}
@@ -203,7 +203,7 @@ class Program:
         self._add("CONV", x, g.result, after, **own)
         row = [entry if isinstance(entry, int) else NOWHERE for entry in self.rows[-1]]
         arrangement = Arrangement(row, edge, (g.kernel[0], g.kernel[1] * -(-channels // 8)))
-        norm = after.norm or Norm(NOWHERE, NOWHERE)
+        norm = after.norm or Affine(NOWHERE, NOWHERE)
         limiting = (alpha, bias, norm.gain, norm.shift, after.threshold) if after.bits_alone else ()
         self.arranged.append(Derived(bits, weights, offsets, arrangement, turns, limiting))
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from biper.cpu.rewriting import fuse, fused_regularizer
 from biper.errors import CompilerMissing
 from biper.nn.losses import periodic_regularizer
-from biper.training.compilation import Compiled
+from biper.training.compilation import CompiledNetwork
 
 log = logging.getLogger("biper")
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
@@ -69,7 +69,7 @@ def accelerate(network: nn.Module, device: torch.device, *, amp: bool, compiled:
         return accelerated
     if device.type == "cuda":
         if steps >= PAYS:
-            accelerated.fast, accelerated.how = Compiled(network), "torch.compile"
+            accelerated.fast, accelerated.how = CompiledNetwork(network), "torch.compile"
         return accelerated
     try:
         accelerated.fast, accelerated.how = fuse(network), "fused kernels"

@@ -13,7 +13,7 @@ from biper.nn.layers import BinaryLayer, binary_layers
 log = logging.getLogger("biper")
 
 
-class Compiled:
+class CompiledNetwork:
     """A network through torch.compile, for batches of one size; the last one of an epoch goes through it as it is.
 
     What was compiled in this process before is forgotten: there is a limit for each class, however many networks.
@@ -22,6 +22,7 @@ class Compiled:
     def __init__(self, network: nn.Module) -> None:
         torch.compiler.reset()
         self.network, self.compiled = network, torch.compile(network, dynamic=False)
+        self.works = True
         self.shapes: dict[bool, torch.Size] = {}  # of the batches it is compiled for, in training and evaluation
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -34,6 +35,8 @@ class Compiled:
         return logits
 
     def _warm_up(self, images: Tensor) -> None:
+        if not self.works:  # in the other mode
+            return
         what = "training" if self.network.training else "evaluation"
         log.info("torch.compile: compiling the %s step, once; this takes about a minute", what)
         start = time.monotonic()
@@ -46,7 +49,7 @@ class Compiled:
             log.warning(
                 "torch.compile does not work here: going on without it, as with --no-compile (%s)", one_line(error)
             )
-            self.compiled = self.network
+            self.works, self.compiled = False, self.network
         else:
             log.info("torch.compile: done in %.0f s", time.monotonic() - start)
         with torch.no_grad():

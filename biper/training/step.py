@@ -17,7 +17,7 @@ from biper.training.distributed import step_of_replicas
 from biper.training.loss import LossTerm, add_up
 
 log = logging.getLogger("biper")
-Outcome: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the terms of the loss by name, and the logits (B, classes)
+StepOutcome: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the terms of the loss by name, and the logits (B, classes)
 WARM_UP = 3  # steps of a shape that are run as they are: kernels are chosen, and the optimizer's memory is there
 
 
@@ -32,7 +32,7 @@ class TrainingStep(Protocol):
     def terms(self) -> Mapping[str, LossTerm]:
         """The loss's, by name."""
 
-    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
         """images: (B, 3, H, W); labels: (B,) or (B, classes); weight: what the images count among all processes'."""
 
 
@@ -44,7 +44,7 @@ class PlainStep:
     optimizer: Optimizer
     terms: Mapping[str, LossTerm]
 
-    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
         """As TrainingStep's."""
         with step_of_replicas():
             logits = self.model(images)
@@ -62,7 +62,7 @@ class Recording:
     graph: torch.cuda.CUDAGraph
     images: Tensor
     labels: Tensor
-    outcome: Outcome
+    outcome: StepOutcome
 
 
 class GraphedStep:
@@ -102,7 +102,7 @@ class GraphedStep:
         assert self.step is not None
         return self.step
 
-    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
         """As TrainingStep's."""
         self._send_rates()
         shape = (images.shape, labels.shape, weight)
@@ -123,7 +123,7 @@ class GraphedStep:
         values, logits = recording.outcome
         return {name: value.clone() for name, value in values.items()}, logits
 
-    def _aside(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    def _aside(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
         """A step as it is, on the stream on which graphs are recorded, as autograd wants it."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
@@ -137,7 +137,7 @@ class GraphedStep:
             outcome = self._run(images, labels, weight)
         return Recording(graph, images, labels, outcome)
 
-    def _run(self, images: Tensor, labels: Tensor, weight: float) -> Outcome:
+    def _run(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
         """The step, with learning rates as it will find them when it is replayed, to the last bit."""
         with self._rates_in_memory():
             return self._taken()(images, labels, weight)
