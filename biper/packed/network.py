@@ -37,7 +37,8 @@ class PackedNetwork(nn.Module):
         _count_versions(self.network)
         self.metadata = metadata
         self._hooks = [h for m in self.network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
-        self._forwards: dict[Any, Segmented | None] = {}
+        self._forwards: dict[Any, Segmented | str] = {}  # by shape; or why it runs layer by layer
+        self._said: set[str] = set()
         self._graph = self._traced()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,8 +65,12 @@ class PackedNetwork(nn.Module):
             self._require_images(images)
             return self._layer_by_layer(images)
         segmented = self._segmented_for(images)
-        if segmented is None:
-            return self._layer_by_layer(images)
+        if isinstance(segmented, str):
+            logits = self._layer_by_layer(
+                images
+            )  # where the network itself takes no such images, its own error is enough
+            self._say(segmented)
+            return logits
         at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), FEW)
         parts = torch.tensor_split(images, -(-len(images) // at_once))  # of two images or more, unless there is but one
         results = [segmented.forward(part) for part in parts]
@@ -75,7 +80,8 @@ class PackedNetwork(nn.Module):
         """How it computes, in a few words; whether layer by layer is known when it has run."""
         device = next((tensor.device for tensor in self.buffers()), torch.device("cpu"))
         way = runtime.chosen() if device.type == "cpu" else runtime.TORCH
-        whole = "" if all(self._forwards.values()) and not any(self._hooks) else ", layer by layer"
+        compiled = all(isinstance(way, Segmented) for way in self._forwards.values()) and not any(self._hooks)
+        whole = "" if compiled else ", layer by layer"
         return "packed, plain torch" if way == runtime.TORCH else f"packed, popcount by {way}{whole}"
 
     def _require_images(self, images: object) -> None:
@@ -112,7 +118,13 @@ class PackedNetwork(nn.Module):
             return False  # somebody wants to see, or to replace, what torch computes
         return runtime.chosen() != runtime.TORCH and not any(self._hooks)
 
-    def _segmented_for(self, images: Tensor) -> Segmented | None:
+    def _say(self, why: str) -> None:
+        """Warn, once, that it runs layer by layer; not where what is raised has said enough."""
+        if why and why not in self._said:
+            self._said.add(why)
+            log.warning("this packed network runs layer by layer, which is slower: %s", why)
+
+    def _segmented_for(self, images: Tensor) -> Segmented | str:
         """What runs images of this shape; of the shapes that came last it is kept."""
         few = min(len(images), 2)  # torch convolves a single image in its own way, and by one thread in another
         key = (images.shape[1:], few, torch.get_num_threads() > 1, torch.is_autocast_enabled("cpu"))
@@ -129,27 +141,17 @@ class PackedNetwork(nn.Module):
         self._forwards = {**dict(recent), key: segmented}
         return segmented
 
-    def _segmented(self, example: Tensor) -> Segmented | None:
+    def _segmented(self, example: Tensor) -> Segmented | str:
+        """What runs such images, or why they are run layer by layer; '' if that has been said."""
         try:
             if isinstance(self._graph, str):
                 raise ValueError(self._graph)
             with torch.no_grad():
                 return Segmented(self.network, copy.deepcopy(self._graph), example)
         except UsageError:  # of the network itself, about the images: layer by layer it says it again
-            return None
+            return ""
         except Exception as error:  # whatever a network of somebody's own may do
-            if self._takes(example):
-                log.warning("this packed network runs layer by layer, which is slower: %s", one_line(error))
-            return None
-
-    def _takes(self, example: Tensor) -> bool:
-        """Whether the network itself computes anything for such images; where it fails, its own error says enough."""
-        try:
-            with torch.no_grad():
-                self._layer_by_layer(example)
-        except Exception:  # layer by layer it is raised again
-            return False
-        return True
+            return one_line(error)
 
 
 def _count_versions(network: nn.Module) -> None:
