@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.published import published_model
 from benchmarks.variants import CLASSES, SIZES, machine, positive, run
 from biper.cpu import functions as kernels
-from biper.cpu.modules import Sums
+from biper.cpu.modules import BinarySums
 from biper.models import create_model
 from biper.nn.layers import BinaryConv2d, binary_layers
 from biper.training.acceleration import accelerate
@@ -69,7 +69,7 @@ def layer_cosines(layer: BinaryConv2d, a: Tensor, grad: Tensor, dtype: torch.dty
     """Of a layer's gradients with respect to its weights and to its activations, ours against the published ones."""
     a = a.requires_grad_()
     plain = torch.autograd.grad(layer(a), [layer.weight, a], grad)
-    sums = Sums(layer, False)(kernels.signs_of(a, kernels.STANDARDIZED, dtype))
+    sums = BinarySums(layer, False)(kernels.signs_of(a, kernels.STANDARDIZED, dtype))
     ours = torch.autograd.grad(sums * layer.alpha, [layer.weight, a], grad)
     return [cosine(one, two) for one, two in zip(ours, plain, strict=True)]
 

@@ -7,6 +7,7 @@ import torch
 
 import biper
 from biper.errors import UsageError
+from biper.nn import comparison_quantizers
 from biper.nn.activations import RPReLU
 from biper.nn.comparison_quantizers import XNOR, ErrorDecaySign, IRNet, ReCU, RSign
 
@@ -152,3 +153,13 @@ def test_what_follows_from_progress_is_not_in_the_state_dict(name):
     from biper.nn.quantizers import WEIGHT_QUANTIZERS
 
     assert not WEIGHT_QUANTIZERS[name]().state_dict()
+
+
+def test_weights_may_be_written_to_between_the_passes():
+    """As clamping them after each step of several that share a graph does."""
+    w = torch.randn(4, 3, 2, 2, requires_grad=True)
+    y = comparison_quantizers.standardized(w)
+    with torch.no_grad():
+        w.add_(1)
+    y.square().sum().backward()
+    assert w.grad.isfinite().all()

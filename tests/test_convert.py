@@ -329,11 +329,13 @@ class Borrowing(nn.Module):
 
     def forward(self, x):
         x = F.linear(self.first(x), self.borrowed.weight, self.borrowed.bias)
-        return self.last(self.called(x))
+        self.seen = x.to(self.called.weight.dtype)  # of which the type alone is read
+        return self.last(self.called(self.seen))
 
 
 def test_a_layer_whose_weights_are_read_from_outside_stays_real(capsys):
     model = biper.convert(Borrowing(), weight_quantizer=biper.Sign())
+    assert not hasattr(model, "seen")  # as it was looked at, not run
     assert [name for name, _ in binary_layers(model)] == ["called"]
     assert "borrowed: stays, the module around it reads its weights" in capsys.readouterr().out
 
@@ -349,7 +351,10 @@ def test_layers_norms_and_activations_with_hooks_stay(register):
     with pytest.warns(UserWarning, match="put a hardtanh in the place of 1"):
         biper.convert(model, weight_quantizer=biper.Sign(), verbose=False)
     assert all(any(module is kept for kept in model) for module in watched)
-    with pytest.warns(UserWarning, match="all activations are"):
+    with (
+        pytest.warns(UserWarning, match="these norms have hooks and are not folded: 3"),
+        pytest.warns(UserWarning, match="all activations are"),
+    ):
         packed = biper.pack(model.eval()).network
     assert type(packed[3]) is nn.BatchNorm1d
 
@@ -372,3 +377,25 @@ def test_a_network_that_has_diverged_is_not_packed(name, tmp_path):
     with pytest.raises(UsageError, match=r"the network holds no trained network: 1\.alpha is not finite"):
         biper.save_packed(packed, tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+class Masked(nn.Linear):
+    """Somebody's own layer, whose buffer rightly holds infinity."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.register_buffer("mask", torch.full((8,), float("-inf")))
+
+    def forward(self, x):
+        return super().forward(x).maximum(self.mask)
+
+
+def test_infinity_in_a_buffer_of_ones_own_is_no_divergence(tmp_path):
+    model = nn.Sequential(Masked(), biper.BinaryLinear(8, 4, weight_quantizer=biper.Sign())).eval()
+    biper.save_packed(biper.pack(model), tmp_path / "net.safetensors")
+    loaded, x = biper.load_packed(tmp_path / "net.safetensors", model=model), torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x))
+    model[0].mask[0] = float("nan")
+    with pytest.raises(UsageError, match=r"0\.mask is not finite"):
+        biper.pack(model)

@@ -156,3 +156,12 @@ def test_a_freq_by_flag_wins_over_the_freq_scale_of_a_recipe(tmp_path):
     options = read_options(build_parser("cifar10", 1), [*given, "--freq", "10"], 1)
     assert options["freq"] == 10
     assert "quantizer" not in options
+
+
+def test_the_frequency_that_is_known_is_that_of_the_buffer():
+    quantizer = FittedSine(2.0)
+    quantizer.start(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+    known = quantizer.freq
+    quantizer.to("cpu").to(memory_format=torch.channels_last)
+    assert quantizer._freq == known  # a step need not ask for it again
+    assert quantizer.half().freq == quantizer.frequency.item() != known

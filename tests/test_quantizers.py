@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,6 +154,7 @@ class Steep(WeightQuantizer):
     def __init__(self, kind):
         super().__init__()
         self.kind, self.number, self.numbers, self.part = kind, 0.0, [0.0], torch.nn.Identity()
+        self.constants = np.arange(3), math.nan, (torch.ones(2),), torch.nn.functional.relu  # which never change
         self.register_buffer("steepness", torch.zeros(2), persistent=False)
 
     def set_progress(self, progress):

@@ -13,10 +13,11 @@ from biper.commands.ablation import main as ablation_main
 from biper.commands.reproduce import main as reproduce_main
 from biper.data import digits
 from biper.data.validation import hold_out
+from biper.errors import UsageError
 from biper.models.checkpoint import read_checkpoint
 from biper.training import trainer as trainers
-from biper.training.checkpoint import BEST, LATEST
-from biper.training.distillation import soft_divergence
+from biper.training.checkpoint import BEST, LATEST, save_checkpoint
+from biper.training.distillation import require_unseen, soft_divergence
 from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.mixup import MixUp
 
@@ -216,6 +217,12 @@ def test_a_teacher_stays_the_one_that_a_run_began_with(teacher, command, refused
 def test_a_teacher_that_has_seen_what_is_held_out_is_refused(teacher, refused, tmp_path):
     flags = [*TINY, "--teacher", teacher, "--validation", 200, "--results_dir", tmp_path / "run"]
     assert "was trained with none held out, so it may have seen what is to be evaluated" in refused(*flags)
+    contents = read_checkpoint(teacher)
+    contents["settings"]["dataset"] = "folder"  # which may be a copy of any
+    save_checkpoint(contents, tmp_path / "folder.pth.tar")
+    with pytest.raises(UsageError, match="it may have seen what is to be evaluated"):
+        require_unseen(tmp_path / "folder.pth.tar", "digits", validation=200, seed=0)
+    require_unseen(teacher, "cifar10", validation=200, seed=0)  # of another data set
     assert "that is a folder" in refused(*TINY, "--teacher", teacher.parent, "--results_dir", tmp_path / "run")
 
 

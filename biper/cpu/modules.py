@@ -11,11 +11,7 @@ from biper.nn.comparison_quantizers import ErrorDecaySign, RSign
 from biper.nn.layers import BinaryConv2d
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign
 
-FUSED_ACTIVATIONS = (
-    nn.Hardtanh,
-    nn.PReLU,
-    RPReLU,
-)  # that the kernels know, to [-1, 1], with one slope or one a channel
+FUSED_ACTIVATIONS = (nn.Hardtanh, nn.PReLU, RPReLU)  # by the kernels: to [-1, 1], with one slope or one a channel
 FUSED_QUANTIZERS = (PolynomialSign, Sign, RSign, ErrorDecaySign)  # of inputs, that they know
 
 

@@ -27,6 +27,7 @@ DATASETS = {  # where each description is
     "tinyimagenet": "biper.data.tiny_imagenet:TINY_IMAGENET",
     "folder": "biper.data.folder:FOLDER",
 }
+FOLDER = "folder"  # a way to read images: they may be a copy of a data set that has a name
 STREAMED = {"folder": "biper.data.imagenet:FOLDER"}  # instead of those above, for ImageNet's networks
 
 FLIPS, PADDINGS = ("random", "alternating"), ("zeros", "reflect")  # the first are what is published

@@ -10,7 +10,6 @@ from biper.errors import TrainingDiverged, UsageError
 from biper.experiments.choices import recipe_choices
 from biper.experiments.parallel import SERIAL, Jobs, Trial, train_beside
 from biper.experiments.plan import Experiment
-from biper.experiments.recipe import Recipe
 from biper.experiments.report import Outcome, report_study
 from biper.experiments.run import conduct, is_there, logged
 from biper.experiments.studies import CHOICES, STUDIES, Study, Variant
@@ -39,7 +38,7 @@ def ablate(
     all. Raises TrainingDiverged at the end, naming what the tables leave out, and what `conduct_studies` raises.
     """
     experiment.require_folder("runs")
-    studies = {name: _study(name, experiment.recipe, choices) for name in names}
+    studies = {name: _study(name, experiment, choices) for name in names}
     if variants:
         studies = {name: study.only(variants) for name, study in studies.items()}
     experiment.announce()
@@ -94,12 +93,12 @@ def conduct_studies(
     return found, diverged
 
 
-def _study(name: str, recipe: Recipe, choices: Path | None) -> Study:
+def _study(name: str, experiment: Experiment, choices: Path | None) -> Study:
     if name != CHOICES:
-        return STUDIES[name](recipe)
+        return STUDIES[name](experiment.recipe)
     if choices is None:
         raise UsageError(f"the study {CHOICES} compares what a file names: give --choices FILE.yaml")
-    return recipe_choices(recipe, choices)
+    return recipe_choices(experiment.recipe, choices, seeds=experiment.seeds)
 
 
 def variants_there(table: Path) -> set[str]:

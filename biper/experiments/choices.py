@@ -1,7 +1,7 @@
 """The study of a user's own choices: changes of a recipe in a YAML file, compared on held-out training images."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from biper.errors import UsageError
 from biper.experiments.plan import require_two_stages
 from biper.experiments.recipe import OF_BOTH, OF_ONE_RUN, Given, Recipe, lasting
 from biper.experiments.studies import Study, Variant, recipe_itself
-from biper.models.checkpoint import read_checkpoint
+from biper.training.distillation import require_unseen
 from biper.training.inheritance import training_config
 from biper.training.settings import SETTINGS, changed, load_yaml, make_settings, typed
 
@@ -20,7 +20,7 @@ LONGEST_NAME = 200  # bytes
 FIXED = (*OF_ONE_RUN, "validation", "dataset")  # with which a choice would be no comparison
 
 
-def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0) -> Study:
+def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0, seeds: Sequence[int] = (0,)) -> Study:
     """The recipe itself, and beside it every choice of a YAML file: its name, with sections both, stage1 or stage2.
 
     Epochs of a choice are as written, with the recipe's schedule in proportion. share: of all epochs, what is trained,
@@ -46,7 +46,7 @@ def recipe_choices(recipe: Recipe, path: Path, share: float = 1.0) -> Study:
             raise UsageError(f"{path}: the name {title!r} is that of {names.get(key, 'the recipe')!r}: give another")
         names[key] = title
         variants.append(_variant(recipe, base, title, key, *_changes(sections, f"{path}, {title}")))
-        _require_sound(recipe, variants[-1], f"{path}, {title}")
+        _require_sound(recipe, variants[-1], f"{path}, {title}", seeds)
     listed = f"\n\n```yaml\n{path.read_text().strip()}\n```"
     short = tuple(_shortened(recipe.family, variant, share, path) for variant in variants)
     return Study("Which changes of the recipe are worth making?", ITSELF, short, listed=listed)
@@ -76,7 +76,7 @@ def _shortened(family: str, variant: Variant, share: float, path: Path) -> Varia
     return Variant(variant.title, stages)
 
 
-def _require_sound(recipe: Recipe, variant: Variant, where: str) -> None:
+def _require_sound(recipe: Recipe, variant: Variant, where: str, seeds: Sequence[int]) -> None:
     """Raise UsageError for a choice that would fail when it is its turn to be trained."""
     (_, one), (_, two) = variant.stages[1], variant.stages[2]
     try:
@@ -85,7 +85,8 @@ def _require_sound(recipe: Recipe, variant: Variant, where: str) -> None:
         if config.model.endswith("_32w32a"):
             raise UsageError(f"{config.model} has no weights to binarize, so it has no stage 2")
         for teacher in (settings["teacher"] for settings in (one, two) if settings.get("teacher")):
-            read_checkpoint(Path(teacher))
+            for seed in seeds:
+                require_unseen(Path(teacher), config.dataset, validation=config.validation, seed=seed)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     require_two_stages(replace(recipe, stage1=one, stage2=two), where)

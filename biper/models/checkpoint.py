@@ -182,10 +182,17 @@ def rebuild(metadata: Metadata, weights: Mapping[str, Tensor], path: Path) -> Ne
 def require_finite(network: nn.Module, path: Path | str) -> None:
     """Raise UsageError naming a weight or statistic of a network, or a file's, with which it computes nothing.
 
-    A sign makes a number of NaN, so the network's logits may well be finite.
+    A sign makes a number of NaN, so the network's logits may well be finite. Buffers of somebody's own modules, such as
+    masks, may hold infinity.
     """
+    others = [
+        (path, module) for path, module in network.named_modules()
+        if type(module).__module__.partition(".")[0] not in ("biper", "torch")
+    ]  # fmt: skip
+    masks = {f"{path}.{name}".lstrip(".") for path, module in others for name in module._buffers}
     for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        sound = ~tensor.isnan() if name in masks else tensor.isfinite()
+        if tensor.is_floating_point() and not bool(sound.all()):
             raise UsageError(f"{path} holds no trained network: {name} is not finite (NaN or infinity)")
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise UsageError(f"{path} holds no trained network: {name} is negative")

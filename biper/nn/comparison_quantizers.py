@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from biper.errors import UsageError
-from biper.nn.functional import (
-    error_decay_sign,
-    identity_sign,
-    is_differentiated,
-    straight_through_sign,
-    threshold_sign,
-)
+from biper.nn.functional import error_decay_sign, identity_sign, straight_through_sign, threshold_sign
 from biper.nn.quantizers import InputQuantizer, WeightQuantizer, register_quantizer
 
 EPSILON = 1e-5  # of ReCU's published variance
@@ -31,40 +25,32 @@ def channel_mean(w: Tensor) -> Tensor:
 
 
 class _Standardized(Function):
-    """One node, which keeps the latent weights, which are there anyway, and its result."""
+    """One node, which keeps its results alone: v, and 1 / std, which is there for the derivative of v's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401
-        ctx.epsilon = epsilon
-        v, inverse = _standardized(w, epsilon)
-        ctx.save_for_backward(w, v, inverse)
-        return v
+    def forward(ctx: Any, w: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        dims, ctx.degrees = tuple(range(1, w.dim())), max(1, w[0].numel() - 1)
+        mean = w.mean(dims, keepdim=True)
+        v = w - mean
+        variance = v.square().sum(dims, keepdim=True).div_(ctx.degrees).add_(epsilon)  # unbiased; 0 of a single weight
+        rounding = (8 * torch.finfo(w.dtype).eps * mean).square()  # what a mean of equal weights may be off
+        inverse = torch.where(variance > rounding, variance.rsqrt(), 0.0)
+        v = v * inverse  # not in place, for torch.compile (functional._signs)
+        ctx.save_for_backward(v, inverse)
+        ctx.set_materialize_grads(False)
+        return v, inverse
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        w, v, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        if is_differentiated():  # these have a part in the second derivative
-            v, inverse = _standardized(w, ctx.epsilon)
-        dims = tuple(range(1, v.dim()))
-        dot = (grad * v).sum(dims, keepdim=True).div_(_degrees(w))
-        return torch.addcmul(grad - grad.mean(dims, keepdim=True), v, dot, value=-1).mul_(inverse), None
-
-
-def _degrees(w: Tensor) -> int:
-    """Of freedom, of a channel's variance."""
-    return max(1, w[0].numel() - 1)
-
-
-def _standardized(w: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(w - mean) / std of each output channel, and 1 / std: (C_out, 1, ...), 0 where all weights are equal."""
-    dims = tuple(range(1, w.dim()))
-    mean = w.mean(dims, keepdim=True)
-    v = w - mean
-    variance = v.square().sum(dims, keepdim=True).div_(_degrees(w)).add_(epsilon)  # unbiased; 0 of a single weight
-    rounding = (8 * torch.finfo(w.dtype).eps * mean).square()  # what a mean of equal weights may be off
-    equal = variance <= rounding
-    inverse = torch.where(equal, 0.0, variance.masked_fill(equal, 1.0).rsqrt())
-    return v * inverse, inverse  # not in place, for torch.compile (functional._signs)
+    def backward(ctx: Any, grad: Tensor | None, grad_inverse: Tensor | None) -> tuple[Tensor | None, None]:  # noqa: ANN401
+        v, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        dims, grad_w = tuple(range(1, v.dim())), None
+        if grad is not None:
+            dot = (grad * v).sum(dims, keepdim=True).div_(ctx.degrees)
+            grad_w = torch.addcmul(grad - grad.mean(dims, keepdim=True), v, dot, value=-1).mul_(inverse)
+        if grad_inverse is not None:
+            other = -grad_inverse * inverse.square() * v / ctx.degrees
+            grad_w = other if grad_w is None else grad_w + other
+        return grad_w, None
 
 
 def standardized(w: Tensor, epsilon: float = 0.0) -> Tensor:
@@ -72,7 +58,8 @@ def standardized(w: Tensor, epsilon: float = 0.0) -> Tensor:
 
     0, and so is the gradient, of a channel whose weights are all equal where epsilon is 0.
     """
-    return cast(Tensor, _Standardized.apply(w, epsilon))
+    v, _ = cast(tuple[Tensor, Tensor], _Standardized.apply(w, epsilon))
+    return v
 
 
 @register_quantizer("xnor")

@@ -146,8 +146,13 @@ def _read_by_others(model: nn.Module, layers: dict[str, nn.Module]) -> set[nn.Mo
         graph = trace(model, plain=False)
     except Exception:  # whatever a network of somebody's own may do
         return found
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"} - {""}
-    return found | {layers[name] for name in read & layers.keys() if type(layers[name]) in CONVERTED}
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr" and _is_read(node)}
+    return found | {layers[name] for name in read & layers.keys() if name and type(layers[name]) in CONVERTED}
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether the numbers of a node's tensor are read, and not just its type, device or shape."""
+    return any(user.target not in (getattr, "size", "dim", "numel") for user in node.users)
 
 
 def _obstacle(layer: nn.Module, read_outside: set[nn.Module]) -> str | None:
@@ -186,7 +191,8 @@ def _binary(layer: nn.Module, weights: WeightQuantizer, inputs: InputQuantizer |
 
 def _best_scale(real: Tensor, effective: Tensor) -> Tensor:
     """(C_out,): by what each channel's effective weights come closest to the real ones, in squares; 1 if they are 0."""
-    real, effective = real.flatten(1).float(), effective.flatten(1).float()  # sums of squares are too large for float16
+    dtype = torch.promote_types(real.dtype, torch.float32)  # sums of squares are too large for float16
+    real, effective = real.flatten(1).to(dtype), effective.flatten(1).to(dtype)
     product, square = (real * effective).sum(1), effective.square().sum(1)
     scale = product / square.clamp(min=torch.finfo(square.dtype).tiny)
     return torch.where(product == 0, torch.ones_like(scale), scale)

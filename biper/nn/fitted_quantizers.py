@@ -40,8 +40,10 @@ class Fitted(Periodic):
         return self._freq
 
     def _apply(self, *args: Any, **options: Any) -> "Fitted":  # noqa: ANN401
+        before = self.frequency.dtype
         super()._apply(*args, **options)  # type: ignore[no-untyped-call]
-        self._freq = None  # another type rounds it
+        if self.frequency.dtype != before:  # which rounds it
+            self._freq = None
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401

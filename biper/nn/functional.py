@@ -136,16 +136,11 @@ class _StandardizedSign(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         a, mean, inverse = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        if is_differentiated():  # these have a part in the second derivative
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # they have a part in the second derivative
             mean, inverse = _mean_and_inverse(a)
         grad = _surrogate(a * inverse) * grad  # with respect to x = a * inverse
         dot = (grad * a).sum(dim=tuple(range(1, a.dim())), keepdim=True)
         return inverse * grad - (a - mean) * (dot * inverse**3 / max(1, _degrees(a)))
-
-
-def is_differentiated() -> bool:
-    """Whether a backward pass that is running may itself be differentiated. Compiled ones never are."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _degrees(a: Tensor) -> int:

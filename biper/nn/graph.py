@@ -49,9 +49,16 @@ def trace(
     """The network's graph in its present mode; plain: activations and poolings as functions, out of place if equal.
 
     leaves: modules to stay out of; fresh: those of them whose results are new tensors. Raises what torch.fx raises for
-    a network that it cannot trace.
+    a network that it cannot trace. What a forward pass leaves in its modules is put back.
     """
-    graph = Tracer(leaves).trace(network)
+    before = [(vars(module), dict(vars(module))) for module in network.modules()]
+    try:
+        graph = Tracer(leaves).trace(network)
+    finally:
+        for now, then in before:
+            for name in now.keys() - then.keys():
+                del now[name]
+            now.update({name: value for name, value in then.items() if now.get(name) is not value})
     modules = dict(network.named_modules())
     for node in list(graph.nodes) if plain else ():
         _as_function(node, modules)

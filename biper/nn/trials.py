@@ -1,6 +1,7 @@
 """A quantizer is tried on a few numbers, so that one of somebody's own fails in one line before it costs a training."""
 
 import copy
+import pickle
 
 import torch
 from torch import Tensor, nn
@@ -115,20 +116,23 @@ def _stays(quantizer: Quantizer) -> bool:
 
 
 def _held(quantizer: Quantizer) -> dict[str, object]:
-    """What a quantizer and its parts hold, by name: tensors themselves, of all else copies."""
+    """What a quantizer and its parts hold, by name: tensors themselves, all else as bytes."""
     held: dict[str, object] = {}
     for path, module in quantizer.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in vars(nn.Module())}
         for name, value in {**own, **module._parameters, **module._buffers}.items():
-            held[f"{path}.{name}"] = value if isinstance(value, Tensor) else copy.deepcopy(value)
+            held[f"{path}.{name}"] = value if isinstance(value, Tensor) else _plain(value)
     return held
+
+
+def _plain(value: object) -> object:
+    """An object as bytes, which other contents make others; where there are none, such as of a function, itself."""
+    try:
+        return pickle.dumps(value)
+    except Exception:  # whatever a class of somebody's own may do
+        return value
 
 
 def _same(one: object, other: object) -> bool:
     """Whether what is held is what it was: a tensor the same one, whatever its values."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return one is other
-    try:
-        return bool(one == other)
-    except Exception:  # whatever a class of somebody's own may do, and tensors in a list
-        return False
+    return one is other or (isinstance(one, bytes) and isinstance(other, bytes) and one == other)

@@ -42,10 +42,10 @@ class PackedNetwork(nn.Module):
         self._graph = self._traced()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_forwards": {}, "_graph": None}  # they are made anew
+        return self.__dict__ | {"_forwards": {}, "_said": set(), "_graph": None}  # they are made anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"_said": set()} | state)  # earlier versions had none
         _count_versions(self.network)
         self._graph = self._traced()
 
@@ -66,9 +66,7 @@ class PackedNetwork(nn.Module):
             return self._layer_by_layer(images)
         segmented = self._segmented_for(images)
         if isinstance(segmented, str):
-            logits = self._layer_by_layer(
-                images
-            )  # where the network itself takes no such images, its own error is enough
+            logits = self._layer_by_layer(images)
             self._say(segmented)
             return logits
         at_once = max(CHUNK // segmented.largest, torch.get_num_threads(), FEW)
@@ -119,7 +117,7 @@ class PackedNetwork(nn.Module):
         return runtime.chosen() != runtime.TORCH and not any(self._hooks)
 
     def _say(self, why: str) -> None:
-        """Warn, once, that it runs layer by layer; not where what is raised has said enough."""
+        """Warn, once, that it runs layer by layer, and why; '' is said by the network's own error."""
         if why and why not in self._said:
             self._said.add(why)
             log.warning("this packed network runs layer by layer, which is slower: %s", why)

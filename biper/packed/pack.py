@@ -53,6 +53,8 @@ def pack(model: nn.Module) -> PackedNetwork:
         warnings.warn(ONE_SIDED.format(name), stacklevel=2)
     if other := {str(layer.weight.dtype) for layer in layers.values()} - {"torch.float32"}:
         raise UsageError(f"networks are packed in float32, this one is {', '.join(other)}: use model.float()")
+    if hooked := [name for name, module in model.named_modules() if _could_fold(module) and is_watched(module)]:
+        warnings.warn(f"these norms have hooks and are not folded: {_few(hooked)}", stacklevel=2)
     require_finite(model, "the model")
     converted = "conversion" in vars(model)  # it is no longer what its metadata say
     metadata = model.metadata if isinstance(model, Network) and not converted else None
@@ -81,8 +83,11 @@ def _packed_shape(module: nn.Module) -> nn.Module | None:
 
 
 def _folds(module: nn.Module) -> bool:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return type(module) in kinds and module.running_mean is not None and not is_watched(module)
+    return _could_fold(module) and not is_watched(module)
+
+
+def _could_fold(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None
 
 
 def _is_plain(layer: BinaryLayer) -> bool:

@@ -24,7 +24,7 @@ from biper.nn.quantizers import changes_over_training
 from biper.training.acceleration import Accelerated, accelerate, chosen_amp
 from biper.training.averaging import MovingAverage
 from biper.training.checkpoint import LATEST
-from biper.training.distillation import Teacher, distillation, load_teacher
+from biper.training.distillation import Teacher, distillation, load_teacher, require_unseen
 from biper.training.distributed import Processes, all_gather_equal, replicated
 from biper.training.loss import LossTerm, make_loss_terms
 from biper.training.optimizer import Factors, build_optimizer, load_optimizer
@@ -126,8 +126,10 @@ def _teacher(settings: Settings, student: Metadata, saved: Mapping[str, Any]) ->
     """The teacher, if any. Raises UsageError if it is unfit, or another one than that of a run that goes on."""
     if not settings.teacher:
         return None
-    split = {"validation": settings.validation, "seed": settings.seed}
-    teacher = load_teacher(Path(settings.teacher), student, **split)
+    path = Path(settings.teacher)
+    teacher = load_teacher(path, student)
+    if not saved:
+        require_unseen(path, settings.dataset, validation=settings.validation, seed=settings.seed)
     if saved.get("teacher", teacher.digest) != teacher.digest:
         text = f"--teacher {settings.teacher} is another file than the run began with"
         raise UsageError(f"{text}: put that one back, or start a new run")

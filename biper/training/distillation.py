@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biper.data.datasets import FOLDER
 from biper.errors import UsageError
 from biper.models import Network
 from biper.models.checkpoint import build_network, read_checkpoint
 from biper.models.metadata import Metadata
 from biper.training.loss import LossTerm
 from biper.training.run_folder import require_same_split, settings_of
+
+OTHERS = ("", FOLDER)  # what a checkpoint may call a data set that has a name, too
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,10 @@ class Teacher:
     digest: str
 
 
-def load_teacher(path: Path, student: Metadata, *, validation: int, seed: int) -> Teacher:
+def load_teacher(path: Path, student: Metadata) -> Teacher:
     """The network of a checkpoint.
 
-    Raises UsageError unless it knows the student's classes, sees its images normalized and as large as the student, and
-    has not seen those that are held out of the student's training (validation, by seed).
+    Raises UsageError unless it knows the student's classes, and sees its images normalized and as large as the student.
     """
     if path.is_dir():
         raise UsageError(f"--teacher {path}: that is a folder, give a checkpoint in it")
@@ -37,13 +39,20 @@ def load_teacher(path: Path, student: Metadata, *, validation: int, seed: int) -
     contents = read_checkpoint(path)
     network = build_network(contents, path).eval().requires_grad_(False)
     m = network.metadata
-    if m.dataset == student.dataset:
-        require_same_split({"validation": validation, "seed": seed}, settings_of(contents), path)
     for name in ("num_classes", "classes", "mean", "std", "image_size"):
         own, wanted = getattr(m, name), getattr(student, name)
         if own and own != wanted:  # a published checkpoint does not know all of them
             raise UsageError(f"--teacher {path} was trained with {name} {_few(own)}, this network has {_few(wanted)}")
     return Teacher(network, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def require_unseen(path: Path, dataset: str, *, validation: int, seed: int) -> None:
+    """Raise UsageError if a teacher may have seen the images that its student's training holds out."""
+    contents = read_checkpoint(path)
+    own = settings_of(contents)
+    known = own.get("dataset", "")
+    if known == dataset or known in OTHERS or dataset in OTHERS:
+        require_same_split({"validation": validation, "seed": seed}, own, path)
 
 
 def distillation(teacher: nn.Module, *, temperature: float, weight: float, bf16: bool) -> LossTerm:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from biper.data.datasets import DATASETS, find_dataset
+from biper.data.datasets import DATASETS, FOLDER, find_dataset
 from biper.data.loaders import has_dali
 from biper.errors import UsageError
 from biper.models import Network, list_models
@@ -27,7 +27,6 @@ from biper.training.run_folder import read_settings, require_same_split, run_fol
 from biper.training.settings import METHOD, SETTINGS, Settings, differences, make_settings
 
 Given = dict[str, Any]  # the settings that the user gave, by name
-FOLDER = "folder"  # a way to read images: the data set may be another copy of one that has a name, if the classes agree
 NAMED = tuple(name for name in DATASETS if name != FOLDER)
 WHERE = ("dataset", "data_path", "accept_checksums")
 OF_FOLDERS = ("dataset", "data_path", "image_size")

@@ -45,7 +45,7 @@ class PlainStep:
     terms: Mapping[str, LossTerm]
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
-        """As TrainingStep's."""
+        """See TrainingStep."""
         with step_of_replicas():
             logits = self.model(images)
             values = {name: term.value(self.model, images, logits, labels) for name, term in self.terms.items()}
@@ -90,12 +90,12 @@ class GraphedStep:
 
     @property
     def model(self) -> nn.Module:
-        """As TrainingStep's."""
+        """See TrainingStep."""
         return self._taken().model
 
     @property
     def terms(self) -> Mapping[str, LossTerm]:
-        """As TrainingStep's."""
+        """See TrainingStep."""
         return self._taken().terms
 
     def _taken(self) -> PlainStep:
@@ -103,7 +103,7 @@ class GraphedStep:
         return self.step
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float) -> StepOutcome:
-        """As TrainingStep's."""
+        """See TrainingStep."""
         self._send_rates()
         shape = (images.shape, labels.shape, weight)
         if shape not in self.recordings:
