@@ -68,7 +68,7 @@ def test_both_stages_and_evaluation_from_any_folder(shell, tmp_path):
     table = shell(sys.executable, ROOT / "compute_QE.py", f"two/{BEST}", "--plot", "qe.png", cwd=tmp_path)
     assert table.returncode == 0, table.stderr
     assert (tmp_path / "qe.png").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "qe.png", "two"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "qe.png", "random.py", "two"]
 
 
 @pytest.mark.parametrize(

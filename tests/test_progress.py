@@ -6,6 +6,7 @@ from conftest import TINY
 
 from biper import create_model, load_checkpoint, pack
 from biper.nn.quantizers import WEIGHT_QUANTIZERS, WeightQuantizer, register_quantizer
+from biper.training import build
 from biper.training import trainer as trainers
 from biper.training.checkpoint import BEST, LATEST
 
@@ -40,7 +41,7 @@ def annealed(monkeypatch):
         made.append(model.layer1[0].conv1.weight_quantizer)
         return model
 
-    monkeypatch.setattr(trainers, "initial_network", initial_network)
+    monkeypatch.setattr(build, "initial_network", initial_network)
     yield made
     del WEIGHT_QUANTIZERS["annealed"]
 
