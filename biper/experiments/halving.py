@@ -40,9 +40,8 @@ def halve(experiment: Experiment, choices: Path, halvings: int, jobs: Jobs = SER
     """
     recipe = experiment.recipe
     shares = [0.5 ** (halvings - number) for number in range(halvings + 1)]
-    studies = [
-        recipe_choices(recipe, choices, share, experiment.seeds) for share in shares
-    ]  # all of them before anything is written
+    # all of them before anything is written
+    studies = [recipe_choices(recipe, choices, share, experiment.seeds) for share in shares]
     experiment.require_folder("round*")
     experiment.announce()
     rounds: list[Round] = []
