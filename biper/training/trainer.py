@@ -178,7 +178,7 @@ class Trainer:
         return totals, metrics
 
     def _choose_step(self, tau: float) -> TrainingStep:
-        """What is done with a batch: another step where tau changes, of which a recording is a part."""
+        """What is done with a batch: another step where tau changes, as a recording has tau in it."""
         if self._step is None or self._step[0] != tau:
             plain = PlainStep(self.model, self.optimizer, self.make_terms(tau))
             self._step = tau, (self.graphs.take(plain) if self.graphs else plain)
