@@ -1,4 +1,4 @@
-"""A campaign of planted errors: python tests/mutations.py --count 200 --seed 0 --log mutations.jsonl.
+"""A campaign of planted errors: python tests/mutations.py --count 200 --seed 0 --log mutations_log.jsonl.
 
 One small error at a time is planted in a copy of the library: a comparison, an operator or a number changed, a
 condition turned, a statement left out. The tests that run that line, the quickest first, should fail. The first run
@@ -17,8 +17,10 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from coverage import CoverageData
 from tqdm import tqdm
@@ -70,9 +72,7 @@ def within_functions(tree: ast.AST) -> Iterator[ast.AST]:
     waiting = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in f.body]
     while waiting:
         node = waiting.pop()
-        if isinstance(
-            node, ast.FunctionDef | ast.ClassDef | ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom
-        ):
+        if isinstance(node, LEFT_ALONE):
             continue
         yield node
         waiting += [
@@ -118,47 +118,104 @@ def covering(folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, 
             tests[os.path.relpath(file, ROOT), line] = sorted({c.rsplit("|", 1)[0] for c in contexts if c})
     seconds = {}
     for case in ElementTree.parse(folder / "times.xml").getroot().iter("testcase"):
-        seconds[f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"] = float(case.get("time", 0))
+        seconds[_name(case)] = float(case.get("time", 0))
     return tests, seconds
 
 
-def is_found(mutation: Mutation, copy: Path, tests: list[str], seconds: dict[str, float]) -> bool:
-    """Whether a test fails with the error planted in a copy of the repository."""
+def tests_of(mutation: Mutation, tests: dict[tuple[str, int], list[str]]) -> list[str]:
+    """Those that run its line or, as a statement may have several, one shortly before; else all of its file."""
+    for line in range(mutation.line, max(0, mutation.line - 5), -1):
+        if tests.get((mutation.file, line)):
+            return tests[mutation.file, line]
+    return sorted({name for (file, _), names in tests.items() if file == mutation.file for name in names})
+
+
+def failing(copy: Path, tests: list[str]) -> str | None:
+    """The first of the tests that fails in a copy of the repository, "" if none can be named; None if all pass."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    report = copy / "mutations_report.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", f"--junitxml={report}", *tests]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        if not subprocess.run(command, cwd=copy, env=environment, timeout=60 + 4 * BUDGET, **streams).returncode:
+            return None
+    except subprocess.TimeoutExpired:
+        return ""
+    cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
+    wrong = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return _name(wrong[0]) if wrong else ""
+
+
+def _name(case: ElementTree.Element) -> str:
+    """A test as pytest takes it, from its entry in a report."""
+    return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+
+
+def is_found(mutation: Mutation, copy: Path, tests: list[str], seconds: dict[str, float], sound: dict[str, bool]) -> bool:
+    """Whether a test fails with the error planted in a copy of the repository, and passes without it.
+
+    sound: of tests that have failed, whether they pass without any error, as far as that is known.
+    """
+    file = copy / mutation.file
+    whole = file.read_bytes()
+    end = mutation.start + len(mutation.before.encode())
+    planted = whole[: mutation.start] + mutation.after.encode() + whole[end:]
+    while chosen := within_budget([test for test in tests if sound.get(test, True)], seconds):
+        file.write_bytes(planted)
+        try:
+            failed = failing(copy, chosen)
+        finally:
+            file.write_bytes(whole)
+        if failed is None:
+            return False
+        if failed not in chosen:  # it hung, or nothing could even be collected
+            return True
+        if failed not in sound:
+            sound[failed] = failing(copy, [failed]) is None
+        if sound[failed]:
+            return True
+    return False
+
+
+def within_budget(tests: list[str], seconds: dict[str, float]) -> list[str]:
+    """The quickest of the tests, as many as there is time for."""
     chosen, total = [], 0.0
     for test in sorted(tests, key=lambda name: seconds.get(name, 1.0)):
         total += seconds.get(test, 1.0)
         if chosen and total > BUDGET:
             break
         chosen.append(test)
-    if not chosen:
-        return False
-    file = copy / mutation.file
-    whole = file.read_bytes()
-    end = mutation.start + len(mutation.before.encode())
-    file.write_bytes(whole[: mutation.start] + mutation.after.encode() + whole[end:])
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", *chosen]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        return bool(subprocess.run(command, cwd=copy, env=environment, timeout=60 + 4 * BUDGET, **streams).returncode)
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        file.write_bytes(whole)
+    return chosen
 
 
-def campaign(count: int, seed: int, log: Path, folder: Path) -> list[dict[str, object]]:
-    """Plant errors, and log for each whether it was found."""
+def campaign(count: int, seed: int, log: Path, folder: Path, jobs: int) -> list[dict[str, object]]:
+    """Plant errors, `jobs` at a time, and log for each whether it was found."""
     tests, seconds = covering(folder)
     everything = [m for file in sorted((ROOT / "biper").rglob("*.py")) for m in mutations(file)]
-    chosen = random.Random(seed).sample(everything, count)
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    with tempfile.TemporaryDirectory() as place:
-        copy = Path(place) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", "__pycache__"))
-        for mutation in tqdm(chosen[len(done) :], initial=len(done), total=count, disable=None):
-            found = is_found(mutation, copy, tests[mutation.file, mutation.line], seconds)
-            done.append(asdict(mutation) | {"found": found})
+    known = {(entry["file"], entry["start"], entry["after"]) for entry in done}
+    chosen = random.Random(seed).sample(everything, count)
+    waiting = [m for m in chosen if (m.file, m.start, m.after) not in known]
+    copies: SimpleQueue[Path] = SimpleQueue()  # of the repository, that no error is planted in
+    sound: dict[str, bool] = {}
+
+    def plant(mutation: Mutation) -> dict[str, object]:
+        copy = copies.get()
+        try:
+            found = is_found(mutation, copy, tests_of(mutation, tests), seconds, sound)
+            return asdict(mutation) | {"found": found}
+        finally:
+            copies.put(copy)
+
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(jobs) as threads:
+        for number in range(jobs):
+            copies.put(Path(place) / f"copy{number}")
+            ignored = shutil.ignore_patterns(".venv", "results", "test_matrix", "mutations_*", "__pycache__")
+            shutil.copytree(ROOT, Path(place) / f"copy{number}", ignore=ignored)
+        ended = as_completed([threads.submit(plant, mutation) for mutation in waiting])
+        for future in tqdm(ended, initial=len(done), total=count, disable=None):
+            done.append(future.result())
             with log.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     return done
@@ -169,13 +226,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=200, help="default 200")
     parser.add_argument("--seed", type=int, default=0, help="of the choice; default 0")
-    parser.add_argument("--log", type=Path, default=Path("mutations.jsonl"), help="default mutations.jsonl")
+    parser.add_argument("--jobs", type=int, default=2, help="errors planted at a time, each in a copy; default 2")
+    parser.add_argument("--log", type=Path, default=Path("mutations_log.jsonl"), help="default mutations_log.jsonl")
     parser.add_argument("--map", type=Path, default=Path("mutations_map"), help="what the first run has recorded")
     args = parser.parse_args()
     if not (args.map / "times.xml").exists():
         args.map.mkdir(exist_ok=True)
         record(args.map.resolve())
-    done = campaign(args.count, args.seed, args.log, args.map)
+    done = campaign(args.count, args.seed, args.log, args.map, args.jobs)
     planted = Counter(Path(str(m["file"])).parts[1] for m in done)
     found = Counter(Path(str(m["file"])).parts[1] for m in done if m["found"])
     print("| room | planted | found |\n| --- | --- | --- |")
