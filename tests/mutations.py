@@ -152,7 +152,9 @@ def _name(case: ElementTree.Element) -> str:
     return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
 
 
-def is_found(mutation: Mutation, copy: Path, tests: list[str], seconds: dict[str, float], sound: dict[str, bool]) -> bool:
+def is_found(
+    mutation: Mutation, copy: Path, tests: list[str], seconds: dict[str, float], sound: dict[str, bool]
+) -> bool:
     """Whether a test fails with the error planted in a copy of the repository, and passes without it.
 
     sound: of tests that have failed, whether they pass without any error, as far as that is known.

@@ -102,8 +102,16 @@ static void draw_real(Case *k, Real *c, Head *h) {
         h->out_width = fits(c->kernel_w, c->stride_w, h->width + 2 * c->pad_w);
         k->places = h->out_height * h->out_width;
     } while (!k->places || k->images * k->places * c->kernel_h * c->kernel_w * h->channels * k->channels > WORK);
-    h->code = REAL, h->in = IN, c->weights = WEIGHTS, c->out_channels = k->channels, c->channels_first = chance(2);
-    k->tensors[WEIGHTS] = numbers(k->channels * h->channels * c->kernel_h * c->kernel_w, -2, 0);
+    h->code = REAL, h->in = IN, c->weights = ACCUMULATED, c->out_channels = k->channels, c->channels_first = chance(2);
+    c->chunk = between(1, 2 * h->channels * c->kernel_h * c->kernel_w);
+    int64_t area = c->kernel_h * c->kernel_w, products = area * h->channels, all = products * up(k->channels, LANES);
+    const float *weights = k->tensors[WEIGHTS] = numbers(k->channels * products, -2, 0);
+    float *ordered = k->tensors[ACCUMULATED] = room(4 * all);
+    for (int64_t i = 0; i < all; i++) {
+        int64_t product = i / LANES % products, n = i / LANES / products * LANES + i % LANES;
+        int64_t from = c->channels_first ? product : product % h->channels * area + product / h->channels;
+        ordered[i] = n < k->channels ? weights[n * products + from] : 0;
+    }
 }
 
 /* A kind for each set of a window's rows, and of its columns, that lie in the image. */
@@ -226,14 +234,15 @@ static float sum(const Case *k, const Conv *c, const float *in, int64_t y, int64
 static float real_sum(const Case *k, const Real *c, const float *in, int64_t y, int64_t x, int64_t o) {
     int64_t area = c->kernel_h * c->kernel_w, channels = c->head.channels;
     const float *w = (float *)k->tensors[WEIGHTS] + o * area * channels;
-    float total = 0;
+    float total = 0, before = 0; /* before: of whole chunks */
     for (int64_t i = 0; i < area * channels; i++) {
+        if (i && i % c->chunk == 0) before = i == c->chunk ? total : before + total, total = 0;
         int64_t n = c->channels_first ? i / area : i % channels, tap = c->channels_first ? i % area : i / channels;
         int64_t row = y * c->stride_h - c->pad_h + tap / c->kernel_w, column = x * c->stride_w - c->pad_w + tap % c->kernel_w;
         if (within(row, c->head.height) && within(column, c->head.width))
             total = fmaf(in[(row * c->head.width + column) * channels + n], w[n * area + tap], total);
     }
-    return total;
+    return area * channels > c->chunk ? before + total : total;
 }
 
 static float normed(const Case *k, float x, int64_t channel) {
@@ -297,7 +306,7 @@ static int64_t gathered(const Head *h) {
     if (h->code == REAL) {
         int64_t products = h->channels * real->kernel_h * real->kernel_w;
         int64_t padded = h->channels * (h->height + 2 * real->pad_h) * (h->width + 2 * real->pad_w);
-        return up(4 * (products * (1 + up(real->out_channels, LANES)) + padded), 64);
+        return up(4 * (products + padded), 64);
     }
     if (h->code != CONV) return 64;
     int64_t rows = has_whole_words(c) ? 4 * (h->height + 2 * c->pad_h) * line_of(c) : 0;

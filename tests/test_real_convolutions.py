@@ -11,6 +11,7 @@ import biper
 from biper.packed import compile as packed_compile
 from biper.packed import runtime
 from biper.packed.lowering import real_convolution
+from biper.packed.program import SumOrder
 from biper.packed.steps import Step
 
 CASES = [(3, 16, 3, 1, 1), (3, 20, 7, 2, 3), (1, 5, (2, 3), (2, 1), (0, 2)), (40, 33, 1, 2, 0), (5, 64, 3, 3, 2)]
@@ -22,34 +23,36 @@ def way(request, monkeypatch):
     monkeypatch.setenv(runtime.CHOICE, request.param)
 
 
-def summed(x, conv, channels_first):
+def summed(x, conv, sum_order):
     """Product by product: in float64 each is exact, and rounding the sum once is what a fused operation does."""
     (top, left), (down, across), (high, wide) = conv.padding, conv.stride, conv.kernel_size
     x, w = F.pad(x.double(), (left, left, top, top)), conv.weight.double()
     rows, columns = (x.shape[2] - high) // down + 1, (x.shape[3] - wide) // across + 1
-    total = torch.zeros(len(x), conv.out_channels, rows, columns)
+    whole = total = torch.zeros(len(x), conv.out_channels, rows, columns)
     taps = itertools.product(range(high), range(wide))
     channels = range(conv.in_channels)
     order = [(c, i, j) for c in channels for i in range(high) for j in range(wide)]
-    if not channels_first:
+    if not sum_order.channels_first:
         order = [(c, i, j) for i, j in taps for c in channels]
-    for c, i, j in order:
+    for number, (c, i, j) in enumerate(order, 1):
         seen = x[:, c, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
         total = (total.double() + seen[:, None] * w[:, c, i, j].view(1, -1, 1, 1)).float()
-    return total
+        if number in (sum_order.chunk, len(order)) or (sum_order.chunk and number % sum_order.chunk == 0):
+            whole, total = (whole + total if number > (sum_order.chunk or number) else total), torch.zeros_like(total)
+    return whole
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("order", [SumOrder(False), SumOrder(True), SumOrder(chunk=16), SumOrder(True, 7)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("threads", "images", "sides"), [(1, 2, (9, 7)), (3, 1, (90, 7)), (3, 1, (7, 131))])
 @torch.no_grad()
-def test_products_are_added_up_one_after_the_other(way, case, channels_first, threads, images, sides):
+def test_products_are_added_up_one_after_the_other(way, case, order, threads, images, sides):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     conv = nn.Conv2d(*case, bias=False).requires_grad_(False)
     x = torch.randn(images, case[0], *sides)
-    step = Step("real", conv, channels_first=channels_first)
-    assert torch.equal(real_convolution(step, x), summed(x, conv, channels_first))
+    step = Step("real", conv, order=order)
+    assert torch.equal(real_convolution(step, x), summed(x, conv, order))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

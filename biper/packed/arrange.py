@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from biper.packed import runtime
 from biper.packed.bits import Border, Pair, words_of_rows
+from biper.packed.fields import LANES
 
 T = TypeVar("T")
 State = tuple[int, int]
@@ -78,3 +80,14 @@ def _accumulated(bits: Tensor, window: Pair) -> Tensor:
     for word in range(1, weights.shape[1]):
         weights[:, word] ^= weights[:, word - 1]
     return weights
+
+
+def in_order(weights: Tensor, channels_first: bool) -> Tensor:
+    """A real convolution's weights (O, C, H, W) as float32 (blocks, products, 16).
+
+    Products are in the order of their sum, by channel and then by tap, or the other way round.
+    """
+    rows = weights if channels_first else weights.permute(0, 2, 3, 1)
+    whole = F.pad(rows.reshape(len(weights), -1), (0, 0, 0, -len(weights) % LANES))
+    ordered: Tensor = whole.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    return ordered

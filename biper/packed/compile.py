@@ -1,6 +1,6 @@
 """A packed network's graph, cut into segments that the compiled instructions run and the layers that torch runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, fx, nn
 from biper.nn.activations import RPReLU
 from biper.nn.graph import module_of, mutates, trace
 from biper.nn.layers import RealConv2d
+from biper.packed.fields import LANES
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.lowering import FLOATS, Segment, real_convolution
+from biper.packed.program import SumOrder
 from biper.packed.simplify import simplify
 from biper.packed.steps import Step, Steps, known, shape_of
 
@@ -72,7 +74,7 @@ class Segmented:
     def _real(self, node: fx.Node) -> Step | None:
         """A small convolution of real values, as a network's first is, if the instructions give torch's very sums.
 
-        In which order torch adds up depends on sizes and layout, and on how many threads it has: both are tried.
+        In which order torch adds up depends on sizes, layout and threads: all orders that are known are tried.
         """
         module = self._module(node)
         if not isinstance(module, nn.Conv2d) or not _is_small(module) or len(shape_of(node)) != 4:
@@ -80,7 +82,7 @@ class Segmented:
         (source,) = node.all_input_nodes
         x = _noise(shape_of(source))
         expected = module(x)
-        steps = (Step("real", module, channels_first=first) for first in (False, True))
+        steps = (Step("real", module, order=order) for order in _orders(module))
         return next((step for step in steps if torch.equal(real_convolution(step, x), expected)), None)
 
     def _rebuild(self, waiting: list[fx.Node]) -> None:
@@ -163,6 +165,13 @@ def _is_small(conv: nn.Conv2d) -> bool:
     zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and conv.bias is None
     dense = conv.weight.is_contiguous() and conv.weight.dtype == torch.float32
     return plain and zeros and dense and products <= PRODUCTS
+
+
+def _orders(conv: nn.Conv2d) -> Iterator[SumOrder]:
+    """The orders of sums that torch's convolutions are known to have: those of one tap may be in chunks."""
+    yield from (SumOrder(channels_first=first) for first in (False, True))
+    if conv.kernel_size == (1, 1):
+        yield from (SumOrder(chunk=chunk) for chunk in range(LANES, conv.in_channels, LANES))
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ INSTRUCTIONS = {  # and their own fields; the codes are 1, 2 and so on in this o
     "dilation_w out_channels groups words pool conv_height kinds turns",
     "TAIL": "kernel stride pad",
     "AVERAGE": "window front copies out_channels",
-    "REAL": "weights kernel_h kernel_w stride_h stride_w pad_h pad_w out_channels channels_first",
+    "REAL": "weights kernel_h kernel_w stride_h stride_w pad_h pad_w out_channels channels_first chunk",
 }
 T = TypeVar("T")
 

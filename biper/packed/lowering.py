@@ -207,7 +207,7 @@ def _add_real(program: Program, step: Step, x: Value, after: After) -> None:
     conv = step.module
     assert conv is not None
     (weight,) = _parameters(program, conv, "weight")
-    program.real(x, _real_geometry(step, x.shape), weight, step.channels_first, after)
+    program.real(x, _real_geometry(step, x.shape), weight, step.order, after)
 
 
 def _real_geometry(step: Step, shape: Shape) -> Geometry:

@@ -26,8 +26,8 @@ class PackedNetwork(nn.Module):
     as segments of compiled instructions, which round alike, unless it is watched by hooks; large batches go in parts.
     `metadata` says what it is, where it comes from `create_model` or a checkpoint; else it is None.
     Its layers may be given other values or moved; another layer in the place of one is not seen once it has run, nor
-    are values that are written past torch, through NumPy or `.data`, into weights' bits or into what decides the next
-    layer's bits: alpha, bias, gain, shift and threshold. What the instructions compute has no gradient.
+    are values that are written past torch, through NumPy or `.data`, into weights or into what decides the next layer's
+    bits: alpha, bias, gain, shift and threshold. What the instructions compute has no gradient.
     """
 
     def __init__(self, network: nn.Module, metadata: Metadata | None = None) -> None:
@@ -163,3 +163,5 @@ def _count_versions(network: nn.Module) -> None:
                 for name, tensor in module.named_buffers(recurse=False):
                     if tensor.is_inference():
                         setattr(module, name, tensor.clone())
+            elif isinstance(module, nn.Conv2d) and module.weight.is_inference():
+                module.weight = nn.Parameter(module.weight.clone(), requires_grad=False)

@@ -60,8 +60,9 @@ typedef struct {
  * comparison: a bit is 1 where at most so many bits differ as `offsets` says then (biper_limits makes these limits of
  * them), turned over where the lower half of `turns` says; of a window those are joined by or, and turned over where the
  * upper half says.
- * channels_first: the order in which a real convolution's products are added up is that of its weights; otherwise a tap's
- * channels come one after the other.
+ * weights of a real convolution: floats [block][product][16], products in the order in which they are added up. That is
+ * by channel and then by tap if channels_first; otherwise a tap's channels come one after the other. chunk: so many are
+ * added up by themselves, and then the sums of these chunks.
  * The activation of x is hardtanh if clamp, or, with a slope, prelu(x - before) + after; a bit is 1 where the result is
  * at least the threshold. slope, before, after, threshold: a number for each channel. */
 #define WIDTH 40
@@ -77,7 +78,8 @@ typedef struct {
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
 #define REAL_FIELDS(F)                                                                                                   \
-    F(weights) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w) F(out_channels) F(channels_first)
+    F(weights) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w) F(out_channels) F(channels_first) \
+    F(chunk)
 #define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average) I(REAL, Real)
 
 #define MEMBER(field) int64_t field;
@@ -322,27 +324,18 @@ static void next_tile(const Conv *c, const Kernel *k, int64_t number, Pixel *nex
     for (int p = 0; p < TILE; p++) see(k, c, t, p, k->rows[t->y[p]] + k->columns[t->x[p]]);
 }
 
-/* Weights (out, in, height, width) by sixteen output channels, and for them by products in the order of their sum. */
-static void order_weights(const Real *c, const float *weights, float *to) {
-    int64_t area = c->kernel_h * c->kernel_w, channels = c->head.channels, products = area * channels;
-    for (int64_t first = 0; first < c->out_channels; first += LANES)
-        for (int64_t i = 0; i < products; i++, to += LANES) {
-            int64_t from = c->channels_first ? i : i % channels * area + i / channels;
-            for (int64_t n = 0; n < LANES; n++) to[n] = first + n < c->out_channels ? weights[(first + n) * products + from] : 0;
-        }
-}
-
 /* What a real convolution sees: rows of its image with their padding, from `first` on, `line` floats each. */
 typedef struct {
     int64_t first, line;
-    float *rows;
+    const float *rows;
 } Padded;
 
-/* The padded rows that windows at output rows `top` to `bottom`, and those between, see. */
+/* The padded rows that windows at output rows `top` to `bottom`, and those between, see: where they lie, or copied. */
 static Padded pad_rows(const Real *c, const float *in, int64_t top, int64_t bottom, float *to) {
     const Head *h = &c->head;
     int64_t own = h->width * h->channels, before = c->pad_w * h->channels;
     Padded p = {top * c->stride_h, own + 2 * before, to};
+    if (!c->pad_h && !c->pad_w) return (Padded){p.first, own, in + p.first * own};
     for (int64_t y = p.first; y < bottom * c->stride_h + c->kernel_h; y++, to += p.line) {
         memset(to, 0, p.line * sizeof(float));
         int64_t row = y - c->pad_h;

@@ -511,24 +511,55 @@ static TARGET void NAME(conv)(const Run *r, const Conv *c) {
     }
 }
 
-/* The maximum over a window of what batch norm and activation make of real values. */
-TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, int64_t row, int64_t column,
+/* The larger one, x if both are equal; what is no number stays. */
+TARGET INLINE lanes NAME(larger)(lanes x, lanes y) {
+#if PATH == AVX512
+    __mmask16 number = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_ORD_Q);
+    __mmask16 take = _mm512_mask_cmp_ps_mask(number, (__m512)y, (__m512)x, _CMP_NLE_UQ);
+    return (lanes)_mm512_mask_mov_ps((__m512)x, take, (__m512)y);
+#else
+    ints keep = (ints)(y <= x) | (ints)(x != x);
+    return (lanes)((keep & (ints)x) | (~keep & (ints)y));
+#endif
+}
+
+/* Rows and columns of an image in which a window lies. */
+typedef struct {
+    int64_t top, bottom, left, right;
+} NAME(Window);
+
+/* The maximum over a window of what batch norm and activation make of real values; bare: nothing. */
+TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, NAME(Window) seen, int bare,
                                   int64_t channel, int64_t valid) {
     const Head *h = &t->head;
-    int64_t y0 = row * t->stride - t->pad, x0 = column * t->stride - t->pad;
+    NAME(Own) own;
     lanes result = {0};
-    const NAME(Own) own = NAME(own_of)(a, a->has, channel, valid);
-    int begun = 0;
-    for (int64_t y = most(0, y0); y < least(h->height, y0 + t->kernel); y++)
-        for (int64_t x = most(0, x0); x < least(h->width, x0 + t->kernel); x++) {
+    if (!bare) own = NAME(own_of)(a, a->has, channel, valid);
+    for (int64_t y = seen.top; y < seen.bottom; y++)
+        for (int64_t x = seen.left; x < seen.right; x++) {
             lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
-            if (a->gain) v = NAME(normalized)(a->fused, v, own.gain, own.shift);
-            v = NAME(activated)(a->has, &own, v);
-            ints keep = (ints)(v <= result) | (ints)(result != result); /* what is no number stays */
-            result = begun ? (lanes)((keep & (ints)result) | (~keep & (ints)v)) : v;
-            begun = 1;
+            if (!bare && a->gain) v = NAME(normalized)(a->fused, v, own.gain, own.shift);
+            if (!bare) v = NAME(activated)(a->has, &own, v);
+            result = y == seen.top && x == seen.left ? v : NAME(larger)(result, v);
         }
     return result;
+}
+
+/* That of the rows of the result from `first` to `last`, and what follows: `behind`. */
+TARGET INLINE void NAME(windows)(const Tail *t, const After *a, const After *behind, const float *in, int bare, int whole,
+                                 int64_t first, int64_t last) {
+    const Head *h = &t->head;
+    for (int64_t row = first, place = first * h->out_width; row < last; row++)
+        for (int64_t column = 0; column < h->out_width; column++, place++) {
+            int64_t y = row * t->stride - t->pad, x = column * t->stride - t->pad;
+            NAME(Window) seen = {most(0, y), least(h->height, y + t->kernel), most(0, x), least(h->width, x + t->kernel)};
+            for (int64_t channel = 0; channel < h->channels; channel += LANES) {
+                int64_t valid = whole ? LANES : least(LANES, h->channels - channel);
+                lanes result = NAME(largest)(t, a, in, seen, bare, channel, valid);
+                const NAME(Own) own = NAME(own_of)(behind, behind->has, channel, valid);
+                NAME(finish)(behind, behind->has, &own, result, place, channel, valid);
+            }
+        }
 }
 
 TARGET INLINE void NAME(pixels)(const After *a, int has, const float *in, int64_t first, int64_t last) {
@@ -549,14 +580,12 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     After a = after(r, h, -1, h->channels, h->channels % LANES == 0), behind = a;
     own(r, h->out_height, &first, &last);
     if (t->kernel > 1 || t->stride > 1) {
-        behind.has &= ~(NORM | CLAMP | PRELU | SHIFTED); /* they are done before the maximum */
-        for (int64_t place = first * width; place < last * width; place++)
-            for (int64_t channel = 0; channel < h->channels; channel += LANES) {
-                int64_t valid = least(LANES, h->channels - channel);
-                lanes x = NAME(largest)(t, &a, in, place / width, place % width, channel, valid);
-                const NAME(Own) own = NAME(own_of)(&behind, behind.has, channel, valid);
-                NAME(finish)(&behind, behind.has, &own, x, place, channel, valid);
-            }
+        const int before = NORM | CLAMP | PRELU | SHIFTED; /* what is done before the maximum */
+        behind.has &= ~before;
+        if (!(a.has & before) && (a.has & WHOLE))
+            NAME(windows)(t, &a, &behind, in, 1, 1, first, last);
+        else
+            NAME(windows)(t, &a, &behind, in, 0, 0, first, last);
         return;
     }
     switch (PATH != PLAIN ? a.has : ANY) {
@@ -597,16 +626,17 @@ static TARGET void NAME(average)(const Run *r, const Average *a) {
     }
 }
 
-/* The sums of a tile, whose windows begin at `seen`, and of as many blocks of sixteen channels. They begin with 0 and take
- * one product after the other, each rounded together with the sum, as torch's do. */
-TARGET INLINE void NAME(products_of)(const float *const *seen, const int32_t *places, const float *weights, int64_t count,
-                                     int blocks, lanes out[2][TILE]) {
+/* The sums of a tile, whose windows begin at `seen`, and of as many blocks of sixteen channels, whose weights lie `next`
+ * from each other. They begin with 0 and take one product after the other, each rounded together with the sum, as torch's
+ * do. */
+TARGET INLINE void NAME(products_of)(const float *const *seen, const int32_t *places, const float *weights, int64_t next,
+                                     int64_t count, int blocks, lanes out[2][TILE]) {
     lanes sums[2 * TILE];
 #define EACH(q) _Pragma("GCC unroll 8") for (int q = 0; q < blocks * TILE; q++)
     EACH(q) sums[q] = (lanes){0};
     for (int64_t i = 0; i < count; i++)
         EACH(q) {
-            lanes w = *(const lanes *)(weights + (q / TILE * count + i) * LANES);
+            lanes w = *(const lanes *)(weights + q / TILE * next + i * LANES);
             sums[q] = NAME(add_product)(seen[q % TILE] + places[i], w, sums[q]);
         }
     EACH(q) out[q / TILE][q % TILE] = sums[q];
@@ -615,14 +645,14 @@ TARGET INLINE void NAME(products_of)(const float *const *seen, const int32_t *pl
 
 /* The same of two blocks, or of one: a function of its own for the sake of the registers. */
 static TARGET __attribute__((noinline)) void NAME(products)(const float *const *seen, const int32_t *places,
-                                                            const float *weights, int64_t count, int64_t blocks,
-                                                            lanes out[2][TILE]) {
+                                                            const float *weights, int64_t next, int64_t count,
+                                                            int64_t blocks, lanes out[2][TILE]) {
     const float *windows[TILE];
     for (int p = 0; p < TILE; p++) windows[p] = seen[p];
     if (blocks == 2)
-        NAME(products_of)(windows, places, weights, count, 2, out);
+        NAME(products_of)(windows, places, weights, next, count, 2, out);
     else
-        NAME(products_of)(windows, places, weights, count, 1, out);
+        NAME(products_of)(windows, places, weights, next, count, 1, out);
 }
 
 /* The pixels from `first` to `last` of a real convolution. has: what is done with the result. */
@@ -630,10 +660,9 @@ TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a
     int64_t count = c->kernel_h * c->kernel_w * c->head.channels, width = c->head.out_width;
     int64_t all = (c->out_channels + LANES - 1) / LANES;
     if (has & ANY) has = a->has;
-    float *weights = (float *)r->gathered;
-    int32_t *places = (int32_t *)(weights + count * all * LANES);
+    const float *weights = tensor(r, c->weights);
+    int32_t *places = (int32_t *)r->gathered;
     const Padded image = pad_rows(c, value(r, c->head.in), first / width, (last - 1) / width, (float *)(places + count));
-    order_weights(c, tensor(r, c->weights), weights);
     order_activations(c, image.line, places);
     Pixel next = pixel_at(&c->head, first);
     for (int64_t place = first; place < last; place += TILE) {
@@ -644,10 +673,14 @@ TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a
             if (place + p + 1 < last) advance(&next); /* else the last one again */
         }
         for (int64_t block = 0; block < all; block += 2) {
-            lanes sums[2][TILE];
+            lanes sums[2][TILE], more[2][TILE];
             const float *w = weights + block * count * LANES;
-            int64_t blocks = least(2, all - block);
-            NAME(products)(seen, places, w, count, blocks, sums);
+            int64_t blocks = least(2, all - block), next = count * LANES, first_end = least(count, c->chunk);
+            NAME(products)(seen, places, w, next, first_end, blocks, sums);
+            for (int64_t i = first_end; i < count; i += c->chunk) {
+                NAME(products)(seen, places + i, w + i * LANES, next, least(count - i, c->chunk), blocks, more);
+                for (int q = 0; q < blocks * TILE; q++) sums[q / TILE][q % TILE] += more[q / TILE][q % TILE];
+            }
             for (int64_t b = 0; b < blocks; b++) {
                 int64_t channel = (block + b) * LANES;
                 int64_t valid = has & WHOLE ? LANES : least(LANES, c->out_channels - channel);

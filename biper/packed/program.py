@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from biper.packed import fields, runtime
-from biper.packed.arrange import Arrangement
+from biper.packed.arrange import Arrangement, in_order
 from biper.packed.bits import Pair, bits_shape, border, output_size
-from biper.packed.fields import COPY, GROUP, LANES, TILE, WORD
+from biper.packed.fields import COPY, GROUP, TILE, WORD
 
 NOWHERE = -1
 LINE = 64  # bytes: alignment
@@ -64,6 +64,20 @@ class Geometry:
         """The shape behind the pooling."""
         height, width = self.sums
         return (self.out_channels, height // 2, width // 2) if self.pool else (self.out_channels, height, width)
+
+
+@dataclass(frozen=True)
+class SumOrder:
+    """In which order a real convolution's products are added up: by channel and then by tap, or the other way round.
+
+    chunk: so many of them by themselves, and then the sums of these chunks; 0: all one after the other.
+    """
+
+    channels_first: bool = False
+    chunk: int = 0
+
+
+IN_TURN = SumOrder()
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,17 @@ class Derived:
     parameters: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """The numbers of a real convolution's weights, and of what is made of them: see `arrange.in_order`."""
+
+    weights: int
+    made: int
+    out_channels: int
+    kernel: Pair
+    channels_first: bool
+
+
 V = TypeVar("V", bound=Value)
 Entry = int | Value | None  # of an instruction: a number, or an activation, if there is any
 
@@ -133,6 +158,7 @@ class Program:
     needed: dict[int, Needed] = field(default_factory=dict)  # of the parameters
     tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
     arranged: list[Derived] = field(default_factory=list)
+    ordered: list[Ordered] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
     gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
@@ -209,23 +235,23 @@ class Program:
         x.slack = max(x.slack, g.padding[1] * -(-g.shape[0] // 8) + COPY)
         self.gathered = max(self.gathered, _gathered(g, words))
 
-    def real(self, x: Value, geometry: Geometry, weights: int, channels_first: bool, after: After) -> None:
+    def real(self, x: Value, geometry: Geometry, weights: int, order: SumOrder, after: After) -> None:
         """A convolution of the floats x, without bias, groups and dilation, and what follows.
 
-        weights: the number of the parameter. channels_first: products are added up in the order of the weights;
-        otherwise the channels of a tap come one after the other.
+        weights: the number of the parameter.
         """
         g = geometry
         products = g.shape[0] * g.kernel[0] * g.kernel[1]
         pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
-        own |= {"weights": weights, "out_channels": g.out_channels, "channels_first": int(channels_first)}
+        self.ordered.append(Ordered(weights, self._number(), g.out_channels, g.kernel, order.channels_first))
+        own |= {"weights": self.ordered[-1].made, "out_channels": g.out_channels}
+        own |= {"channels_first": int(order.channels_first), "chunk": order.chunk or products}
         self._require(g.out_channels * products, weights)
         self._add("REAL", x, g.result, after, **own)
         height, width = (side + 2 * pad for side, pad in zip(g.shape[1:], g.padding, strict=True))
         # the whole padded image: pages that a thread's share does not read are never touched
-        ordered = products * (1 + LANES * -(-g.out_channels // LANES))  # the places of activations, and weights
-        self.gathered = max(self.gathered, aligned(4 * (ordered + g.shape[0] * height * width)))
+        self.gathered = max(self.gathered, aligned(4 * (products + g.shape[0] * height * width)))  # products: places
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
@@ -311,11 +337,13 @@ class Compiled:
 
     def __init__(self, program: Program) -> None:
         self.code, self.tensors = program.code(), program.tensors
-        self.activations, self.tables, self.arranged = program.activations, program.tables, program.arranged
+        self.activations, self.tables = program.activations, program.tables
+        self.arranged, self.ordered = program.arranged, program.ordered
         self.parameters = list(program.parameters)
         self.needed = [program.needed[number] for number in self.parameters]
         self.sources = [source for source in program.parameters.values() if source]
         watched = {n for made in program.arranged for n in (made.bits, *made.parameters) if n != NOWHERE}
+        watched |= {conv.weights for conv in program.ordered}
         self.watched = [self.parameters.index(number) for number in sorted(watched)]
         self._last: Ready | None = None
 
@@ -365,6 +393,11 @@ class Compiled:
         for number, tensor in [*self.tables.items(), *zip(self.parameters, parameters, strict=True)]:
             tensors[number] = tensor
         made = []
+        for real in self.ordered:
+            weights = tensors[real.weights]
+            assert weights is not None
+            made.append(in_order(weights.view(real.out_channels, -1, *real.kernel), real.channels_first))
+            tensors[real.made] = made[-1]
         for conv in self.arranged:
             bits = tensors[conv.bits]
             assert bits is not None

@@ -12,6 +12,7 @@ from torch import fx, nn
 from biper.nn.activations import RPReLU
 from biper.nn.graph import is_plain_hardtanh
 from biper.packed.layers import FoldedNorm, PackedConv2d
+from biper.packed.program import IN_TURN, SumOrder
 
 Window = tuple[int, int, int]  # size, stride, padding
 
@@ -25,7 +26,7 @@ class Step:
     window: Window = (1, 1, 0)  # of maximum and average
     front: int = 0  # channels of zeros before, of pad
     copies: int = 1  # side by side, of repeat
-    channels_first: bool = False  # the order of sums, of real
+    order: SumOrder = IN_TURN  # of real
 
 
 Steps = dict[fx.Node, Step]
