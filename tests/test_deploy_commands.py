@@ -219,7 +219,7 @@ def test_bad_input_of_export(trained, exported, refused, tmp_path):
     foreign.write_text('{"mine": 1}')
     cases = {
         "is of stage 1, whose weights are real: train stage 2": [trained / "stage1/model_best.pth.tar", "-o", target],
-        "stage1/model_best.pth.tar is of stage 1": [trained / "stage1/model_best.pth.tar", "--web", tmp_path / "page"],
+        "stage1/model_best.pth.tar is of stage 1": [trained / "stage1/model_best.pth.tar", "--c", tmp_path / "c"],
         "is packed already": [exported, "-o", target],
         "no checkpoint at": [tmp_path / "none", "-o", target],
         "net.safetensors cannot be written: no such folder": [best, "-o", tmp_path / "none" / "net.safetensors"],
