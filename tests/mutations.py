@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from coverage import CoverageData
+from kills import of_session
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,20 +138,26 @@ def failing(copy: Path, tests: list[str]) -> str | None:
     report = copy / "mutations_report.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-q", f"--junitxml={report}", *tests]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(command, cwd=copy, env=environment, **streams)
     try:
-        if not subprocess.run(command, cwd=copy, env=environment, timeout=60 + 4 * BUDGET, **streams).returncode:
+        if not process.wait(60 + 4 * BUDGET):
             return None
     except subprocess.TimeoutExpired:
         return ""
+    finally:
+        for pid in of_session(process.pid):  # what tests have started too
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
     cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
     wrong = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     return _name(wrong[0]) if wrong else ""
 
 
 def _name(case: ElementTree.Element) -> str:
-    """A test as pytest takes it, from its entry in a report."""
-    return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+    """A test as pytest takes it, from its entry in a report: file, then class if it is in one, then function."""
+    room, file, *classes = case.get("classname", "").split(".")
+    return "::".join([f"{room}/{file}.py", *classes, case.get("name", "")])
 
 
 def is_found(
@@ -172,7 +180,7 @@ def is_found(
         if failed is None:
             return False
         if failed not in chosen:  # it hung, or nothing could even be collected
-            return True
+            return failing(copy, chosen) is None
         if failed not in sound:
             sound[failed] = failing(copy, [failed]) is None
         if sound[failed]:
@@ -216,10 +224,13 @@ def campaign(count: int, seed: int, log: Path, folder: Path, jobs: int) -> list[
             ignored = shutil.ignore_patterns(".venv", "results", "test_matrix", "mutations_*", "__pycache__")
             shutil.copytree(ROOT, Path(place) / f"copy{number}", ignore=ignored)
         ended = as_completed([threads.submit(plant, mutation) for mutation in waiting])
-        for future in tqdm(ended, initial=len(done), total=count, disable=None):
-            done.append(future.result())
-            with log.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+        try:
+            for future in tqdm(ended, initial=len(done), total=count, disable=None):
+                done.append(future.result())
+                with log.open("a") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
+        finally:
+            threads.shutdown(cancel_futures=True)
     return done
 
 

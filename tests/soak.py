@@ -80,14 +80,19 @@ def soaked(name: str, command: list[object], seconds: float) -> list[float]:
         process = subprocess.Popen(
             given, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
         )
-        for _ in tqdm(range(round(seconds)), desc=name, unit="s", disable=None):
-            time.sleep(max(0.0, begun + len(found) + 1 - time.monotonic()))
-            if process.poll() is not None:
-                errors.seek(0)
-                raise RuntimeError(f"{name} ended with {process.returncode}: {errors.read()[-400:]}")
-            found.append(memory(process.pid))
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+        try:
+            for _ in tqdm(range(round(seconds)), desc=name, unit="s", disable=None):
+                time.sleep(max(0.0, begun + len(found) + 1 - time.monotonic()))
+                if process.poll() is not None:
+                    errors.seek(0)
+                    raise RuntimeError(f"{name} ended with {process.returncode}: {errors.read()[-400:]}")
+                found.append(memory(process.pid))
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE)
+        finally:
+            for left in of_session(process.pid):
+                os.kill(left, signal.SIGKILL)
+            process.wait()
     return found
 
 
@@ -97,6 +102,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each command; default 10")
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # this is what a soaked process does
     args = parser.parse_args()
+    if 60 * args.minutes < 10:
+        parser.error("--minutes: ten seconds at least")
     if args.serve:
         pack_and_run() if args.serve == "pack" else predict_all(Path(args.serve))
         return

@@ -1,5 +1,6 @@
 """Convolutions of real values among a packed network's instructions: in a known order, torch's where they are taken."""
 
+import functools
 import itertools
 
 import pytest
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import biper
+from biper.nn.layers import BinaryConv2d
+from biper.nn.quantizers import SquareWave
 from biper.packed import compile as packed_compile
 from biper.packed import runtime
 from biper.packed.lowering import real_convolution
@@ -28,25 +31,28 @@ def summed(x, conv, sum_order):
     (top, left), (down, across), (high, wide) = conv.padding, conv.stride, conv.kernel_size
     x, w = F.pad(x.double(), (left, left, top, top)), conv.weight.double()
     rows, columns = (x.shape[2] - high) // down + 1, (x.shape[3] - wide) // across + 1
-    whole = total = torch.zeros(len(x), conv.out_channels, rows, columns)
+    nothing = torch.zeros(len(x), conv.out_channels, rows, columns)
     taps = itertools.product(range(high), range(wide))
     channels = range(conv.in_channels)
     order = [(c, i, j) for c in channels for i in range(high) for j in range(wide)]
     if not sum_order.channels_first:
         order = [(c, i, j) for i, j in taps for c in channels]
-    for number, (c, i, j) in enumerate(order, 1):
-        seen = x[:, c, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
-        total = (total.double() + seen[:, None] * w[:, c, i, j].view(1, -1, 1, 1)).float()
-        if number in (sum_order.chunk, len(order)) or (sum_order.chunk and number % sum_order.chunk == 0):
-            whole, total = (whole + total if number > (sum_order.chunk or number) else total), torch.zeros_like(total)
-    return whole
+    size = sum_order.chunk or len(order)
+    sums = []
+    for chunk in (order[first : first + size] for first in range(0, len(order), size)):
+        total = nothing
+        for c, i, j in chunk:
+            seen = x[:, c, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
+            total = (total.double() + seen[:, None] * w[:, c, i, j].view(1, -1, 1, 1)).float()
+        sums.append(total)
+    return functools.reduce(torch.add, sums)
 
 
 @pytest.mark.parametrize("order", [SumOrder(False), SumOrder(True), SumOrder(chunk=16), SumOrder(True, 7)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("threads", "images", "sides"), [(1, 2, (9, 7)), (3, 1, (90, 7)), (3, 1, (7, 131))])
 @torch.no_grad()
-def test_products_are_added_up_one_after_the_other(way, case, order, threads, images, sides):
+def test_products_are_added_up_in_the_order_that_is_given(way, case, order, threads, images, sides):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     conv = nn.Conv2d(*case, bias=False).requires_grad_(False)
@@ -81,3 +87,27 @@ def test_a_network_whose_first_layer_gets_other_weights(way):
     for model in (network, packed.network):
         model.get_parameter("conv1.weight").mul_(-1)
     assert torch.equal(packed(images), network(images))
+
+
+@torch.no_grad()
+def test_weights_that_were_moved_and_moved_back(way):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    for _ in range(20):  # new values may come to lie where the old ones did
+        layer = BinaryConv2d(16, 16, 3, weight_quantizer=SquareWave(20.0))
+        packed = biper.pack(nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.Tanh(), layer).eval())
+        packed(x)
+        packed.half().float()
+        assert torch.equal(packed(x), packed.network(x))
+
+
+@torch.no_grad()
+def test_a_layer_of_single_taps_that_torch_adds_up_in_chunks(way, monkeypatch):
+    order = SumOrder(chunk=16)
+    layers = nn.Conv2d(40, 16, 1, bias=False), BinaryConv2d(16, 16, 3, weight_quantizer=SquareWave(20.0))
+    packed, images = biper.pack(nn.Sequential(*layers).eval()), torch.randn(2, 40, 9, 9)
+    (conv,) = [module for module in packed.modules() if isinstance(module, nn.Conv2d)]
+    monkeypatch.setattr(conv, "forward", lambda x: summed(x, conv, order))
+    assert torch.equal(packed(images), packed.network(images))
+    (segmented,) = packed._forwards.values()
+    assert order in [step.order for step in segmented.steps.values() if step.kind == "real"]

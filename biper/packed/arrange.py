@@ -82,10 +82,10 @@ def _accumulated(bits: Tensor, window: Pair) -> Tensor:
     return weights
 
 
-def in_order(weights: Tensor, channels_first: bool) -> Tensor:
+def by_products(weights: Tensor, channels_first: bool) -> Tensor:
     """A real convolution's weights (O, C, H, W) as float32 (blocks, products, 16).
 
-    Products are in the order of their sum, by channel and then by tap, or the other way round.
+    Products are in the order of their sum, see `SumOrder`: all taps of a channel first, or all channels of a tap.
     """
     rows = weights if channels_first else weights.permute(0, 2, 3, 1)
     whole = F.pad(rows.reshape(len(weights), -1), (0, 0, 0, -len(weights) % LANES))

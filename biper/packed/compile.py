@@ -19,6 +19,7 @@ from biper.packed.steps import Step, Steps, known, shape_of
 
 WHOLE = (PackedConv2d, PackedLinear, FoldedNorm, nn.PReLU, RPReLU)  # layers that stay whole; they give new tensors
 MEANS = (F.adaptive_avg_pool2d, torch.mean, "mean")  # which add up in another order where channels come last
+FEW = 16  # images of which as many are taken at a time at least
 PRODUCTS = 256  # of a real convolution's sum, at most, that is not left to torch
 Forward = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to logits (N, classes)
 
@@ -79,11 +80,14 @@ class Segmented:
         module = self._module(node)
         if not isinstance(module, nn.Conv2d) or not _is_small(module) or len(shape_of(node)) != 4:
             return None
-        (source,) = node.all_input_nodes
-        x = _noise(shape_of(source))
-        expected = module(x)
-        steps = (Step("real", module, order=order) for order in _orders(module))
-        return next((step for step in steps if torch.equal(real_convolution(step, x), expected)), None)
+        images, *rest = shape_of(node.all_input_nodes[0])
+        batches = (images,) if images == 1 else (images, FEW)  # torch's order may be another one for many images
+        examples = [(x, module(x)) for x in (_noise((count, *rest)) for count in batches)]
+        for order in _orders(module):
+            step = Step("real", module, order=order)
+            if all(torch.equal(real_convolution(step, x), expected) for x, expected in examples):
+                return step
+        return None
 
     def _rebuild(self, waiting: list[fx.Node]) -> None:
         """Torch's layers as early as they can run, and what runs between two of them as one segment."""
@@ -169,9 +173,11 @@ def _is_small(conv: nn.Conv2d) -> bool:
 
 def _orders(conv: nn.Conv2d) -> Iterator[SumOrder]:
     """The orders of sums that torch's convolutions are known to have: those of one tap may be in chunks."""
-    yield from (SumOrder(channels_first=first) for first in (False, True))
+    yield SumOrder()
     if conv.kernel_size == (1, 1):
         yield from (SumOrder(chunk=chunk) for chunk in range(LANES, conv.in_channels, LANES))
+    else:
+        yield SumOrder(channels_first=True)
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

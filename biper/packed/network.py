@@ -10,13 +10,12 @@ from torch import Tensor, fx, nn
 from biper.errors import UsageError, one_line
 from biper.models.metadata import Metadata
 from biper.packed import runtime
-from biper.packed.compile import Segmented, traced
+from biper.packed.compile import FEW, Segmented, traced
 from biper.packed.layers import FoldedNorm, PackedConv2d
 
 log = logging.getLogger("biper")
 CHUNK = 1 << 23  # bytes that the largest activation of the images taken at a time should have, to stay in the caches
-KEPT = 8  # shapes of images whose segments are kept: half a megabyte each
-FEW = 16  # images: as many are taken at a time at least
+KEPT = 8  # shapes of images whose segments are kept: up to a megabyte each
 
 
 class PackedNetwork(nn.Module):
@@ -157,6 +156,7 @@ def _count_versions(network: nn.Module) -> None:
 
     It does not for tensors that inference mode made.
     """
+    clones: dict[Tensor, nn.Parameter] = {}  # tied weights stay tied
     with torch.inference_mode(False):
         for module in network.modules():
             if isinstance(module, PackedConv2d | FoldedNorm):
@@ -164,4 +164,5 @@ def _count_versions(network: nn.Module) -> None:
                     if tensor.is_inference():
                         setattr(module, name, tensor.clone())
             elif isinstance(module, nn.Conv2d) and module.weight.is_inference():
-                module.weight = nn.Parameter(module.weight.clone(), requires_grad=False)
+                weight = module.weight
+                module.weight = clones.setdefault(weight, nn.Parameter(weight.clone(), requires_grad=False))

@@ -78,7 +78,7 @@ typedef struct {
 #define TAIL_FIELDS(F) F(kernel) F(stride) F(pad)
 #define AVERAGE_FIELDS(F) F(window) F(front) F(copies) F(out_channels)
 #define REAL_FIELDS(F)                                                                                                   \
-    F(weights) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w) F(out_channels) F(channels_first) \
+    F(weights) F(kernel_h) F(kernel_w) F(stride_h) F(stride_w) F(pad_h) F(pad_w) F(out_channels) F(channels_first)     \
     F(chunk)
 #define INSTRUCTIONS(I) I(CONV, Conv) I(TAIL, Tail) I(AVERAGE, Average) I(REAL, Real)
 
@@ -329,6 +329,11 @@ typedef struct {
     int64_t first, line;
     const float *rows;
 } Padded;
+
+/* Rows and columns of an image in which a window lies. */
+typedef struct {
+    int64_t top, bottom, left, right;
+} Window;
 
 /* The padded rows that windows at output rows `top` to `bottom`, and those between, see: where they lie, or copied. */
 static Padded pad_rows(const Real *c, const float *in, int64_t top, int64_t bottom, float *to) {

@@ -523,13 +523,8 @@ TARGET INLINE lanes NAME(larger)(lanes x, lanes y) {
 #endif
 }
 
-/* Rows and columns of an image in which a window lies. */
-typedef struct {
-    int64_t top, bottom, left, right;
-} NAME(Window);
-
 /* The maximum over a window of what batch norm and activation make of real values; bare: nothing. */
-TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, NAME(Window) seen, int bare,
+TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in, Window seen, int bare,
                                   int64_t channel, int64_t valid) {
     const Head *h = &t->head;
     NAME(Own) own;
@@ -545,16 +540,17 @@ TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in
     return result;
 }
 
-/* That of the rows of the result from `first` to `last`, and what follows: `behind`. */
-TARGET INLINE void NAME(windows)(const Tail *t, const After *a, const After *behind, const float *in, int bare, int whole,
+/* The maxima of the result's rows from `first` to `last`, and what is done with them: `behind`. bare: channels are whole
+ * blocks, too. */
+TARGET INLINE void NAME(windows)(const Tail *t, const After *a, const After *behind, const float *in, int bare,
                                  int64_t first, int64_t last) {
     const Head *h = &t->head;
     for (int64_t row = first, place = first * h->out_width; row < last; row++)
         for (int64_t column = 0; column < h->out_width; column++, place++) {
             int64_t y = row * t->stride - t->pad, x = column * t->stride - t->pad;
-            NAME(Window) seen = {most(0, y), least(h->height, y + t->kernel), most(0, x), least(h->width, x + t->kernel)};
+            Window seen = {most(0, y), least(h->height, y + t->kernel), most(0, x), least(h->width, x + t->kernel)};
             for (int64_t channel = 0; channel < h->channels; channel += LANES) {
-                int64_t valid = whole ? LANES : least(LANES, h->channels - channel);
+                int64_t valid = bare ? LANES : least(LANES, h->channels - channel);
                 lanes result = NAME(largest)(t, a, in, seen, bare, channel, valid);
                 const NAME(Own) own = NAME(own_of)(behind, behind->has, channel, valid);
                 NAME(finish)(behind, behind->has, &own, result, place, channel, valid);
@@ -580,12 +576,12 @@ static TARGET void NAME(tail)(const Run *r, const Tail *t) {
     After a = after(r, h, -1, h->channels, h->channels % LANES == 0), behind = a;
     own(r, h->out_height, &first, &last);
     if (t->kernel > 1 || t->stride > 1) {
-        const int before = NORM | CLAMP | PRELU | SHIFTED; /* what is done before the maximum */
-        behind.has &= ~before;
-        if (!(a.has & before) && (a.has & WHOLE))
-            NAME(windows)(t, &a, &behind, in, 1, 1, first, last);
+        const int within = NORM | CLAMP | PRELU | SHIFTED; /* what is done before the maximum is taken */
+        behind.has &= ~within;
+        if (!(a.has & within) && (a.has & WHOLE))
+            NAME(windows)(t, &a, &behind, in, 1, first, last);
         else
-            NAME(windows)(t, &a, &behind, in, 0, 0, first, last);
+            NAME(windows)(t, &a, &behind, in, 0, first, last);
         return;
     }
     switch (PATH != PLAIN ? a.has : ANY) {

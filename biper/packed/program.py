@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biper.packed import fields, runtime
-from biper.packed.arrange import Arrangement, in_order
+from biper.packed.arrange import Arrangement, by_products
 from biper.packed.bits import Pair, bits_shape, border, output_size
 from biper.packed.fields import COPY, GROUP, TILE, WORD
 
@@ -68,8 +68,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class SumOrder:
-    """In which order a real convolution's products are added up: by channel and then by tap, or the other way round.
+    """In which order a real convolution's products are added up.
 
+    channels_first: all taps of a channel, then the next channel; otherwise all channels of a tap, then the next tap.
     chunk: so many of them by themselves, and then the sums of these chunks; 0: all one after the other.
     """
 
@@ -134,8 +135,8 @@ class Derived:
 
 
 @dataclass(frozen=True)
-class Ordered:
-    """The numbers of a real convolution's weights, and of what is made of them: see `arrange.in_order`."""
+class RealWeights:
+    """The numbers of a real convolution's weights, and of what is made of them: see `arrange.by_products`."""
 
     weights: int
     made: int
@@ -158,7 +159,7 @@ class Program:
     needed: dict[int, Needed] = field(default_factory=dict)  # of the parameters
     tables: dict[int, Tensor] = field(default_factory=dict)  # the program's own
     arranged: list[Derived] = field(default_factory=list)
-    ordered: list[Ordered] = field(default_factory=list)
+    ordered: list[RealWeights] = field(default_factory=list)
     rows: list[list[Entry]] = field(default_factory=list)
     gathered: int = LINE  # bytes, of what an instruction sees around some pixels
 
@@ -244,14 +245,15 @@ class Program:
         products = g.shape[0] * g.kernel[0] * g.kernel[1]
         pairs = {"kernel": g.kernel, "stride": g.stride, "pad": g.padding}
         own = {f"{name}_{axis}": n for name, pair in pairs.items() for axis, n in zip("hw", pair, strict=True)}
-        self.ordered.append(Ordered(weights, self._number(), g.out_channels, g.kernel, order.channels_first))
+        self.ordered.append(RealWeights(weights, self._number(), g.out_channels, g.kernel, order.channels_first))
         own |= {"weights": self.ordered[-1].made, "out_channels": g.out_channels}
         own |= {"channels_first": int(order.channels_first), "chunk": order.chunk or products}
         self._require(g.out_channels * products, weights)
         self._add("REAL", x, g.result, after, **own)
         height, width = (side + 2 * pad for side, pad in zip(g.shape[1:], g.padding, strict=True))
-        # the whole padded image: pages that a thread's share does not read are never touched
-        self.gathered = max(self.gathered, aligned(4 * (products + g.shape[0] * height * width)))  # products: places
+        # an int32 for each product, where its activation lies, and the whole padded image: pages that a thread's share
+        # does not read are never touched
+        self.gathered = max(self.gathered, aligned(4 * (products + g.shape[0] * height * width)))
 
     def tail(self, x: Value, result: Shape, after: After, window: tuple[int, int, int] = (1, 1, 0)) -> None:
         """What follows, for floats x, and the maximum over windows (size, stride, padding) of it."""
@@ -396,7 +398,8 @@ class Compiled:
         for real in self.ordered:
             weights = tensors[real.weights]
             assert weights is not None
-            made.append(in_order(weights.view(real.out_channels, -1, *real.kernel), real.channels_first))
+            filters = weights.detach().view(real.out_channels, -1, *real.kernel)
+            made.append(by_products(filters, real.channels_first))
             tensors[real.made] = made[-1]
         for conv in self.arranged:
             bits = tensors[conv.bits]
@@ -409,7 +412,9 @@ class Compiled:
                 made.append(turns)
             tensors[conv.weights], tensors[conv.offsets] = weights, offsets
             made += [weights, offsets]
-        return Ready(parameters, state, made, runtime.addresses(tensors))
+        # what was looked at stays in memory: no other values can come to lie at its address meanwhile
+        seen = [parameters[i].detach() for i in self.watched]
+        return Ready(parameters, state, [*made, *seen], runtime.addresses(tensors))
 
 
 def _require_readable(tensor: Tensor, length: int, dtype: torch.dtype) -> None:
