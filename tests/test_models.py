@@ -123,6 +123,7 @@ def test_initialization():
 
 
 def test_metadata():
+    assert create_model("resnet20_1w1a", num_classes=1).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 1)
     m = create_model("resnet20_1w1a", num_classes=3, freq=12.0, stage=2).metadata
     assert (m.model, m.family, m.num_classes, m.freq, m.stage) == ("resnet20_1w1a", "cifar10", 3, 12.0, 2)
 

@@ -201,6 +201,12 @@ def test_a_layer_shows_its_threshold_if_it_has_one():
     assert repr(PackedLinear.of(biper.BinaryLinear(3, 4, **how))).endswith("threshold=True)")
 
 
+def test_costs_of_a_binary_linear_layer_are_its_weights_once():
+    layer, own = costs(nn.Sequential(nn.Flatten(), biper.BinaryLinear(48, 10), nn.Linear(10, 5)), 4)
+    assert (layer.kind, layer.binary, layer.bops, layer.flops) == ("binary linear", 480, 480, 0)
+    assert (own.kind, own.flops) == ("linear", 50)
+
+
 def test_costs_count_thresholds_with_their_layer():
     models = (with_quantizers(XNOR, kind, "rprelu") for kind in (biper.Sign, RSign))
     one, other = ({cost.name: cost for cost in costs(model, 8)} for model in models)

@@ -22,6 +22,7 @@ from biper.training.checkpoint import BEST, LATEST, publish_best
 from biper.training.distributed import Processes
 from biper.training.loop import Metrics
 from biper.training.loss import LossTerm
+from biper.training.schedule import lr_at
 from biper.training.settings import make_settings
 
 
@@ -264,6 +265,19 @@ def test_a_term_that_is_added_to_a_trainer_is_a_column_of_its_own(tmp_path):
     columns = [name for name in row if name.startswith("train_")]
     assert columns == [f"train_{name}" for name in ("loss", "regularizer", "norm", "top1", "top5", "replaced")]
     assert row["train_norm"] > 0
+
+
+def test_the_learning_rate_of_a_cycle_changes_from_step_to_step(tmp_path):
+    given = {"dataset": "digits", "image_size": 8, "model": "resnet20_1w1a", "results_dir": str(tmp_path)}
+    settings = make_settings("cifar10", 1, given | {"epochs": 2, "lr": 0.1, "lr_type": "onecycle", "lr_peak": 0.25})
+    trainer = build_trainer(settings, Processes())
+    used = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    trainer.run_epoch()
+    shape = {"lr": 0.1, "epochs": 2, "lr_type": "onecycle", "lr_decay_step": settings.lr_decay_step, "lr_peak": 0.25}
+    shape |= {"warm_up": settings.warm_up, "warm_up_epochs": settings.warm_up_epochs}
+    assert used == pytest.approx([lr_at(step / len(used), **shape) for step in range(len(used))])
+    assert len(set(used)) == len(used) > 1
 
 
 def test_the_checkpoint_knows_the_seconds_that_the_log_shows(tmp_path, command):
