@@ -130,7 +130,7 @@ def test_busy(monkeypatch, capsys):
     busy.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1 ", "| 2 "))]
     assert [row[1] for row in rows] == ["quiet", "after torch", "a core taken"] * 2
-    assert all(float(number.rstrip(" |")) > 0 for row in rows for number in row[2:])
+    assert all(number(cell.rstrip(" |")) > 0 for row in rows for cell in row[2:])
     assert not multiprocessing.active_children()
 
 
