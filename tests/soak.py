@@ -105,6 +105,7 @@ def main() -> None:
     if 60 * args.minutes < 10:
         parser.error("--minutes: ten seconds at least")
     if args.serve:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a process may inherit that it is ignored
         pack_and_run() if args.serve == "pack" else predict_all(Path(args.serve))
         return
     worst = 0.0
