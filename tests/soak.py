@@ -25,7 +25,7 @@ import biper as library
 
 GROWTH = 0.05  # of the memory: more between the second fifth and the last one is too much
 PATIENCE = 120  # seconds for a command that is asked to end
-LONG = 1_000_000  # epochs or files: more than there is time for
+LONG = 1_000_000  # epochs: more than there is time for
 
 
 def memory(leader: int) -> float:
@@ -41,7 +41,7 @@ def memory(leader: int) -> float:
 
 
 def pack_and_run() -> None:
-    """Networks made, converted, packed and run on images of other sizes, again and again."""
+    """Networks made, packed and run on images of other sizes, again and again."""
     chance = random.Random(0)
     while True:
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from biper.nn.layers import RealConv2d
 from biper.packed.fields import LANES
 from biper.packed.layers import FoldedNorm, PackedConv2d, PackedLinear
 from biper.packed.lowering import FLOATS, Segment, real_convolution
-from biper.packed.program import SumOrder
+from biper.packed.program import IN_TURN, SumOrder
 from biper.packed.simplify import simplify
 from biper.packed.steps import Step, Steps, known, shape_of
 
@@ -173,7 +173,7 @@ def _is_small(conv: nn.Conv2d) -> bool:
 
 def _orders(conv: nn.Conv2d) -> Iterator[SumOrder]:
     """The orders of sums that torch's convolutions are known to have: those of one tap may be in chunks."""
-    yield SumOrder()
+    yield IN_TURN
     if conv.kernel_size == (1, 1):
         yield from (SumOrder(chunk=chunk) for chunk in range(LANES, conv.in_channels, LANES))
     else:
