@@ -175,7 +175,7 @@ def measured(case: Case, rounds: int) -> tuple[list[Measured], float]:
 
 def steps(segment: Segment, images: int, activations: list[Tensor]) -> Iterator[tuple[Work, Callable[[], None]]]:
     """A segment's instructions, each to be run by itself."""
-    _kept, addresses = segment.compiled.addresses(activations)
+    _kept, addresses = segment.compiled.addresses(runtime.chosen(), activations)
     for work, alone in instructions(segment.compiled.code):
         yield work, partial(runtime.run, alone, addresses, images, runtime.chosen())
 

@@ -10,7 +10,8 @@
 /* Numbers of the tensors; the first ones are the values too. */
 enum {
     IN, SIGNS, ADDED, REALS, BITS_OUT, VALUES,
-    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, KINDS, ACCUMULATED, OFFSETS, TURNS, TENSORS
+    GAIN = VALUES, SHIFT, SLOPE, MINUS, PLUS, BOUND, WEIGHTS, ALPHA, BIAS_OF, MASKS, KINDS, ACCUMULATED, OFFSETS, TURNS, NIBBLES, OF_NIBBLES,
+    TENSORS
 };
 
 typedef struct {
@@ -139,12 +140,17 @@ static void draw_tables(Case *k, Conv *c, const Head *h) {
     uint32_t *accumulated = k->tensors[ACCUMULATED] = room(4 * all);
     for (int64_t i = 0; i < all; i++) accumulated[i] = weights[i] ^ (i % block < LANES ? 0 : accumulated[i - LANES]);
     c->kinds = count;
+    uint8_t *nibbles = k->tensors[NIBBLES] = room(8 * all); /* [block][word][byte][half][16] */
+    for (int64_t i = 0; i < 8 * all; i++)
+        nibbles[i] = weights[i / 128 * LANES + i % LANES] >> (i / 32 % 4 * 8 + i / 16 % 2 * 4) & 15;
     k->tensors[OFFSETS] = room(4 * 2 * count * blocks * LANES);
+    k->tensors[OF_NIBBLES] = room(4 * 2 * count * blocks * LANES);
     int32_t *rows = memset(room(count * 4), 0, count * 4); /* the first one for kinds that no row has */
     for (int64_t kind = 0; kind < count; kind++)
         for (int64_t y = 0; y < c->conv_height; y++)
             if (kinds[y] >> c->kernel_w == kind >> c->kernel_w) rows[kind] = y;
-    biper_offsets(k->own, accumulated, masks, terms, rows, k->tensors[OFFSETS]);
+    biper_offsets(k->own, accumulated, masks, terms, rows, 0, k->tensors[OFFSETS]);
+    biper_offsets(k->own, accumulated, masks, terms, rows, 1, k->tensors[OF_NIBBLES]);
 }
 
 /* The activations' bits with the slack of Program.conv around them, or their place in scratch, at one end of it. */
@@ -310,7 +316,7 @@ static int64_t gathered(const Head *h) {
     }
     if (h->code != CONV) return 64;
     int64_t rows = has_whole_words(c) ? 4 * (h->height + 2 * c->pad_h) * line_of(c) : 0;
-    return up(GROUP * TILE * up(4 * c->words + COPY, 64) + rows + COPY, 64);
+    return up(GROUP * TILE * up(8 * c->words + COPY, 64) + rows + COPY, 64);
 }
 
 /* Whether a path gives what is expected. */
@@ -323,6 +329,8 @@ static int right(const Case *k, const Conv *c, int path) {
     if (scratch) values[SIGNS][0] = -1, values[SIGNS][1] = k->offset;
     memcpy(rows, k->signs, 8 * WIDTH);
     memcpy(rows + scratch * WIDTH, k->own, 8 * WIDTH);
+    Conv *conv = (Conv *)(rows + scratch * WIDTH);
+    if (conv->head.code == CONV && path == AVX2) conv->weights = NIBBLES, conv->offsets = OF_NIBBLES;
     const float *out = k->tensors[REALS], *want = k->expected[0];
     int64_t count = out ? k->images * k->places * k->channels : 0, bytes = k->images * k->bytes[BITS_OUT];
     for (int i = REALS; i <= BITS_OUT; i++)
@@ -341,9 +349,9 @@ int main(int argc, char **argv) {
         noise = (uint64_t)(seed + n + 1) * 0x9e3779b97f4a7c15; /* neighbours' first draws do not look alike */
         draw(&k);
         expect(&k, (Conv *)k.own, (Head *)k.own);
-        if (k.tensors[TURNS])
+        for (int form = OFFSETS; k.tensors[TURNS] && form; form = form == OFFSETS ? OF_NIBBLES : 0)
             biper_limits(k.own, k.tensors[ALPHA], k.tensors[BIAS_OF], k.tensors[GAIN], k.tensors[SHIFT], k.tensors[BOUND],
-                         k.fused, k.tensors[OFFSETS], k.tensors[TURNS]);
+                         k.fused, k.tensors[form], k.tensors[TURNS]);
         for (int path = PLAIN; path <= NEON && !wrong; path++) {
             if (!biper_supports(path) || right(&k, (Conv *)k.own, path)) continue;
             wrong = printf("path %s, seed %ld: images, threads, fused %ld %ld %ld, instruction", names[path],

@@ -55,6 +55,21 @@ def test_images_of_all_sizes_share_the_weights_which_go_with_the_bits():
     assert made[0]() is None
 
 
+def test_a_network_goes_from_one_way_of_counting_to_another(monkeypatch):
+    packed, x = layer(), torch.randn(2, 64, 6, 7)
+    expected = F.conv2d(torch.where(x >= 0, 1.0, -1.0), packed.binary_weight(), padding=1)
+    for way in (*runtime.available(), *runtime.available()):
+        monkeypatch.setenv(runtime.CHOICE, way)
+        assert torch.equal(packed(x), expected)
+
+
+def test_nibbles_are_those_of_the_words():
+    words = torch.tensor([0x12345678, 0x12345678 ^ 0x0F], dtype=torch.int32).view(1, 2, 1).expand(1, 2, 16)
+    found = arrange.nibbles(words.contiguous())
+    assert found[0, 0, :, :, 5].tolist() == [[8, 7], [6, 5], [4, 3], [2, 1]]
+    assert found[0, 1, :, :, 5].tolist() == [[15, 0], [0, 0], [0, 0], [0, 0]]
+
+
 def test_the_same_bits_may_be_those_of_other_windows():
     bits, x = layer(8).bits, torch.randn(2, 8, 12, 12)
     for kernel in ((3, 3), (1, 9), (9, 1), (3, 3)):

@@ -41,8 +41,8 @@ class Kept(Generic[T]):
 
 
 class Arranged(NamedTuple):
-    """weights: words of 32 bits, int32 (blocks, words, 16), row by row, each XORed with all before it; offsets: int32
-    (2, kinds, blocks, 16). For what packed.c does with them, see there.
+    """weights: words of 32 bits, int32 (blocks, words, 16), row by row, each XORed with all before it, or `nibbles` for
+    a path that looks them up; offsets: int32 (2, kinds, blocks, 16). For what packed.c does with them, see there.
     """
 
     weights: Tensor
@@ -57,18 +57,29 @@ class Arrangement:
 
     def __init__(self, instruction: Sequence[int], border: Border, window: Pair) -> None:
         self.instruction, self.border, self.window = instruction, border, window
-        self._kept: Kept[Arranged] = Kept()
+        self._kept: dict[str, Kept[Arranged]] = defaultdict(Kept)  # by path
 
-    def of(self, bits: Tensor) -> Arranged:
+    def of(self, bits: Tensor, path: str) -> Arranged:
         """The weights and the offsets of bits (blocks, words, 16), made anew if they hold other values than before."""
-        return self._kept.of(bits, lambda: self._arranged(bits))
+        return self._kept[path].of(bits, lambda: self._arranged(bits, path))
 
-    def _arranged(self, bits: Tensor) -> Arranged:
-        weights = _WEIGHTS[self.window].of(bits, lambda: _accumulated(bits, self.window))
-        return Arranged(weights, runtime.offsets(self.instruction, weights, self.border))
+    def _arranged(self, bits: Tensor, path: str) -> Arranged:
+        words = weights = _WEIGHTS[self.window].of(bits, lambda: _accumulated(bits, self.window))
+        if runtime.looks_up(path):
+            weights = _NIBBLES[self.window].of(bits, lambda: nibbles(words))
+        return Arranged(weights, runtime.offsets(self.instruction, words, self.border, path))
 
 
 _WEIGHTS: dict[Pair, Kept[Tensor]] = defaultdict(Kept)  # by window; images of all sizes share them
+_NIBBLES: dict[Pair, Kept[Tensor]] = defaultdict(Kept)
+
+
+def nibbles(words: Tensor) -> Tensor:
+    """Accumulated words (blocks, words, 16) as they are looked up: uint8 (blocks, words, byte, half of a byte, 16)."""
+    own = words.clone()
+    own[:, 1:] ^= words[:, :-1]
+    bytes_ = own.unsqueeze(3).view(torch.uint8).transpose(2, 3)  # (blocks, words, byte, 16)
+    return torch.stack((bytes_ & 15, bytes_ >> 4), 3)
 
 
 def _accumulated(bits: Tensor, window: Pair) -> Tensor:

@@ -14,6 +14,9 @@
  * written differ is the last bit of how many of the words up to there do. From three of those follows the carry of two
  * words, of which alone the ones are counted, twice: half as many counts (`pair`, in packed_instructions.h).
  *
+ * AVX2 has no instruction that counts ones, but one that looks up 32 nibbles at once, as weights are in a row of DIFFERENCES
+ * that activations choose. There neither side is XORed, and weights are nibbles: [block][word][byte][half of a byte][16].
+ *
  * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
 #include <math.h>
 #include <omp.h>
@@ -36,9 +39,7 @@
 #define GROUP 8  /* tiles whose activations are gathered before any of them is worked on */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t octet __attribute__((vector_size(32)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* One thread's view of the run of one image: `share` of the `shares` into which an instruction is divided. */
 typedef struct {
@@ -143,27 +144,6 @@ static void own(const Run *r, int64_t count, int64_t *first, int64_t *last) {
     *last = count * (r->share + 1) / r->shares;
 }
 
-INLINE lanes load(const float *x, int64_t valid) {
-    if (valid == LANES) return *(const lanes *)x;
-    lanes result = {0};
-    for (int64_t i = 0; i < valid; i++) result[i] = x[i];
-    return result;
-}
-
-INLINE void store(float *x, lanes value, int64_t valid) {
-    if (valid == LANES) {
-        *(lanes *)x = value;
-        return;
-    }
-    for (int64_t i = 0; i < valid; i++) x[i] = value[i];
-}
-
-INLINE void store_bits(uint8_t *x, uint32_t signs, int64_t valid) {
-    if (valid < LANES) signs &= (1u << valid) - 1;
-    x[0] = signs;
-    if (valid > 8) x[1] = signs >> 8;
-}
-
 /* Copies in steps: up to COPY - 1 bytes more are read and written. */
 #define COPY 32
 INLINE void copy(uint8_t *to, const uint8_t *from, int64_t count) {
@@ -249,8 +229,8 @@ static void sum_rows(const Conv *c, const uint8_t *bits, int64_t first, int64_t 
     }
 }
 
-/* Words from one patch to the next: copies may write a little more. */
-INLINE int64_t patch_of(const Conv *c) { return (c->words + COPY / 4 + 15) / 16 * 16; }
+/* Words from one patch to the next: copies may write a little more, and two bytes are made of each one that is looked up. */
+INLINE int64_t patch_of(const Conv *c, int looked_up) { return ((looked_up ? 2 : 1) * c->words + COPY / 4 + 15) / 16 * 16; }
 
 /* The activations that group g sees around the pixel y, x of the result, tap by tap, in the order of the weights' bits;
  * bit by bit if the group begins within a byte. What lies outside of the image is left as it was: it is masked. */
@@ -285,12 +265,12 @@ typedef struct {
     int32_t places[IN_PLACE];
 } Kernel;
 
-static Kernel kernel_of(const Run *r, const Conv *c, int in_place) {
+static Kernel kernel_of(const Run *r, const Conv *c, int in_place, int looked_up) {
     Kernel k = {.weights = tensor(r, c->weights), .masks = tensor(r, c->masks), .turns = tensor(r, c->turns)};
     k.alpha = tensor(r, c->alpha), k.offsets = tensor(r, c->offsets);
     k.rows = tensor(r, c->classes), k.columns = k.rows + c->conv_height;
     k.channels = c->out_channels / c->groups, k.lanes = c->groups * ((k.channels + LANES - 1) / LANES) * LANES;
-    k.patch = patch_of(c), k.next = c->words * LANES, k.row_words = row_words_of(c), k.pool = c->pool;
+    k.patch = patch_of(c, looked_up), k.next = c->words * (looked_up ? 2 : 1) * LANES, k.row_words = row_words_of(c), k.pool = c->pool;
     if (in_place && c->words <= IN_PLACE && c->groups == 1 && c->dilation_h == 1 && c->dilation_w == 1) {
         k.bits = value(r, c->head.in), k.pixel = bytes_of(c), k.line = c->head.width * k.pixel;
         for (int64_t i = 0; i < c->words; i++)
@@ -367,6 +347,16 @@ static void order_activations(const Real *c, int64_t line, int32_t *to) {
 #undef PATH
 
 #if defined(__x86_64__)
+/* By a byte, and by a nibble: in how many bits the byte's lower nibble differs from it, in sixteen places, and its upper
+ * one, in sixteen more. */
+#define BITS_OF(a, w) __builtin_popcount((a) ^ (w))
+#define FOUR(a, w) BITS_OF(a, w), BITS_OF(a, w + 1), BITS_OF(a, w + 2), BITS_OF(a, w + 3)
+#define ALL(a) FOUR(a, 0), FOUR(a, 4), FOUR(a, 8), FOUR(a, 12)
+#define ROW(a) {ALL((a) % 16), ALL((a) / 16)}
+#define ROWS(a) ROW(a), ROW(a + 1), ROW(a + 2), ROW(a + 3), ROW(a + 4), ROW(a + 5), ROW(a + 6), ROW(a + 7)
+#define EIGHT(a) ROWS(a), ROWS(a + 8), ROWS(a + 16), ROWS(a + 24), ROWS(a + 32), ROWS(a + 40), ROWS(a + 48), ROWS(a + 56)
+static const _Alignas(32) uint8_t DIFFERENCES[256][32] = {EIGHT(0), EIGHT(64), EIGHT(128), EIGHT(192)};
+
 #define NAME(x) x##_avx2
 #define TARGET __attribute__((target("avx2,fma,popcnt")))
 #define PATH AVX2
@@ -419,9 +409,10 @@ int biper_supports(int path) {
     }
 }
 
-/* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, rows: as Border in bits.py. */
+/* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, rows: as Border in bits.py. Where
+ * nibbles are looked up, words that a tile skips leave nothing behind. */
 void biper_offsets(const int64_t *instruction, const uint32_t *weights, const uint32_t *masks, const int32_t *terms,
-                   const int32_t *rows, int32_t *offsets) {
+                   const int32_t *rows, int looked_up, int32_t *offsets) {
     const Conv *c = (const Conv *)instruction;
     int64_t blocks = c->groups * ((c->out_channels / c->groups + LANES - 1) / LANES), words = c->words;
     for (int64_t kind = 0; kind < 2 * c->kinds; kind++) {
@@ -430,7 +421,7 @@ void biper_offsets(const int64_t *instruction, const uint32_t *weights, const ui
         for (int64_t n = 0; n < blocks * LANES; n++) {
             const uint32_t *w = weights + n / LANES * words * LANES + n % LANES, *mask = masks + own * words;
             uint32_t before = seen.first ? w[(seen.first - 1) * LANES] : 0;
-            int32_t outside = __builtin_popcount(before);
+            int32_t outside = looked_up ? 0 : __builtin_popcount(before);
             for (int64_t i = seen.first; i < seen.last; before = w[i++ * LANES])
                 outside += __builtin_popcount((w[i * LANES] ^ before) & ~mask[i]);
             *offsets++ = terms[own] + 2 * outside;

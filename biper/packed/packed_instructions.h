@@ -1,5 +1,39 @@
 /* The instructions of packed.c for one kind of processor: NAME, TARGET and PATH say which. */
 
+/* Sixteen channels, a block, are worked on in PARTS of as many as its vectors hold. */
+#if PATH == AVX512
+#define VECTOR LANES
+#else
+#define VECTOR (LANES / 2)
+#endif
+#define PARTS (LANES / VECTOR)
+#define BLOCKS (PATH == AVX2 ? 2 : 1) /* that are counted together */
+#define lanes NAME(lanes)
+#define ints NAME(ints)
+typedef float lanes __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+
+TARGET INLINE lanes NAME(load)(const float *x, int64_t valid) {
+    if (valid == VECTOR) return *(const lanes *)x;
+    lanes result = {0};
+    for (int64_t i = 0; i < valid; i++) result[i] = x[i];
+    return result;
+}
+
+TARGET INLINE void NAME(store)(float *x, lanes value, int64_t valid) {
+    if (valid == VECTOR) {
+        *(lanes *)x = value;
+        return;
+    }
+    for (int64_t i = 0; i < valid; i++) x[i] = value[i];
+}
+
+INLINE void NAME(store_bits)(uint8_t *x, uint32_t signs, int64_t valid) {
+    if (valid < VECTOR) signs &= (1u << valid) - 1;
+    x[0] = signs;
+    if (valid > 8) x[1] = signs >> 8;
+}
+
 #if PATH == AVX512
 TARGET INLINE __m512i NAME(differ)(const uint32_t *w, uint32_t a) {
     return _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(a));
@@ -26,7 +60,7 @@ TARGET INLINE void NAME(pair)(const uint32_t *w, const uint32_t *a, __m512i *sum
 }
 
 /* For each pixel of a tile and sixteen output channels: the ones of a ^ w over the words from `first` to `last`. */
-TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE][PARTS]) {
     __m512i sum[TILE], carries[TILE], next[TILE];
     int64_t i = seen.first, odd = i == 0 && seen.last % 2;
     for (int p = 0; p < TILE; p++) {
@@ -52,11 +86,11 @@ TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words 
         sum[p] = two;
     }
     for (int p = 0; p < TILE; p++)
-        out[p] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
+        out[p][0] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
 }
 
 /* The same of windows in place, whose activations are not yet masked and XORed with those before. */
-TARGET INLINE void NAME(mismatches_in_place)(const Kernel *k, const Tile *t, const uint32_t *w, ints out[TILE]) {
+TARGET INLINE void NAME(mismatches_in_place)(const Kernel *k, const Tile *t, const uint32_t *w, ints out[TILE][PARTS]) {
     __m512i sum[TILE], carries[TILE], a[TILE];
     int64_t i = t->seen.first;
     for (int p = 0; p < TILE; p++) {
@@ -82,7 +116,7 @@ TARGET INLINE void NAME(mismatches_in_place)(const Kernel *k, const Tile *t, con
         sum[p] = two;
     }
     for (int p = 0; p < TILE; p++)
-        out[p] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
+        out[p][0] = (ints)_mm512_add_epi32(_mm512_add_epi32(carries[p], carries[p]), _mm512_popcnt_epi32(sum[p]));
 }
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
@@ -114,98 +148,103 @@ static TARGET inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
 }
 
 #elif PATH == AVX2
-/* The ones of each byte. */
-TARGET INLINE __m256i NAME(ones)(__m256i x) {
-    const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-    const __m256i nibble = _mm256_set1_epi8(15);
-    __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
-    return _mm256_add_epi8(low, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble)));
+/* Where each byte of gathered activations is looked up: its row of DIFFERENCES, as an offset in place of the byte, from the
+ * last one on, as offsets take twice the room. */
+static TARGET __attribute__((noinline)) void NAME(rows_of)(uint32_t *a, const uint32_t *masks, Words seen) {
+    int64_t i = seen.last;
+    for (; i % 4 && i > seen.first; i--) {
+        __m128i bytes = _mm_cvtsi32_si128(a[i - 1] & masks[i - 1]);
+        _mm_storel_epi64((__m128i *)(a + 2 * (i - 1)), _mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 5));
+    }
+    for (i -= 4; i >= 0 && i + 4 > seen.first; i -= 4) { /* the words before the first one are there, too */
+        __m128i bytes = _mm_and_si128(_mm_loadu_si128((__m128i *)(a + i)), _mm_loadu_si128((__m128i *)(masks + i)));
+        _mm256_storeu_si256((__m256i *)(a + 2 * i), _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 5));
+    }
 }
 
-/* The ones of each word, of bytes that hold up to 255 of them. */
-TARGET INLINE __m256i NAME(added)(__m256i bytes) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+/* For each pixel of a tile and one block or two: in how many bits the activations from `i` to `end` differ from weights, in
+ * lower nibbles and in upper ones by themselves. Sixteen weights' nibbles are looked up by one instruction, in the row that
+ * a byte of activations says. */
+TARGET INLINE void NAME(look_up)(const uint16_t *a, int64_t patch, const uint8_t *nibbles, int64_t next, int64_t i,
+                                 int64_t end, int blocks, __m256i sums[BLOCKS * TILE]) {
+    const uint16_t *b = a + patch, *c = b + patch, *d = c + patch;
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0, t0 = s0, t1 = s0, t2 = s0, t3 = s0;
+    for (; i < end; i++) {
+#define ROW_OF(x) _mm256_load_si256((const __m256i *)(DIFFERENCES[0] + x[i]))
+        __m256i r0 = ROW_OF(a), r1 = ROW_OF(b), r2 = ROW_OF(c), r3 = ROW_OF(d);
+#undef ROW_OF
+        __m256i w = _mm256_loadu_si256((const __m256i *)(nibbles + 32 * i));
+        s0 = _mm256_add_epi8(s0, _mm256_shuffle_epi8(r0, w));
+        s1 = _mm256_add_epi8(s1, _mm256_shuffle_epi8(r1, w));
+        s2 = _mm256_add_epi8(s2, _mm256_shuffle_epi8(r2, w));
+        s3 = _mm256_add_epi8(s3, _mm256_shuffle_epi8(r3, w));
+        if (blocks == 1) continue;
+        w = _mm256_loadu_si256((const __m256i *)(nibbles + next + 32 * i));
+        t0 = _mm256_add_epi8(t0, _mm256_shuffle_epi8(r0, w));
+        t1 = _mm256_add_epi8(t1, _mm256_shuffle_epi8(r1, w));
+        t2 = _mm256_add_epi8(t2, _mm256_shuffle_epi8(r2, w));
+        t3 = _mm256_add_epi8(t3, _mm256_shuffle_epi8(r3, w));
+    }
+    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
+    if (blocks > 1) sums[4] = t0, sums[5] = t1, sums[6] = t2, sums[7] = t3;
 }
 
-TARGET INLINE __m256i NAME(differ)(const uint32_t *w, uint32_t a) {
-    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)w), _mm256_set1_epi32(a));
-}
-
-TARGET INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
-    for (int p = 0; p < TILE; p++, a += patch)
-        for (int v = 0; v < LANES; v += 8) {
-            __m256i total = _mm256_setzero_si256(), sum = total;
-            if (seen.first) sum = _mm256_loadu_si256((const __m256i *)(w + LANES * (seen.first - 1) + v));
-            for (int64_t first = seen.first; first < seen.last; first += 62) { /* 31 times 8 ones still fit a byte */
-                __m256i count = _mm256_setzero_si256();
-                for (int64_t i = first; i < least(seen.last, first + 62); i += 2) {
-                    int64_t j = least(i + 1, seen.last - 1); /* a last word that is alone has no third one */
-                    __m256i two = NAME(differ)(w + LANES * i + v, a[i]), three = NAME(differ)(w + LANES * j + v, a[j]);
-                    __m256i carry = _mm256_xor_si256(sum, _mm256_andnot_si256(_mm256_xor_si256(sum, three), two));
-                    count = _mm256_add_epi8(count, NAME(ones)(carry));
-                    sum = three;
-                }
-                total = _mm256_add_epi32(total, NAME(added)(count));
+/* The same of the words from `first` to `last`: the ones of a ^ w. A function of its own for the sake of the registers. */
+static TARGET __attribute__((noinline)) void NAME(looked_up)(const uint16_t *a, const uint8_t *nibbles, Words seen,
+                                                             int64_t patch, int64_t next, int64_t blocks,
+                                                             ints out[BLOCKS][TILE][PARTS]) {
+#define EACH(q) _Pragma("GCC unroll 8") for (int q = 0; q < BLOCKS * TILE; q++)
+    __m256i sums[BLOCKS * TILE], wide[BLOCKS * TILE];
+    int64_t i = 4 * seen.first, last = 4 * seen.last;
+    EACH(q) out[q / TILE][q % TILE][0] = out[q / TILE][q % TILE][1] = (ints){0};
+    while (i < last) { /* bytes that have 8 * 8160 ones at most, as 16 bits hold */
+        int64_t limit = least(last, i + 8160);
+        EACH(q) wide[q] = _mm256_setzero_si256();
+        for (int64_t end; i < limit; i = end) {
+            end = least(i + 60, limit); /* 60 times 4 ones fit a byte */
+            if (blocks == 1)
+                NAME(look_up)(a, patch, nibbles, next, i, end, 1, sums);
+            else
+                NAME(look_up)(a, patch, nibbles, next, i, end, 2, sums);
+            for (int64_t q = 0; q < blocks * TILE; q++) {
+                __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(sums[q]));
+                __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(sums[q], 1));
+                wide[q] = _mm256_add_epi16(wide[q], _mm256_add_epi16(low, high));
             }
-            total = _mm256_add_epi32(_mm256_add_epi32(total, total), NAME(added)(NAME(ones)(sum)));
-            _mm256_storeu_si256((__m256i *)((int32_t *)&out[p] + v), total);
         }
+        EACH(q) {
+            ints *total = out[q / TILE][q % TILE];
+            total[0] += (ints)_mm256_cvtepu16_epi32(_mm256_castsi256_si128(wide[q]));
+            total[1] += (ints)_mm256_cvtepu16_epi32(_mm256_extracti128_si256(wide[q], 1));
+        }
+    }
+#undef EACH
 }
 
 static TARGET inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
-    lanes result;
-    for (int i = 0; i < LANES; i += 8) {
-        float *px = (float *)&x + i, *py = (float *)&y + i, *pz = (float *)&z + i;
-        __m256 sum = _mm256_fmadd_ps(_mm256_loadu_ps(px), _mm256_loadu_ps(py), _mm256_loadu_ps(pz));
-        _mm256_storeu_ps((float *)&result + i, sum);
-    }
-    return result;
+    return (lanes)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
 }
 
 static TARGET inline lanes NAME(add_product)(const float *x, lanes y, lanes z) {
-    __m256 factor = _mm256_broadcast_ss(x);
-    for (int i = 0; i < LANES; i += 8) {
-        float *py = (float *)&y + i, *pz = (float *)&z + i;
-        _mm256_storeu_ps(pz, _mm256_fmadd_ps(factor, _mm256_loadu_ps(py), _mm256_loadu_ps(pz)));
-    }
-    return z;
+    return (lanes)_mm256_fmadd_ps(_mm256_broadcast_ss(x), (__m256)y, (__m256)z);
 }
 
 static TARGET inline lanes NAME(hardtanh)(lanes x) {
-    for (int i = 0; i < LANES; i += 8) {
-        __m256 below = _mm256_min_ps(_mm256_set1_ps(1), _mm256_loadu_ps((float *)&x + i));
-        _mm256_storeu_ps((float *)&x + i, _mm256_max_ps(_mm256_set1_ps(-1), below));
-    }
-    return x;
+    return (lanes)_mm256_max_ps(_mm256_set1_ps(-1), _mm256_min_ps(_mm256_set1_ps(1), (__m256)x));
 }
 
 static TARGET inline lanes NAME(prelu)(lanes x, lanes slope) {
-    for (int i = 0; i < LANES; i += 8) {
-        __m256 value = _mm256_loadu_ps((float *)&x + i), below = _mm256_mul_ps(value, _mm256_loadu_ps((float *)&slope + i));
-        __m256 above = _mm256_cmp_ps(value, _mm256_setzero_ps(), _CMP_GT_OQ);
-        _mm256_storeu_ps((float *)&x + i, _mm256_blendv_ps(below, value, above));
-    }
-    return x;
+    __m256 above = _mm256_cmp_ps((__m256)x, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return (lanes)_mm256_blendv_ps(_mm256_mul_ps((__m256)x, (__m256)slope), (__m256)x, above);
 }
 
 static TARGET inline uint32_t NAME(signs)(lanes x, lanes threshold) {
-    uint32_t result = 0;
-    for (int i = 0; i < LANES; i += 8) {
-        __m256 value = _mm256_loadu_ps((float *)&x + i), bound = _mm256_loadu_ps((float *)&threshold + i);
-        __m256 at_least = _mm256_cmp_ps(value, bound, _CMP_GE_OQ);
-        result |= (uint32_t)_mm256_movemask_ps(at_least) << i;
-    }
-    return result;
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)threshold, _CMP_GE_OQ));
 }
 
 static TARGET inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
-    uint32_t above = 0;
-    for (int i = 0; i < LANES; i += 8) {
-        __m256i value = _mm256_loadu_si256((const __m256i *)((int32_t *)&x + i));
-        __m256i more = _mm256_cmpgt_epi32(value, _mm256_loadu_si256((const __m256i *)(limits + i)));
-        above |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(more)) << i;
-    }
-    return ~above & 0xffff;
+    __m256i above = _mm256_cmpgt_epi32((__m256i)x, _mm256_loadu_si256((const __m256i *)limits));
+    return ~_mm256_movemask_ps(_mm256_castsi256_ps(above)) & 0xff;
 }
 
 #else
@@ -216,7 +255,7 @@ INLINE uint8x16_t NAME(ones)(uint32x4_t x) { return vcntq_u8(vreinterpretq_u8_u3
 
 INLINE uint32x4_t NAME(added)(uint8x16_t bytes) { return vpaddlq_u16(vpaddlq_u8(bytes)); }
 
-INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE][PARTS]) {
     for (int p = 0; p < TILE; p++, a += patch)
         for (int v = 0; v < LANES; v += 4) {
             uint32x4_t total = vdupq_n_u32(0), sum = seen.first ? vld1q_u32(w + LANES * (seen.first - 1) + v) : total;
@@ -232,7 +271,7 @@ INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, i
                 total = vaddq_u32(total, NAME(added)(count));
             }
             total = vaddq_u32(vaddq_u32(total, total), NAME(added)(NAME(ones)(sum)));
-            vst1q_s32((int32_t *)&out[p] + v, vreinterpretq_s32_u32(total));
+            vst1q_s32((int32_t *)out[p] + v, vreinterpretq_s32_u32(total));
         }
 }
 #else
@@ -242,7 +281,7 @@ INLINE int32_t NAME(ones)(uint32_t x) { /* without any instruction for it */
     return ((x + (x >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE]) {
+INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, int64_t patch, ints out[TILE][PARTS]) {
     for (int p = 0; p < TILE; p++, a += patch)
         for (int v = 0; v < LANES; v++) {
             uint32_t sum = seen.first ? w[LANES * (seen.first - 1) + v] : 0;
@@ -253,40 +292,40 @@ INLINE void NAME(mismatches)(const uint32_t *a, const uint32_t *w, Words seen, i
                 total += NAME(ones)((sum & ~two) | (~three & two));
                 sum = three;
             }
-            out[p][v] = 2 * total + NAME(ones)(sum);
+            out[p][v / VECTOR][v % VECTOR] = 2 * total + NAME(ones)(sum);
         }
 }
 #endif
 
 static inline lanes NAME(fma)(lanes x, lanes y, lanes z) {
-    for (int i = 0; i < LANES; i++) z[i] = fmaf(x[i], y[i], z[i]);
+    for (int i = 0; i < VECTOR; i++) z[i] = fmaf(x[i], y[i], z[i]);
     return z;
 }
 
 static inline lanes NAME(add_product)(const float *x, lanes y, lanes z) {
-    for (int i = 0; i < LANES; i++) z[i] = fmaf(*x, y[i], z[i]);
+    for (int i = 0; i < VECTOR; i++) z[i] = fmaf(*x, y[i], z[i]);
     return z;
 }
 
 static inline lanes NAME(hardtanh)(lanes x) {
-    for (int i = 0; i < LANES; i++) x[i] = x[i] > 1 ? 1 : x[i] < -1 ? -1 : x[i];
+    for (int i = 0; i < VECTOR; i++) x[i] = x[i] > 1 ? 1 : x[i] < -1 ? -1 : x[i];
     return x;
 }
 
 static inline lanes NAME(prelu)(lanes x, lanes slope) {
-    for (int i = 0; i < LANES; i++) x[i] = x[i] > 0 ? x[i] : x[i] * slope[i];
+    for (int i = 0; i < VECTOR; i++) x[i] = x[i] > 0 ? x[i] : x[i] * slope[i];
     return x;
 }
 
 static inline uint32_t NAME(signs)(lanes x, lanes threshold) {
     uint32_t result = 0;
-    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] >= threshold[i]) << i;
+    for (int i = 0; i < VECTOR; i++) result |= (uint32_t)(x[i] >= threshold[i]) << i;
     return result;
 }
 
 static inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
     uint32_t result = 0;
-    for (int i = 0; i < LANES; i++) result |= (uint32_t)(x[i] <= limits[i]) << i;
+    for (int i = 0; i < VECTOR; i++) result |= (uint32_t)(x[i] <= limits[i]) << i;
     return result;
 }
 #endif
@@ -296,18 +335,18 @@ static TARGET inline lanes NAME(normalized)(int64_t fused, lanes x, lanes gain, 
     return x * gain + shift;
 }
 
-/* What an instruction's end needs to know of up to sixteen channels. */
+/* What an instruction's end needs to know of the channels of a vector. */
 typedef struct {
     lanes bias, gain, shift, slope, before, after, threshold;
 } NAME(Own);
 
 TARGET INLINE NAME(Own) NAME(own_of)(const After *a, int has, int64_t channel, int64_t valid) {
     NAME(Own) own = {{0}};
-    if (has & BIAS) own.bias = load(a->bias + channel, valid);
-    if (has & NORM) own.gain = load(a->gain + channel, valid), own.shift = load(a->shift + channel, valid);
-    if (has & PRELU) own.slope = load(a->slope + channel, valid);
-    if (has & SHIFTED) own.before = load(a->before + channel, valid), own.after = load(a->after + channel, valid);
-    if (has & THRESHOLD) own.threshold = load(a->threshold + channel, valid);
+    if (has & BIAS) own.bias = NAME(load)(a->bias + channel, valid);
+    if (has & NORM) own.gain = NAME(load)(a->gain + channel, valid), own.shift = NAME(load)(a->shift + channel, valid);
+    if (has & PRELU) own.slope = NAME(load)(a->slope + channel, valid);
+    if (has & SHIFTED) own.before = NAME(load)(a->before + channel, valid), own.after = NAME(load)(a->after + channel, valid);
+    if (has & THRESHOLD) own.threshold = NAME(load)(a->threshold + channel, valid);
     return own;
 }
 
@@ -325,11 +364,11 @@ TARGET INLINE void NAME(finish)(const After *a, int has, const NAME(Own) *own, l
     int64_t at = place * a->channels + channel;
     if (has & BIAS) x += own->bias;
     if (has & NORM) x = NAME(normalized)(a->fused, x, own->gain, own->shift);
-    if (has & SKIP) x += load(a->skip + at, valid);
+    if (has & SKIP) x += NAME(load)(a->skip + at, valid);
     x = NAME(activated)(has, own, x);
-    if (has & OUT) store(a->out + at, x, valid);
+    if (has & OUT) NAME(store)(a->out + at, x, valid);
     if (has & BITS)
-        store_bits(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x, own->threshold), valid);
+        NAME(store_bits)(a->bits + place * ((a->channels + 7) / 8) + channel / 8, NAME(signs)(x, own->threshold), valid);
 }
 
 /* The same of the first `count` pixels from `place` on that are worked on together. */
@@ -342,7 +381,7 @@ TARGET INLINE void NAME(finish_tile)(const After *a, int has, const lanes result
         for (int p = 0; p < count; p++) NAME(finish)(a, has, &own, results[p], place + p, channel, valid);
 }
 
-/* The sums of a tile and sixteen channels: of each pixel, or the maximum of alpha times them in the first. */
+/* The sums of a tile and a vector of channels: of each pixel, or the maximum of alpha times them in the first. */
 static TARGET inline void NAME(sums)(int64_t pool, const ints mismatches[TILE], const int32_t *const offsets[TILE],
                                      lanes alpha, lanes out[TILE]) {
     ints sum[TILE];
@@ -396,12 +435,14 @@ static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, co
     }
 }
 
+#if PATH != AVX2
 /* The same of what was gathered as it lies in the image: masked and XORed in place. */
 static TARGET __attribute__((noinline)) void NAME(accumulate)(const Tile *t, uint32_t *a, int64_t patch) {
     uint32_t sum[TILE] = {0};
     for (int64_t i = t->seen.first; i < t->seen.last; i++)
         for (int p = 0; p < TILE; p++) a[p * patch + i] = sum[p] ^= a[p * patch + i] & t->masks[p][i];
 }
+#endif
 
 /* What group g sees around the pixels of a tile. rows: of sum_rows, if there are any. */
 TARGET INLINE void NAME(gather)(const Conv *c, int has, const uint8_t *in, const uint32_t *rows, const Tile *t, int64_t g,
@@ -414,10 +455,14 @@ TARGET INLINE void NAME(gather)(const Conv *c, int has, const uint8_t *in, const
         NAME(gather_rows)(c, in, t, to, patch);
     else
         for (int p = 0; p < TILE; p++) gather_taps(c, in, g, t->y[p], t->x[p], (uint8_t *)(to + p * patch));
+#if PATH == AVX2
+    for (int p = 0; p < TILE; p++) NAME(rows_of)(to + p * patch, t->masks[p], t->seen);
+#else
     NAME(accumulate)(t, to, patch);
+#endif
 }
 
-/* The bits of a tile and a block by its limits. */
+/* The bits of a tile and a vector of channels by their limits. */
 TARGET INLINE void NAME(limited)(const Kernel *k, const After *a, const Tile *t, const ints mismatches[TILE],
                                  const int32_t *const limits[TILE], uint32_t turns, int64_t channel, int64_t valid) {
     int64_t bytes = (a->channels + 7) / 8;
@@ -425,43 +470,60 @@ TARGET INLINE void NAME(limited)(const Kernel *k, const After *a, const Tile *t,
     uint32_t found[TILE];
     for (int p = 0; p < TILE; p++) found[p] = NAME(at_most)(mismatches[p], limits[p]) ^ turns;
     if (k->pool) found[0] |= found[1] | found[2] | found[3];
-    for (int64_t p = 0; p < t->count; p++) store_bits(to + p * bytes, found[p] ^ turns >> LANES, valid);
+    for (int64_t p = 0; p < t->count; p++) NAME(store_bits)(to + p * bytes, found[p] ^ turns >> LANES, valid);
 }
 
-/* Sixteen output channels of a tile: block b of the channels of group g. has: what is done with the result. */
-TARGET INLINE void NAME(block)(const Kernel *k, const After *a, int has, const Tile *t, const uint32_t *seen, int64_t g,
-                               int64_t b) {
-    int64_t channels = k->channels, block = g * ((channels + LANES - 1) / LANES) + b;
+/* What is made of the mismatches of a tile: of the channels of a block, of all of which it is number `block`, from `first`
+ * of `count` on. has: what is done with the result. */
+TARGET INLINE void NAME(block)(const Kernel *k, const After *a, int has, const Tile *t, ints counts[TILE][PARTS],
+                               int64_t block, int64_t first, int64_t count) {
     if (has & ANY) has = a->has;
-    int64_t valid = has & WHOLE ? LANES : least(LANES, channels - LANES * b), channel = g * channels + LANES * b;
-    const int32_t *offsets[TILE];
-    ints counts[TILE];
-    lanes results[TILE];
-    for (int p = 0; p < TILE; p++) offsets[p] = t->offsets[p] + block * LANES;
-#if PATH == AVX512
-    if (k->bits && !t->mixed)
-        NAME(mismatches_in_place)(k, t, k->weights + block * k->next, counts);
-    else
-#endif
-        NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts);
-    if (has & LIMITS) {
-        NAME(limited)(k, a, t, counts, offsets, k->turns[block], channel, valid);
-        return;
+    for (int v = 0; v < PARTS; v++) {
+        int64_t valid = has & WHOLE ? VECTOR : least(VECTOR, count - VECTOR * v), channel = first + VECTOR * v;
+        if (valid <= 0) return;
+        const int32_t *offsets[TILE];
+        ints mismatches[TILE];
+        lanes results[TILE];
+        for (int p = 0; p < TILE; p++) offsets[p] = t->offsets[p] + block * LANES + VECTOR * v, mismatches[p] = counts[p][v];
+        if (has & LIMITS) {
+            NAME(limited)(k, a, t, mismatches, offsets, k->turns[block] >> VECTOR * v, channel, valid);
+            continue;
+        }
+        NAME(sums)(k->pool, mismatches, offsets, NAME(load)(k->alpha + channel, valid), results);
+        NAME(finish_tile)(a, has, results, t->place, t->count, channel, valid);
     }
-    NAME(sums)(k->pool, counts, offsets, load(k->alpha + channel, valid), results);
-    NAME(finish_tile)(a, has, results, t->place, t->count, channel, valid);
+}
+
+/* The mismatches of a tile with blocks of weights, `number` of them from `block` on, and what is made of them. */
+TARGET INLINE void NAME(blocks)(const Kernel *k, const After *a, int has, const Tile *t, const uint32_t *seen, int64_t g,
+                                int64_t b, int64_t number) {
+    int64_t channels = k->channels, block = g * ((channels + LANES - 1) / LANES) + b;
+    ints counts[BLOCKS][TILE][PARTS];
+#if PATH == AVX2
+    const uint8_t *nibbles = (const uint8_t *)(k->weights + block * k->next);
+    NAME(looked_up)((const uint16_t *)seen, nibbles, t->seen, 2 * k->patch, sizeof(uint32_t) * k->next, number, counts);
+#elif PATH == AVX512
+    if (k->bits && !t->mixed)
+        NAME(mismatches_in_place)(k, t, k->weights + block * k->next, counts[0]);
+    else
+        NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts[0]);
+#else
+    NAME(mismatches)(seen, k->weights + block * k->next, t->seen, k->patch, counts[0]);
+#endif
+    for (int64_t n = 0; n < number; n++)
+        NAME(block)(k, a, has, t, counts[n], block + n, g * channels + LANES * (b + n), channels - LANES * (b + n));
 }
 
 /* The tiles from `first` to `last`; part of `parts` parts of the output channels. Some tiles are gathered, then all of them
- * take sixteen output channels after the other, whose weights stay near. */
+ * take some output channels after the other, whose weights stay near. */
 TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int has, int64_t first, int64_t last,
                                int64_t part, int64_t parts) {
     const uint8_t *in = value(r, c->head.in);
-    const Kernel kernel = kernel_of(r, c, PATH == AVX512 && !has_whole_words(c)), *k = &kernel;
+    const Kernel kernel = kernel_of(r, c, PATH == AVX512 && !has_whole_words(c), PATH == AVX2), *k = &kernel;
     int64_t patch = k->patch, blocks = (k->channels + LANES - 1) / LANES;
     Pixel next = pixel_at(&c->head, (c->pool ? 1 : TILE) * first);
     Tile tiles[GROUP];
-    uint32_t *rows = has_whole_words(c) ? r->gathered + GROUP * TILE * patch : NULL;
+    uint32_t *rows = PATH != AVX2 && has_whole_words(c) ? r->gathered + GROUP * TILE * patch : NULL;
     if (rows && first < last) {
         int64_t end = pixel_at(&c->head, least((c->pool ? 1 : TILE) * last, c->head.out_height * c->head.out_width) - 1).row;
         int64_t stride = (c->pool ? 2 : 1) * c->stride_h, more = c->pool ? c->stride_h : 0;
@@ -475,9 +537,11 @@ TARGET INLINE void NAME(tiles)(const Run *r, const Conv *c, const After *a, int 
                 if (k->bits && !tiles[i].mixed) continue;
                 NAME(gather)(c, has, in, rows, tiles + i, g, r->gathered + i * TILE * patch, patch);
             }
-            for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; b++)
+            for (int64_t b = blocks * part / parts, end = blocks * (part + 1) / parts; b < end; b += BLOCKS) {
+                int64_t number = least(BLOCKS, end - b);
                 for (int64_t i = 0; i < count; i++)
-                    NAME(block)(k, a, has, tiles + i, r->gathered + i * TILE * patch, g, b);
+                    NAME(blocks)(k, a, has, tiles + i, r->gathered + i * TILE * patch, g, b, number);
+            }
         }
     }
 }
@@ -532,7 +596,7 @@ TARGET INLINE lanes NAME(largest)(const Tail *t, const After *a, const float *in
     if (!bare) own = NAME(own_of)(a, a->has, channel, valid);
     for (int64_t y = seen.top; y < seen.bottom; y++)
         for (int64_t x = seen.left; x < seen.right; x++) {
-            lanes v = load(in + (y * h->width + x) * h->channels + channel, valid);
+            lanes v = NAME(load)(in + (y * h->width + x) * h->channels + channel, valid);
             if (!bare && a->gain) v = NAME(normalized)(a->fused, v, own.gain, own.shift);
             if (!bare) v = NAME(activated)(a->has, &own, v);
             result = y == seen.top && x == seen.left ? v : NAME(larger)(result, v);
@@ -549,8 +613,8 @@ TARGET INLINE void NAME(windows)(const Tail *t, const After *a, const After *beh
         for (int64_t column = 0; column < h->out_width; column++, place++) {
             int64_t y = row * t->stride - t->pad, x = column * t->stride - t->pad;
             Window seen = {most(0, y), least(h->height, y + t->kernel), most(0, x), least(h->width, x + t->kernel)};
-            for (int64_t channel = 0; channel < h->channels; channel += LANES) {
-                int64_t valid = bare ? LANES : least(LANES, h->channels - channel);
+            for (int64_t channel = 0; channel < h->channels; channel += VECTOR) {
+                int64_t valid = bare ? VECTOR : least(VECTOR, h->channels - channel);
                 lanes result = NAME(largest)(t, a, in, seen, bare, channel, valid);
                 const NAME(Own) own = NAME(own_of)(behind, behind->has, channel, valid);
                 NAME(finish)(behind, behind->has, &own, result, place, channel, valid);
@@ -561,10 +625,10 @@ TARGET INLINE void NAME(windows)(const Tail *t, const After *a, const After *beh
 TARGET INLINE void NAME(pixels)(const After *a, int has, const float *in, int64_t first, int64_t last) {
     if (has & ANY) has = a->has;
     for (int64_t place = first; place < last; place++)
-        for (int64_t channel = 0; channel < a->channels; channel += LANES) {
-            int64_t valid = has & WHOLE ? LANES : least(LANES, a->channels - channel);
+        for (int64_t channel = 0; channel < a->channels; channel += VECTOR) {
+            int64_t valid = has & WHOLE ? VECTOR : least(VECTOR, a->channels - channel);
             const NAME(Own) own = NAME(own_of)(a, has, channel, valid);
-            NAME(finish)(a, has, &own, load(in + place * a->channels + channel, valid), place, channel, valid);
+            NAME(finish)(a, has, &own, NAME(load)(in + place * a->channels + channel, valid), place, channel, valid);
         }
 }
 
@@ -611,41 +675,42 @@ static TARGET void NAME(average)(const Run *r, const Average *a) {
         int64_t y1 = least(h->height, y0 + a->window), x1 = least(h->width, x0 + a->window);
         float *pixel = out + at * a->out_channels, count = (y1 - y0) * (x1 - x0);
         memset(pixel, 0, a->out_channels * sizeof(float));
-        for (int64_t channel = 0; channel < h->channels; channel += LANES) {
-            int64_t valid = least(LANES, h->channels - channel);
+        for (int64_t channel = 0; channel < h->channels; channel += VECTOR) {
+            int64_t valid = least(VECTOR, h->channels - channel);
             lanes sum = {0};
             for (int64_t y = y0; y < y1; y++)
-                for (int64_t x = x0; x < x1; x++) sum += load(in + (y * h->width + x) * h->channels + channel, valid);
+                for (int64_t x = x0; x < x1; x++) sum += NAME(load)(in + (y * h->width + x) * h->channels + channel, valid);
             for (int64_t i = 0; i < a->copies; i++)
-                store(pixel + a->front + i * h->channels + channel, sum / count, valid);
+                NAME(store)(pixel + a->front + i * h->channels + channel, sum / count, valid);
         }
     }
 }
 
-/* The sums of a tile, whose windows begin at `seen`, and of as many blocks of sixteen channels, whose weights lie `next`
- * from each other. They begin with 0 and take one product after the other, each rounded together with the sum, as torch's
- * do. */
+/* The sums of a tile, whose windows begin at `seen`, and of one vector of channels or two: of two blocks, whose weights lie
+ * `next` from each other, or of one. They begin with 0 and take one product after the other, each rounded together with the
+ * sum, as torch's do. */
 TARGET INLINE void NAME(products_of)(const float *const *seen, const int32_t *places, const float *weights, int64_t next,
-                                     int64_t count, int blocks, lanes out[2][TILE]) {
+                                     int64_t count, int vectors, lanes out[2][TILE]) {
     lanes sums[2 * TILE];
-#define EACH(q) _Pragma("GCC unroll 8") for (int q = 0; q < blocks * TILE; q++)
+#define EACH(q) _Pragma("GCC unroll 8") for (int q = 0; q < vectors * TILE; q++)
     EACH(q) sums[q] = (lanes){0};
     for (int64_t i = 0; i < count; i++)
         EACH(q) {
-            lanes w = *(const lanes *)(weights + q / TILE * next + i * LANES);
+            int v = q / TILE;
+            lanes w = *(const lanes *)(weights + v / PARTS * next + v % PARTS * VECTOR + i * LANES);
             sums[q] = NAME(add_product)(seen[q % TILE] + places[i], w, sums[q]);
         }
     EACH(q) out[q / TILE][q % TILE] = sums[q];
 #undef EACH
 }
 
-/* The same of two blocks, or of one: a function of its own for the sake of the registers. */
+/* The same of two vectors, or of one: a function of its own for the sake of the registers. */
 static TARGET __attribute__((noinline)) void NAME(products)(const float *const *seen, const int32_t *places,
                                                             const float *weights, int64_t next, int64_t count,
-                                                            int64_t blocks, lanes out[2][TILE]) {
+                                                            int64_t vectors, lanes out[2][TILE]) {
     const float *windows[TILE];
     for (int p = 0; p < TILE; p++) windows[p] = seen[p];
-    if (blocks == 2)
+    if (vectors == 2)
         NAME(products_of)(windows, places, weights, next, count, 2, out);
     else
         NAME(products_of)(windows, places, weights, next, count, 1, out);
@@ -654,7 +719,6 @@ static TARGET __attribute__((noinline)) void NAME(products)(const float *const *
 /* The pixels from `first` to `last` of a real convolution. has: what is done with the result. */
 TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a, int has, int64_t first, int64_t last) {
     int64_t count = c->kernel_h * c->kernel_w * c->head.channels, width = c->head.out_width;
-    int64_t all = (c->out_channels + LANES - 1) / LANES;
     if (has & ANY) has = a->has;
     const float *weights = tensor(r, c->weights);
     int32_t *places = (int32_t *)r->gathered;
@@ -668,19 +732,20 @@ TARGET INLINE void NAME(real_pixels)(const Run *r, const Real *c, const After *a
             seen[p] = row + next.column * c->stride_w * c->head.channels;
             if (place + p + 1 < last) advance(&next); /* else the last one again */
         }
-        for (int64_t block = 0; block < all; block += 2) {
+        for (int64_t from = 0; from < c->out_channels; from += 2 * VECTOR) {
             lanes sums[2][TILE], more[2][TILE];
-            const float *w = weights + block * count * LANES;
-            int64_t blocks = least(2, all - block), next = count * LANES, first_end = least(count, c->chunk);
-            NAME(products)(seen, places, w, next, first_end, blocks, sums);
-            for (int64_t i = first_end; i < count; i += c->chunk) {
-                NAME(products)(seen, places + i, w + i * LANES, next, least(count - i, c->chunk), blocks, more);
-                for (int q = 0; q < blocks * TILE; q++) sums[q / TILE][q % TILE] += more[q / TILE][q % TILE];
+            const float *w = weights + from * count;
+            int64_t next = count * LANES, end = least(count, c->chunk);
+            int64_t vectors = from + VECTOR < c->out_channels ? 2 : 1;
+            NAME(products)(seen, places, w, next, end, vectors, sums);
+            for (int64_t i = end; i < count; i += c->chunk) {
+                NAME(products)(seen, places + i, w + i * LANES, next, least(count - i, c->chunk), vectors, more);
+                for (int q = 0; q < vectors * TILE; q++) sums[q / TILE][q % TILE] += more[q / TILE][q % TILE];
             }
-            for (int64_t b = 0; b < blocks; b++) {
-                int64_t channel = (block + b) * LANES;
-                int64_t valid = has & WHOLE ? LANES : least(LANES, c->out_channels - channel);
-                NAME(finish_tile)(a, has, sums[b], place, last - place, channel, valid);
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t channel = from + v * VECTOR;
+                int64_t valid = has & WHOLE ? VECTOR : least(VECTOR, c->out_channels - channel);
+                NAME(finish_tile)(a, has, sums[v], place, last - place, channel, valid);
             }
         }
     }
@@ -714,3 +779,9 @@ static TARGET void NAME(step)(const Run *r, const Head *instruction) {
     case REAL: NAME(real)(r, (const Real *)instruction);
     }
 }
+
+#undef VECTOR
+#undef PARTS
+#undef BLOCKS
+#undef lanes
+#undef ints

@@ -285,7 +285,7 @@ class Program:
 
 def _gathered(geometry: Geometry, words: int) -> int:
     """Bytes of what a convolution sees around some tiles of pixels, and of its padded image, summed up by rows."""
-    (channels, *sides), patch = geometry.shape, aligned(WORD // 8 * words + COPY)
+    (channels, *sides), patch = geometry.shape, aligned(2 * WORD // 8 * words + COPY)
     height, width = (side + 2 * pad for side, pad in zip(sides, geometry.padding, strict=True))
     whole = geometry.groups == 1 and geometry.dilation == (1, 1) and channels % WORD == 0
     rows = WORD // 8 * height * (1 + width * channels // WORD) if whole else 0
@@ -320,11 +320,12 @@ def placed(values: list[V]) -> tuple[dict[V, int], int]:
 
 @dataclass(frozen=True)
 class Ready:
-    """Parameters, what was made of them when they were in a state, and where all of it lies.
+    """Parameters, what was made of them for a path when they were in a state, and where all of it lies.
 
     addresses: of all numbered tensors, those of the activations still missing.
     """
 
+    path: str
     parameters: Sequence[Tensor]
     state: list[int] | None
     made: Sequence[Tensor]
@@ -354,28 +355,29 @@ class Compiled:
 
         Raises RuntimeError for parameters that are not on the CPU, dense and float32, or of another length.
         """
-        _kept, addresses = self.addresses(activations, parameters)
+        _kept, addresses = self.addresses(path, activations, parameters)
         runtime.run(self.code, addresses, images, path)
 
     def addresses(
-        self, activations: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+        self, path: str, activations: Sequence[Tensor], parameters: Sequence[Tensor] = ()
     ) -> tuple[Ready, runtime.Addresses]:
         """Where all numbered tensors lie, with the arguments and the errors of a call, and what lies there.
 
         Keep both: another thread may meanwhile replace what this program holds.
         """
-        ready = self._prepared(parameters, None) if parameters else self._looked_up()
+        ready = self._prepared(path, parameters, None) if parameters else self._own(path)
         addresses = type(ready.addresses).from_buffer_copy(ready.addresses)
         for number, tensor in zip(self.activations, activations, strict=True):
             addresses[number] = tensor.data_ptr()
         return ready, addresses
 
-    def _looked_up(self) -> Ready:
+    def _own(self, path: str) -> Ready:
         """The network's own parameters: what was made of them last, unless one of them is another one by now."""
         found, last = [source() for source in self.sources], self._last
         state = self._state(found)
-        if last is None or state is None or last.state != state or any(map(operator.is_not, found, last.parameters)):
-            last = self._last = self._prepared(found, state)
+        known = last is not None and state is not None and (last.path, last.state) == (path, state)
+        if last is None or not known or any(map(operator.is_not, found, last.parameters)):
+            last = self._last = self._prepared(path, found, state)
         return last
 
     def _state(self, parameters: Sequence[Tensor]) -> list[int] | None:
@@ -388,7 +390,7 @@ class Compiled:
             return None
         return [*map(Tensor.data_ptr, parameters), *map(_VERSION, watched)]
 
-    def _prepared(self, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
+    def _prepared(self, path: str, parameters: Sequence[Tensor], state: list[int] | None) -> Ready:
         for tensor, needed in zip(parameters, self.needed, strict=True):
             _require_readable(tensor, *needed)
         tensors: list[Tensor | None] = [None] * self.tensors
@@ -404,7 +406,7 @@ class Compiled:
         for conv in self.arranged:
             bits = tensors[conv.bits]
             assert bits is not None
-            weights, offsets = conv.arrangement.of(bits)
+            weights, offsets = conv.arrangement.of(bits, path)
             if conv.parameters:
                 given = [None if number == NOWHERE else tensors[number] for number in conv.parameters]
                 offsets, turns = runtime.limits(conv.arrangement.instruction, offsets, given)
@@ -414,7 +416,7 @@ class Compiled:
             made += [weights, offsets]
         # what was looked at stays in memory: no other values can come to lie at its address meanwhile
         seen = [parameters[i].detach() for i in self.watched]
-        return Ready(parameters, state, [*made, *seen], runtime.addresses(tensors))
+        return Ready(path, parameters, state, [*made, *seen], runtime.addresses(tensors))
 
 
 def _require_readable(tensor: Tensor, length: int, dtype: torch.dtype) -> None:

@@ -35,7 +35,7 @@ def compiled() -> ctypes.CDLL | None:
     except CompilerMissing as error:
         log.warning("packed networks run through plain torch operations, which is slower: %s", error)
         return None
-    library.biper_offsets.argtypes = [ctypes.c_void_p] * 6
+    library.biper_offsets.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int, ctypes.c_void_p]
     library.biper_limits.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int] + [ctypes.c_void_p] * 2
     library.biper_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int] * 2
     return library
@@ -89,14 +89,20 @@ def run(code: Tensor, addresses: Addresses, images: int, path: str) -> None:
         raise MemoryError("no memory for a packed network's activations: give a smaller batch")
 
 
-def offsets(instruction: Sequence[int], weights: Tensor, border: Border) -> Tensor:
+def looks_up(path: str) -> bool:
+    """Whether a path looks up the nibbles of weights, which it has in an order of their own."""
+    return path == "avx2"
+
+
+def offsets(instruction: Sequence[int], weights: Tensor, border: Border, path: str) -> Tensor:
     """What the sums of a convolution's instruction begin with, int32 (2, kinds, blocks, 16): see packed.c."""
     library = compiled()
     assert library is not None
     blocks, _, lanes = weights.shape
     result = torch.empty((2, len(border.masks), blocks, lanes), dtype=torch.int32, device="cpu")
     row = torch.tensor(instruction, dtype=torch.int64, device="cpu")
-    library.biper_offsets(*map(Tensor.data_ptr, (row, weights, border.masks, border.terms, border.rows, result)))
+    given = map(Tensor.data_ptr, (row, weights, border.masks, border.terms, border.rows))
+    library.biper_offsets(*given, looks_up(path), result.data_ptr())
     return result
 
 
