@@ -69,6 +69,11 @@ def changed(node: ast.AST) -> ast.AST | None:
     return None
 
 
+def is_strict(node: ast.AST) -> bool:
+    """Whether it is zip's `strict=True`, of which nothing depends as long as lengths are equal."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
+
+
 def within_functions(tree: ast.AST) -> Iterator[ast.AST]:
     """The nodes of functions' bodies: no annotations, defaults, docstrings, or what is said when something is wrong."""
     waiting = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in f.body]
@@ -78,7 +83,7 @@ def within_functions(tree: ast.AST) -> Iterator[ast.AST]:
             continue
         yield node
         waiting += [
-            child for name, value in ast.iter_fields(node) if name != "annotation"
+            child for name, value in ast.iter_fields(node) if name != "annotation" and not is_strict(node)
             for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST)
         ]  # fmt: skip
 

@@ -277,6 +277,8 @@ def test_integer_thresholds_are_exact_for_every_sum(tmp_path):
     net.norm.bias.data.normal_(0, 3)
     net.norm.running_mean.normal_(0, 30)
     net.norm.bias.data[:2] = torch.tensor([1e6, -1e6])
+    net.conv.alpha.data[2], net.norm.weight.data[2], net.norm.bias.data[2] = 1, -1, 0
+    net.norm.running_mean[2] = -215.5  # the lowest sum alone gives +1
     biper.binarize_(net)
     packed = pack(net)
     example = torch.zeros(1, 24, 3, 3)

@@ -239,6 +239,11 @@ class Clip(OwnInput):
         return estimated(a.clamp(-self.clip, self.clip))
 
 
+class Unused(OwnInput):
+    def fit(self, shape):
+        self.threshold = torch.nn.Parameter(torch.zeros(shape))
+
+
 class Everywhere(OwnInput):
     def fit(self, shape):
         self.threshold = torch.nn.Parameter(torch.zeros(2, *shape[:1], 3, 3))
@@ -257,6 +262,7 @@ class Ternary(OwnInput):
         (Clip, ":clip=abc", "clip is a number such as 1.0, not .abc."),
         (Clip, ":clap=1", "has no setting 'clap'; its settings are clip"),
         (Everywhere, "", "make it of the shape that fit"),
+        (Unused, "", r"something else than \+1 from its threshold on"),
         (Ternary, "", "other values than -1 and \\+1"),
     ],
 )
