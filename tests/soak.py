@@ -29,14 +29,17 @@ LONG = 1_000_000  # epochs: more than there is time for
 
 
 def memory(leader: int) -> float:
-    """MiB of a command and of all processes that it has started."""
+    """MiB of a command and of all processes that it has started, without the files that they map.
+
+    Of those a process counts a share, which changes when others map them too.
+    """
     total = 0
     for process in of_session(leader):
         try:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has just ended
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total / 1024
 
 
