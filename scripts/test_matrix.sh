@@ -38,7 +38,7 @@ without_compiler() {
 # with_torch VERSION VISION: an environment with a version of torch, on the oldest supported Python that this machine has.
 with_torch() {
     local base
-    base=$(command -v python3.10 || find_base_python)
+    base=$(python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || find_base_python)
     "$base" -m venv "$logs/torch" &&
         "$logs/torch/bin/python" -m pip install --quiet "torch==$1.*" "torchvision==$2.*" &&
         "$logs/torch/bin/python" -m pip install --quiet --editable "$root[dev]" "torch==$1.*" >&2 &&

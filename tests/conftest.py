@@ -13,6 +13,8 @@ from PIL import Image
 
 from biper.commands.evaluate import main as evaluate_main
 from biper.commands.train import main
+from biper.compilers import find_compiler
+from biper.errors import CompilerMissing
 
 ROOT = Path(__file__).resolve().parents[1]
 WNIDS = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n02102040": ("English springer",)}
@@ -21,6 +23,17 @@ TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b",
 
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
+
+
+def has_compiler() -> bool:
+    try:
+        find_compiler()
+    except CompilerMissing:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler was found")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, needs_compiler
 
 from biper.cpu import cache
 from biper.cpu import compiler as native
@@ -44,6 +44,7 @@ def test_amp_follows_the_hardware(monkeypatch):
         assert chosen_amp("auto", gpu) == expected
 
 
+@needs_compiler
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("amp", [True, False])
 def test_logits_are_float32_and_evaluation_is_not_under_autocast(compiled, amp):
@@ -99,6 +100,7 @@ def test_a_library_is_compiled_once_even_by_several_processes(tmp_path):
     assert library.stat().st_mtime_ns == before
 
 
+@needs_compiler
 def test_a_home_that_cannot_be_written_to(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

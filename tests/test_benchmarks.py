@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import needs_compiler
 from torch import nn
 
 import biper
@@ -57,6 +58,7 @@ def test_a_step_changes_the_network(monkeypatch, build, maker):
     assert not any(torch.equal(new, old) for new, old in zip(networks[0].parameters(), before, strict=True))
 
 
+@needs_compiler
 def test_gradients(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gradients", "-b", "4"])
     monkeypatch.setattr(gradients, "TRIES", 1)
@@ -152,6 +154,7 @@ def test_inference_says_what_it_cannot_do(monkeypatch, tmp_path):
         inference.agreement(other, case.images())
 
 
+@needs_compiler
 def test_roofline(monkeypatch, capsys, tmp_path):
     if runtime.chosen() == runtime.TORCH:
         pytest.skip("needs the compiled instructions")

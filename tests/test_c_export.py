@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, needs_compiler
 from torch import nn
 
 import biper
@@ -136,6 +136,7 @@ def test_it_is_small_enough_for_a_microcontroller(folder, shipped, tmp_path):
     assert plan(shipped, 32, "int8").arena <= 48_000
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     "name", ["resnet20_1w1a", "resnet20_react_1w1a", "resnet18A_1w1a", "vgg_small_1w1a", "resnet20_1w32a"]
 )
@@ -166,6 +167,7 @@ class Blocks(nn.Module):
         return self.last(torch.flatten(self.mean(self.blocks(self.pool(self.stem(x)))), 1))
 
 
+@needs_compiler
 def test_blocks_of_imagenet_equal_the_packed_ones(tmp_path):
     torch.manual_seed(0)
     network = settled(Blocks(), 60)
@@ -225,6 +227,7 @@ def words_of(bits):
     return (padded << torch.arange(32)).sum(-1).to(torch.int64).to(torch.uint32)
 
 
+@needs_compiler
 def test_thousand_random_layers_of_signs_are_exact(kernels):
     """2,000 of them, 1,000 with each build: sums, signs and signs by integers, beside torch's convolution of signs."""
     choose, generator = random.Random(0), torch.Generator().manual_seed(0)
@@ -306,6 +309,7 @@ def plan_of(packed, example):
     return _Planner(packed.network, graph, "float32").plan().calls
 
 
+@needs_compiler
 def test_integers_along_the_skips_stay_near(shipped, tmp_path):
     images = normalized(shipped, pixels_of(32))
     expected = shipped(images)
@@ -317,6 +321,7 @@ def test_integers_along_the_skips_stay_near(shipped, tmp_path):
     assert 0 < differences[0] < differences[1] < expected.std().item() / 2
 
 
+@needs_compiler
 def test_the_makefile_and_inputs_that_are_no_images(folder, tmp_path):
     place = shutil.copytree(folder, tmp_path / "made")
     subprocess.run(["make", "-s", "-C", str(place)], check=True)
@@ -330,6 +335,7 @@ def test_the_makefile_and_inputs_that_are_no_images(folder, tmp_path):
         assert done.stderr.startswith(message)
 
 
+@needs_compiler
 def test_the_command_compares_and_says_what_it_did(trained, command, tmp_path):
     checkpoint = trained / "stage2/model_best.pth.tar"
     code, out, err = command(checkpoint, "--c", tmp_path / "c", entry=export_main)
@@ -436,6 +442,7 @@ def test_layers_that_compute_in_their_own_way_and_odd_numbers_are_refused(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@needs_compiler
 def test_a_mean_by_a_module_is_known(tmp_path):
     net = Own(mean=nn.AvgPool2d(6, stride=1)).eval()
     packed = pack(net)

@@ -3,9 +3,12 @@
 import os
 
 import pytest
+from conftest import needs_compiler
 
 from biper.cpu import cache, compiler
 from biper.errors import CompilerMissing
+
+pytestmark = needs_compiler
 
 
 @pytest.fixture

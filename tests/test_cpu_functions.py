@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_compiler
 from torch import nn
 
 from biper.cpu import functions as kernels
@@ -17,6 +18,7 @@ from biper.nn.functional import (
     threshold_sign,
 )
 
+pytestmark = needs_compiler
 HARDTANH = Activation(ActivationKind.HARDTANH)
 POLYNOMIAL, CLIPPED, DECAY = Surrogate.POLYNOMIAL, Surrogate.CLIPPED, Surrogate.DECAY
 SIGNS = {  # a kind of signs, and torch's own of activations and thresholds

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, needs_compiler
 
 import biper
 from biper.models.checkpoint import read_checkpoint
@@ -38,6 +38,7 @@ def flags_of(method):
     return [word for pair in zip(NAMES, method, strict=True) for word in pair]
 
 
+@needs_compiler
 @pytest.mark.parametrize("method", METHODS, ids="-".join)
 def test_it_learns_resumes_exactly_and_is_packed(method, command, monkeypatch, tmp_path):
     flags = [*TINY, "--epochs", 3, "--from_scratch", *flags_of(method)]

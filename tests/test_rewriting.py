@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_compiler
 
 from benchmarks.published import published_model, published_regularizer
 from biper.cpu.rewriting import fuse, fused_regularizer
@@ -15,6 +16,7 @@ from biper.nn.layers import BinaryConv2d, BinaryLinear, RealConv2d, binary_layer
 from biper.nn.losses import periodic_regularizer
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign, SquareWave, set_progress
 
+pytestmark = needs_compiler
 SIZES = {"cifar10": 32, "imagenet": 64}
 NAMES = [(family, name) for family in SIZES for name in list_models(family) if "32w" not in name]
 SMALL = [(f, n) for f, n in NAMES if n in ("resnet20_1w1a", "resnet18A_1w1a", "mobilenet_1w1a")] + [

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_compiler
 from PIL import Image
 
 from biper.places import list_recipes
@@ -54,6 +54,7 @@ def environment(shell, wheel, tmp_path_factory):
     return folder
 
 
+@needs_compiler
 def test_what_a_wheel_holds(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     sources = ("cpu/training.c", "packed/packed.c", "packed/packed_instructions.h", "packed/c/files/kernels.c")
@@ -64,6 +65,7 @@ def test_what_a_wheel_holds(wheel):
     assert {f"biper/recipes/{name}" for name in list_recipes()} <= set(names)
 
 
+@needs_compiler
 def test_a_wheel_away_from_the_repository(shell, environment, tmp_path):
     bin, away = environment / "bin", {"env": AWAY | {"XDG_DATA_HOME": str(tmp_path / "data")}, "cwd": tmp_path}
     look = shell(bin / "python", "-c", LOOK, **away)
