@@ -12,7 +12,7 @@ from torch import nn
 
 from biper.models.registry import create_model
 from biper.packed import arrange, runtime
-from biper.packed.layers import PackedConv2d
+from biper.packed.layers import PackedConv2d, PackedLinear
 from biper.packed.pack import pack
 
 pytestmark = pytest.mark.skipif(runtime.available() == ("torch",), reason="there are no compiled instructions")
@@ -55,12 +55,25 @@ def test_images_of_all_sizes_share_the_weights_which_go_with_the_bits():
     assert made[0]() is None
 
 
-def test_a_network_goes_from_one_way_of_counting_to_another(monkeypatch):
+def test_a_layer_goes_from_one_way_of_counting_to_another(monkeypatch):
     packed, x = layer(), torch.randn(2, 64, 6, 7)
     expected = F.conv2d(torch.where(x >= 0, 1.0, -1.0), packed.binary_weight(), padding=1)
     for way in (*runtime.available(), *runtime.available()):
         monkeypatch.setenv(runtime.CHOICE, way)
         assert torch.equal(packed(x), expected)
+
+
+@pytest.mark.parametrize("way", runtime.available())
+@pytest.mark.parametrize("inputs", [4_100 * 8, 65_312])
+def test_rows_are_as_long_as_they_like(monkeypatch, way, inputs):
+    """Numbers of 8 and of 16 bits on the way to their sums must not overflow."""
+    monkeypatch.setenv(runtime.CHOICE, way)
+    packed, x = PackedLinear(inputs, 17, bias=False), torch.stack((torch.ones(inputs), -torch.ones(inputs)))
+    x[:, 7::10] *= -1
+    packed.bits[..., 1] = ALL  # and all other weights are -1
+    total = inputs - 2 * len(x[0, 7::10])
+    assert packed(x)[:, :3].tolist() == [[-total, total, -total], [total, -total, total]]
+    assert packed(torch.ones(1, inputs))[0, :2].tolist() == [-inputs, inputs]
 
 
 def test_nibbles_are_those_of_the_words():

@@ -60,7 +60,7 @@ class Arrangement:
         self._kept: dict[str, Kept[Arranged]] = defaultdict(Kept)  # by path
 
     def of(self, bits: Tensor, path: str) -> Arranged:
-        """The weights and the offsets of bits (blocks, words, 16), made anew if they hold other values than before."""
+        """The weights and the offsets of bits (blocks, words, 16) for a path, made anew if those have changed."""
         return self._kept[path].of(bits, lambda: self._arranged(bits, path))
 
     def _arranged(self, bits: Tensor, path: str) -> Arranged:

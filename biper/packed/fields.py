@@ -9,6 +9,7 @@ from typing import TypeVar
 WIDTH = 40  # numbers of an instruction
 TILE, GROUP = 4, 8  # pixels that are worked on together, and so many of them that are gathered together
 LANES, WORD = 16, 32  # channels side by side, and bits of a word
+LOOKED_UP = "avx2"  # the path that looks up the nibbles of weights, which it has in an order of their own
 COPY = 32  # bytes that are copied at a time, and so may be read and written more than asked for
 HEADER = "instructions values scratch gathered"  # how a program begins
 # how an instruction begins, behind its code
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 def table() -> str:
     """All of it, as the library of this version states it."""
-    sizes = f"{WIDTH} TILE {TILE} GROUP {GROUP} LANES {LANES} WORD {WORD} COPY {COPY}"
+    sizes = f"{WIDTH} TILE {TILE} GROUP {GROUP} LANES {LANES} WORD {WORD} COPY {COPY} LOOKED_UP {LOOKED_UP}"
     lines = {"WIDTH": sizes, "HEADER": HEADER, "HEAD": f"code {HEAD}", **INSTRUCTIONS}
     return "\n".join(f"{name} {text}" for name, text in lines.items())
 

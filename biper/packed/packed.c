@@ -14,8 +14,9 @@
  * written differ is the last bit of how many of the words up to there do. From three of those follows the carry of two
  * words, of which alone the ones are counted, twice: half as many counts (`pair`, in packed_instructions.h).
  *
- * AVX2 has no instruction that counts ones, but one that looks up 32 nibbles at once, as weights are in a row of DIFFERENCES
- * that activations choose. There neither side is XORed, and weights are nibbles: [block][word][byte][half of a byte][16].
+ * AVX2 has no instruction that counts ones, but one that looks up 32 numbers of four bits at once. There weights are nibbles,
+ * [block][word][byte][half of a byte][16], and a byte of activations chooses the row of DIFFERENCES in which those are looked
+ * up. Neither side is XORed with the words before.
  *
  * The instructions stand in packed_instructions.h, which is compiled once for each kind of processor. */
 #include <math.h>
@@ -230,7 +231,9 @@ static void sum_rows(const Conv *c, const uint8_t *bits, int64_t first, int64_t 
 }
 
 /* Words from one patch to the next: copies may write a little more, and two bytes are made of each one that is looked up. */
-INLINE int64_t patch_of(const Conv *c, int looked_up) { return ((looked_up ? 2 : 1) * c->words + COPY / 4 + 15) / 16 * 16; }
+INLINE int64_t patch_of(const Conv *c, int looked_up) {
+    return ((looked_up ? 2 : 1) * c->words + COPY / 4 + 15) / 16 * 16;
+}
 
 /* The activations that group g sees around the pixel y, x of the result, tap by tap, in the order of the weights' bits;
  * bit by bit if the group begins within a byte. What lies outside of the image is left as it was: it is masked. */
@@ -347,8 +350,7 @@ static void order_activations(const Real *c, int64_t line, int32_t *to) {
 #undef PATH
 
 #if defined(__x86_64__)
-/* By a byte, and by a nibble: in how many bits the byte's lower nibble differs from it, in sixteen places, and its upper
- * one, in sixteen more. */
+/* DIFFERENCES[a][w]: in how many bits nibble w differs from the lower half of byte a; [a][16 + w]: from its upper half. */
 #define BITS_OF(a, w) __builtin_popcount((a) ^ (w))
 #define FOUR(a, w) BITS_OF(a, w), BITS_OF(a, w + 1), BITS_OF(a, w + 2), BITS_OF(a, w + 3)
 #define ALL(a) FOUR(a, 0), FOUR(a, 4), FOUR(a, 8), FOUR(a, 12)
@@ -389,7 +391,7 @@ static const _Alignas(32) uint8_t DIFFERENCES[256][32] = {EIGHT(0), EIGHT(64), E
 #define NUMBER(number) TEXT(number)
 const char *biper_fields(void) {
     return "WIDTH " NUMBER(WIDTH) " TILE " NUMBER(TILE) " GROUP " NUMBER(GROUP) " LANES " NUMBER(LANES)
-           " WORD " NUMBER(WORD) " COPY " NUMBER(COPY) LINE(HEADER, Header) LINE(HEAD, Head) INSTRUCTIONS(LINE);
+           " WORD " NUMBER(WORD) " COPY " NUMBER(COPY) " LOOKED_UP avx2" LINE(HEADER, Header) LINE(HEAD, Head) INSTRUCTIONS(LINE);
 }
 
 /* Whether this processor can take a path. */
@@ -410,7 +412,7 @@ int biper_supports(int path) {
 }
 
 /* The offsets of a convolution's instruction, int32 [2][kind][block][16]. masks, terms, rows: as Border in bits.py. Where
- * nibbles are looked up, words that a tile skips leave nothing behind. */
+ * nibbles are looked up there is no parity of skipped words to begin with. */
 void biper_offsets(const int64_t *instruction, const uint32_t *weights, const uint32_t *masks, const int32_t *terms,
                    const int32_t *rows, int looked_up, int32_t *offsets) {
     const Conv *c = (const Conv *)instruction;

@@ -148,15 +148,15 @@ static TARGET inline uint32_t NAME(at_most)(ints x, const int32_t *limits) {
 }
 
 #elif PATH == AVX2
-/* Where each byte of gathered activations is looked up: its row of DIFFERENCES, as an offset in place of the byte, from the
- * last one on, as offsets take twice the room. */
+/* Where each byte of gathered activations is looked up: the offset of its row of DIFFERENCES, of 16 bits, takes its place;
+ * from the end, so that each word is read before its place is written to. */
 static TARGET __attribute__((noinline)) void NAME(rows_of)(uint32_t *a, const uint32_t *masks, Words seen) {
     int64_t i = seen.last;
     for (; i % 4 && i > seen.first; i--) {
         __m128i bytes = _mm_cvtsi32_si128(a[i - 1] & masks[i - 1]);
         _mm_storel_epi64((__m128i *)(a + 2 * (i - 1)), _mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 5));
     }
-    for (i -= 4; i >= 0 && i + 4 > seen.first; i -= 4) { /* the words before the first one are there, too */
+    for (i -= 4; i >= 0 && i + 4 > seen.first; i -= 4) { /* may begin before the first one, with words that nobody reads */
         __m128i bytes = _mm_and_si128(_mm_loadu_si128((__m128i *)(a + i)), _mm_loadu_si128((__m128i *)(masks + i)));
         _mm256_storeu_si256((__m256i *)(a + 2 * i), _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 5));
     }
@@ -189,7 +189,9 @@ TARGET INLINE void NAME(look_up)(const uint16_t *a, int64_t patch, const uint8_t
     if (blocks > 1) sums[4] = t0, sums[5] = t1, sums[6] = t2, sums[7] = t3;
 }
 
-/* The same of the words from `first` to `last`: the ones of a ^ w. A function of its own for the sake of the registers. */
+/* For each pixel of a tile and one block or two: the ones of a ^ w over the words from `first` to `last`. a: offsets, see
+ * `rows_of`; patch: of them from one pixel to the next; next: bytes from one block's nibbles to the next one's. A function of
+ * its own for the sake of the registers. */
 static TARGET __attribute__((noinline)) void NAME(looked_up)(const uint16_t *a, const uint8_t *nibbles, Words seen,
                                                              int64_t patch, int64_t next, int64_t blocks,
                                                              ints out[BLOCKS][TILE][PARTS]) {
@@ -197,7 +199,7 @@ static TARGET __attribute__((noinline)) void NAME(looked_up)(const uint16_t *a, 
     __m256i sums[BLOCKS * TILE], wide[BLOCKS * TILE];
     int64_t i = 4 * seen.first, last = 4 * seen.last;
     EACH(q) out[q / TILE][q % TILE][0] = out[q / TILE][q % TILE][1] = (ints){0};
-    while (i < last) { /* bytes that have 8 * 8160 ones at most, as 16 bits hold */
+    while (i < last) { /* 8160 bytes have 65,280 ones at most, which 16 bits hold */
         int64_t limit = least(last, i + 8160);
         EACH(q) wide[q] = _mm256_setzero_si256();
         for (int64_t end; i < limit; i = end) {
@@ -436,7 +438,7 @@ static TARGET __attribute__((noinline)) void NAME(gather_sums)(const Conv *c, co
 }
 
 #if PATH != AVX2
-/* The same of what was gathered as it lies in the image: masked and XORed in place. */
+/* What was gathered as it lies in the image: masked, and XORed in place with all words before. */
 static TARGET __attribute__((noinline)) void NAME(accumulate)(const Tile *t, uint32_t *a, int64_t patch) {
     uint32_t sum[TILE] = {0};
     for (int64_t i = t->seen.first; i < t->seen.last; i++)

@@ -284,7 +284,10 @@ class Program:
 
 
 def _gathered(geometry: Geometry, words: int) -> int:
-    """Bytes of what a convolution sees around some tiles of pixels, and of its padded image, summed up by rows."""
+    """Bytes of what a convolution sees around some tiles of pixels, and of its padded image, summed up by rows.
+
+    Twice the bits' own room, for the offsets where those are looked up.
+    """
     (channels, *sides), patch = geometry.shape, aligned(2 * WORD // 8 * words + COPY)
     height, width = (side + 2 * pad for side, pad in zip(sides, geometry.padding, strict=True))
     whole = geometry.groups == 1 and geometry.dilation == (1, 1) and channels % WORD == 0
@@ -375,8 +378,8 @@ class Compiled:
         """The network's own parameters: what was made of them last, unless one of them is another one by now."""
         found, last = [source() for source in self.sources], self._last
         state = self._state(found)
-        known = last is not None and state is not None and (last.path, last.state) == (path, state)
-        if last is None or not known or any(map(operator.is_not, found, last.parameters)):
+        unknown = last is None or state is None or (last.path, last.state) != (path, state)
+        if last is None or unknown or any(map(operator.is_not, found, last.parameters)):
             last = self._last = self._prepared(path, found, state)
         return last
 

@@ -91,7 +91,7 @@ def run(code: Tensor, addresses: Addresses, images: int, path: str) -> None:
 
 def looks_up(path: str) -> bool:
     """Whether a path looks up the nibbles of weights, which it has in an order of their own."""
-    return path == "avx2"
+    return path == fields.LOOKED_UP
 
 
 def offsets(instruction: Sequence[int], weights: Tensor, border: Border, path: str) -> Tensor:
