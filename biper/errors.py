@@ -1,5 +1,6 @@
 """The errors of biper, and how a command ends with one: a line and an exit code."""
 
+import gc
 import os
 import reprlib
 import signal
@@ -138,6 +139,7 @@ def _named(error: BaseException) -> str:
 
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
+    gc.set_threshold(20_000)  # by the usual 700, a sixth of torch's import is spent on looking for what is not there
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     before, sys.stdout = sys.stdout, cast(TextIO, Output(sys.stdout))

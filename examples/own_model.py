@@ -1,9 +1,11 @@
 """A network of one's own, made binary: torchvision's ResNet-18, trained for a few steps, packed, saved and exported.
 
-python examples/own_model.py [FOLDER]: writes resnet18.safetensors and resnet18.onnx there (here if absent).
+python examples/own_model.py [FOLDER]: writes resnet18.safetensors, and with onnx installed resnet18.onnx, to FOLDER
+(own_model if absent).
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ import torchvision
 import biper
 
 
-def main(folder: Path = Path(), steps: int = 4) -> None:
+def main(folder: Path = Path("own_model"), steps: int = 4) -> None:
     """Every step is checked against the one before: all of them compute the same."""
     torch.manual_seed(0)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
@@ -33,12 +35,14 @@ def main(folder: Path = Path(), steps: int = 4) -> None:
         logits = model.eval()(images)
         packed = biper.pack(model)
         torch.testing.assert_close(packed(images), logits)
+        folder.mkdir(parents=True, exist_ok=True)
         biper.save_packed(packed, folder / "resnet18.safetensors")
         loaded = biper.load_packed(folder / "resnet18.safetensors", model=model)
         assert torch.equal(loaded(images), packed(images))
     size, floats = (folder / "resnet18.safetensors").stat().st_size, sum(t.nbytes for t in model.state_dict().values())
     print(f"packed: {size:,} bytes instead of {floats:,}, {loaded.describe()}")
-    biper.export_onnx(loaded, folder / "resnet18.onnx", image_size=32)
+    if find_spec("onnx"):
+        biper.export_onnx(loaded, folder / "resnet18.onnx", image_size=32)
 
 
 if __name__ == "__main__":

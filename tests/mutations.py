@@ -10,6 +10,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+import pytest
 from coverage import CoverageData
 from kills import of_session
 from tqdm import tqdm
@@ -107,12 +109,23 @@ def mutations(file: Path) -> list[Mutation]:
     return found
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """While a test runs, each Python that it starts records what it runs, too: see `record`."""
+    if hasattr(config, "workerinput"):
+        os.environ["COVERAGE_PROCESS_START"] = os.environ["MUTATIONS_COVERAGE"]
+
+
 def record(folder: Path) -> None:
-    """Run the suite once: which tests run which lines, and how long they take."""
+    """Run the suite once: which tests run which lines, in processes that they start too, and how long they take."""
+    settings = folder / "settings.ini"
+    of_test = "context = ${PYTEST_CURRENT_TEST-}"
+    settings.write_text(f"[run]\nsource = biper\nparallel = true\ndata_file = {folder / 'coverage'}\n{of_test}\n")
     flags = ["--numprocesses=3", "--dist=worksteal", "--cov=biper", "--cov-context=test", "--cov-report="]
-    environment = os.environ | {"COVERAGE_FILE": str(folder / "coverage"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags, f"--junitxml={folder / 'times.xml'}"]
-    subprocess.run(command, cwd=ROOT, env=environment | {"OMP_WAIT_POLICY": "passive"}, check=True)
+    flags += [f"--cov-config={settings}", "-p", "mutations", f"--junitxml={folder / 'times.xml'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment |= {"MUTATIONS_COVERAGE": str(settings), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags]
+    subprocess.run(command, cwd=ROOT, env=environment, check=False)  # a test that fails is not asked later
 
 
 def covering(folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, float]]:
@@ -122,7 +135,8 @@ def covering(folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, 
     tests = defaultdict(list)
     for file in data.measured_files():
         for line, contexts in data.contexts_by_lineno(file).items():
-            tests[os.path.relpath(file, ROOT), line] = sorted({c.rsplit("|", 1)[0] for c in contexts if c})
+            names = {re.sub(r"(\|\w+| \(\w+\))$", "", context) for context in contexts if "::" in context}
+            tests[os.path.relpath(file, ROOT), line] = sorted(names)
     seconds = {}
     for case in ElementTree.parse(folder / "times.xml").getroot().iter("testcase"):
         seconds[_name(case)] = float(case.get("time", 0))

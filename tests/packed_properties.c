@@ -2,7 +2,8 @@
  *
  * Arguments: how many cases, the first one's seed; `1 SEED` repeats a case that was printed. Buffers are as long as
  * program.py makes them and no longer, so that AddressSanitizer sees each byte too far; all of them begin as noise. */
-#define WORTH 1 /* the smallest instruction is divided */
+#define WORTH 1 /* the smallest instruction is divided, */
+#define ENOUGH_SHARES 2 /* and alone is enough for all threads */
 #include "../biper/packed/packed.c"
 #include <stdio.h>
 

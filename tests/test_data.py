@@ -112,8 +112,10 @@ def test_folder_errors(image_folder):
     assert "third only in one of them" in error(train=False)
     (image_folder / "train" / "empty").mkdir()
     assert "no images in" in error()
+    with pytest.raises(UsageError, match=rf"no folder train in .*; did you mean --data_path {image_folder}\?$"):
+        read_folder(image_folder / "test", True, None, workers=1)
     os.rename(image_folder / "train", image_folder / "training")
-    assert "no folder train in" in error()
+    assert error().endswith("expected train/<class>/<image>")
 
 
 def test_truncated_image_is_named(image_folder):
@@ -176,6 +178,9 @@ def test_cifar_from_a_local_archive(tmp_path, monkeypatch, command):
     batch.write_bytes(batch.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"no intact cifar10 in .*; to get it: biper download --dataset cifar10"):
         read_cifar("cifar10", target, False)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UsageError, match=r"; for images in folders of classes: --dataset folder$"):
+        read_cifar("cifar10", tmp_path, False)
 
 
 def test_foreign_archive_is_refused(tmp_path, monkeypatch, refused):

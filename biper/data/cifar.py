@@ -118,7 +118,8 @@ def _require_published(name: str, path: Path, files: Listed, accept: bool) -> No
         first, *more = wrong.values()
         text = f"{first}, and {len(more)} more" if more else first
         accepting = "; to use it all the same: --accept_checksums" if there else ""
-        raise UsageError(f"no intact {name} in {path}: {text}; to get it: {download}{accepting}")
+        images = "; for images in folders of classes: --dataset folder" if (path / "train").is_dir() else ""
+        raise UsageError(f"no intact {name} in {path}: {text}; to get it: {download}{accepting}{images}")
 
 
 def fetch_cifar(name: str, path: Path, archive: Path | None = None, accept: bool = False) -> None:
@@ -142,9 +143,8 @@ def fetch_cifar(name: str, path: Path, archive: Path | None = None, accept: bool
             log.warning("%s; it is used all the same", text)
         _unpack(archive, name, path)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise UsageError(
-            f"cannot get {name} into {path}: {error}; with {reader.filename} on disk, use --archive"
-        ) from error
+        other = f"with {reader.filename} on disk, use --archive; with folders of images, train by --dataset folder"
+        raise UsageError(f"cannot get {name} into {path}: {error}; {other}") from error
     read_cifar(name, path, train=False, accept=accept)
 
 

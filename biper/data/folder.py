@@ -1,6 +1,7 @@
 """Image folders, `train/<class>/*` and `test/<class>/*` or `val/<class>/*`, decoded once into memory."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,10 @@ def find_split(path: Path, train: bool) -> Path:
     for name in names:
         if (path / name).is_dir():
             return path / name
-    raise UsageError(f"no folder {' or '.join(names)} in {path}: expected {names[0]}/<class>/<image>")
+    text = f"no folder {' or '.join(names)} in {path}: expected {names[0]}/<class>/<image>"
+    if any((path.parent / name).is_dir() for name in names):
+        text += f"; did you mean --data_path {shlex.quote(str(path.parent))}?"
+    raise UsageError(text)
 
 
 def list_classes(folder: Path) -> tuple[str, ...]:

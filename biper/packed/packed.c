@@ -597,17 +597,23 @@ static void note_wait(double worked, double waited) {
     atomic_store(&alone, more);
 }
 
-/* Fewer images than threads: all work on one. 0, or -1 if there is no memory. */
+/* Fewer images than threads: all work on one, if its divided instructions have shares enough for another thread to come in
+ * time, which takes it some tens of microseconds. 0, or -1 if there is no memory. */
+#ifndef ENOUGH_SHARES
+#define ENOUGH_SHARES 16
+#endif
 static int run_together(const Job *job, int64_t threads) {
-    int64_t count = job->header->instructions, gathered_bytes = job->run.gathered_bytes, most_shares = 1;
+    int64_t count = job->header->instructions, gathered_bytes = job->run.gathered_bytes, divided = 0;
     int64_t *shares = malloc(count * sizeof(int64_t));
     char *memory = aligned_alloc(64, job->header->scratch + threads * gathered_bytes);
     double begun = seconds(), finished = begun;
     Board board = {0};
     if (shares && memory) {
-        for (int64_t i = 0; i < count; i++)
-            most_shares = most(most_shares, shares[i] = shares_of(instruction_of(job, i), threads));
-        threads = most_shares > 1 ? 1 + helpers(threads) : 1;
+        for (int64_t i = 0; i < count; i++) {
+            shares[i] = shares_of(instruction_of(job, i), threads);
+            if (shares[i] > 1) divided += shares[i];
+        }
+        threads = divided >= ENOUGH_SHARES ? 1 + helpers(threads) : 1;
         if (threads == 1)
             for (int64_t i = 0; i < count; i++) shares[i] = 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)

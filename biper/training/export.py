@@ -280,5 +280,5 @@ def _log_facts(f: Facts) -> None:
     size = f"{f.packed_bytes:,}"
     log.info("%s: %s bytes, %.1f times smaller than the network in float32", f.packed, size, f.times_smaller)
     for s in f.speeds:
-        text = "%d image(s), %d threads: %.2f ms, in float32 %.2f ms: %.1f times as fast (%s)"
+        text = "%d image(s), %d threads: %.2f ms, before packing %.2f ms: %.1f times as fast (%s)"
         log.info(text, s.images, f.threads, s.packed_ms, s.float32_ms, s.times_as_fast, f.computes)

@@ -97,7 +97,7 @@ def _batches(packed: PackedNetwork, settings: Settings, required: bool) -> Batch
     except UsageError as error:
         if required:
             raise
-        log.info("run on random images, because: %s", error)
+        log.info("compared on random images, as there are no test images here (%s)", error)
         generator = torch.Generator().manual_seed(0)
         return iter([(torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator), None)])
     return loaders.test.epoch()
