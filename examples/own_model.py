@@ -18,7 +18,7 @@ import biper
 def main(folder: Path = Path("own_model"), steps: int = 4) -> None:
     """Every step is checked against the one before: all of them compute the same."""
     torch.manual_seed(0)
-    images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
 
     model = biper.convert(torchvision.models.resnet18(num_classes=10), weight_quantizer=biper.Sine(freq=20.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -113,11 +113,12 @@ def ablated(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(studies, "FREQUENCIES", (5.0, 40.0))  # of five, to save time
     folder = tmp_path_factory.mktemp("ablated")
-    argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "out"]
+    recipe = write_recipe(folder, {"validation": 1000}, validation=1000)  # few training images, to save time
+    argv = [recipe, "--epochs", 1, 1, "--results_dir", folder / "out"]
     ablation_main([str(a) for a in argv])
     for run in ("freq_20", "fresh_start"):  # of the first seed, which is there already
         shutil.copytree(folder / "out" / "runs" / run, folder / "two" / "runs" / run)
-    argv = [write_recipe(folder), "--epochs", 1, 1, "--results_dir", folder / "two", *SEEDS, "--studies", "warm_start"]
+    argv = [recipe, "--epochs", 1, 1, "--results_dir", folder / "two", *SEEDS, "--studies", "warm_start"]
     ablation_main([str(a) for a in argv])
     yield folder
     patch.undo()

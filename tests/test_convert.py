@@ -71,9 +71,9 @@ def test_from_a_model_to_a_packed_file(name, tmp_path):
     build, size = MODELS[name]
     model = biper.convert(build(), weight_quantizer=biper.Sine(20.0), verbose=False)
     before = [p.clone() for p in model.parameters()]
-    train(model, size, 10)
+    train(model, size, 4)
     biper.binarize_(model)
-    train(model, size, 10)
+    train(model, size, 4)
     assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     x = torch.randn(5, 3, size, size)
     with torch.no_grad():

@@ -34,7 +34,8 @@ def test_random_areas_have_the_distribution_of_torchvision(size):
     view, random, count = RandomArea(224), np.random.default_rng(0), 4000
     ours = np.array([view.window(*size, random).region for _ in range(count)], float)
     crop = transforms.RandomResizedCrop.get_params
-    theirs = np.array([crop(image(*size), view.area, view.shape) for _ in range(count)], float)[:, [1, 0, 3, 2]]
+    picture = image(*size)
+    theirs = np.array([crop(picture, view.area, view.shape) for _ in range(count)], float)[:, [1, 0, 3, 2]]
     for left, top, width, height in (ours.T, theirs.T):
         assert (left >= 0).all()
         assert (top >= 0).all()

@@ -39,8 +39,9 @@ def published(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize(("family", "name"), NAMES)
+@pytest.mark.parametrize(
+    ("family", "name", "prefix"), [*((*name, "") for name in NAMES), ("cifar10", "resnet20_1w1a", "module.")]
+)
 def test_every_published_model_loads_with_the_freq_of_its_config(published, family, name, prefix):
     config = f"2024-04-01 10:00:00\n\nmodel:  x\nfreq:  20.0\ndataset:  {family}\ntau:  0.0468\n"
     model = load_checkpoint(published(name, prefix, config, family))

@@ -46,12 +46,12 @@ def check(done, cases):
 
 
 def test_as_it_is_installed(tmp_path):
-    check(run(compiled(tmp_path, "-O3", "-fno-math-errno"), 3000, 1), 3000)
+    check(run(compiled(tmp_path, "-O3", "-fno-math-errno"), 1500, 1), 1500)
 
 
 def test_addresses_leaks_and_undefined_behaviour(tmp_path):
     program = compiled(tmp_path, *SANITIZED)
-    done = run(program, 500, 10_000)
+    done = run(program, 250, 10_000)
     if NO_LEAKS in done.stderr:
-        done = run(program, 500, 10_000, ASAN_OPTIONS="detect_leaks=0")
-    check(done, 500)
+        done = run(program, 250, 10_000, ASAN_OPTIONS="detect_leaks=0")
+    check(done, 250)

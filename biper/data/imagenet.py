@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torchvision.datasets import imagenet as torchvision_imagenet
 from tqdm import tqdm
 
 from biper.data.crops import Centre, RandomArea, View
@@ -30,7 +29,9 @@ SHORTER = 256  # of an image's sides in evaluation, of which the central 224 pix
 
 def archive_name(kind: str) -> tuple[str, str]:
     """The file name and the MD5 sum of an archive: 'train', 'val' or 'devkit'."""
-    name, md5 = torchvision_imagenet.ARCHIVE_META[kind]
+    from torchvision.datasets.imagenet import ARCHIVE_META  # here, as it takes as long to load as torch itself
+
+    name, md5 = ARCHIVE_META[kind]
     return str(name), str(md5)
 
 
@@ -94,10 +95,12 @@ def require_md5(file: Path, expected: str, note: Path) -> None:
 
 def read_devkit(archive: Path) -> tuple[list[str], dict[str, str]]:
     """The class of every validation image, and the classes in words, from the development kit."""
+    from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
+
     with TemporaryDirectory() as folder:
         shutil.copy(archive, folder)
-        torchvision_imagenet.parse_devkit_archive(folder)
-        words, labels = torchvision_imagenet.load_meta_file(folder)
+        parse_devkit_archive(folder)
+        words, labels = load_meta_file(folder)
     return list(labels), {wnid: ", ".join(names) for wnid, names in words.items()}
 
 
