@@ -2,6 +2,7 @@
 # The suite under what differs between machines: vector instructions, threads, a compiler or none, the oldest supported
 # Python and torch. A line for each way at the end, and a log of each in test_matrix/.
 # Further arguments go to pytest: bash scripts/test_matrix.sh tests/test_distributed.py
+# With ONLY the ways whose names contain it: ONLY='torch 2.6' bash scripts/test_matrix.sh
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment dev
@@ -16,6 +17,7 @@ table=$logs/table.txt
 way() {
     local name=$1 used=$2 start=$SECONDS result=passed
     shift 2
+    [[ $name == *"${ONLY:-}"* ]] || return 0
     echo "== $name"
     env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$@" "$used" -m pytest -p no:cacheprovider \
         --numprocesses=3 --dist=worksteal "${tests[@]}" >"$logs/${name// /_}.log" 2>&1 || result=FAILED
@@ -55,6 +57,7 @@ way "2 threads" "$python" OMP_NUM_THREADS=2
 way "4 threads" "$python" OMP_NUM_THREADS=4
 way "no compiler" "$python" CC= "PATH=$(without_compiler)" "XDG_CACHE_HOME=$logs/cache"
 while read -r version vision; do # the oldest, and the one whose compiler loses gradients (docs/performance.md)
+    [[ "torch $version" == *"${ONLY:-}"* ]] || continue
     if other=$(with_torch "$version" "$vision"); then
         way "torch $version on $("$other" --version)" "$other" </dev/null
     else

@@ -170,7 +170,8 @@ def failing(copy: Path, tests: list[str]) -> str | None:
         process.wait()
     cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
     wrong = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    return _name(wrong[0]) if wrong else ""
+    named = [_name(case) for case in wrong if "." in case.get("classname", "")]  # one that could not be read has none
+    return named[0] if named else ""
 
 
 def _name(case: ElementTree.Element) -> str:

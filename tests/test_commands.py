@@ -16,7 +16,7 @@ from conftest import ROOT, TINY
 from biper.models.checkpoint import read_checkpoint
 from biper.training.checkpoint import BEST, LATEST
 
-KILLS = 3
+KILLS = 2
 SCRIPTS = (
     "ablation.py",
     "cifar10/dataset/download.py",

@@ -94,8 +94,9 @@ def test_zeros_are_added_behind_the_signs():
 
 
 @needs("qonnx")
-@pytest.mark.parametrize("name", [*NAMES, "resnet20_1w32a"])
+@pytest.mark.parametrize("name", [*(n for n in NAMES if n != "resnet34_1w1a"), "resnet20_1w32a"])
 def test_logits_of_every_architecture(name):
+    """But ResNet-34's, which has ResNet-18's blocks."""
     packed = pack(network(name))
     require_equal(packed, qonnx_contents(packed, size_of(name)), torch.randn(2, 3, size_of(name), size_of(name)))
 
