@@ -160,14 +160,18 @@ def failing(copy: Path, tests: list[str]) -> str | None:
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     process = subprocess.Popen(command, cwd=copy, env=environment, **streams)
     try:
-        if not process.wait(60 + 4 * BUDGET):
-            return None
+        status = process.wait(60 + 4 * BUDGET)
     except subprocess.TimeoutExpired:
         return ""
     finally:
         for pid in of_session(process.pid):  # what tests have started too
             os.kill(pid, signal.SIGKILL)
         process.wait()
+    whole = sorted({test.split("[")[0] for test in tests})
+    if status == pytest.ExitCode.USAGE_ERROR and whole != tests:  # a name that depends on what else is collected
+        return failing(copy, whole)
+    if not status:
+        return None
     cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
     wrong = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     named = [_name(case) for case in wrong if "." in case.get("classname", "")]  # one that could not be read has none

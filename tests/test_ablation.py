@@ -137,6 +137,7 @@ def test_every_study_has_its_table_and_picture(ablated):
         text = (out / f"{name}.md").read_text()
         assert all(f"| {variant} |" in text for variant in variants)
         assert "python ablation.py tiny.yaml --seeds 0 --epochs 1 1\n" in text
+        assert "| stage 1: QE | stage 2: QE |" in text
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -195,8 +196,9 @@ def test_no_table_loses_a_seed(ablated, command, tmp_path):
 def test_runs_are_shared_and_not_repeated(ablated, command):
     before = checkpoints(ablated / "out")
     argv = [ablated / "tiny.yaml", "--epochs", 1, 1, "--results_dir", ablated / "out"]
-    code, _, err = command(*argv, entry=ablation_main)
+    code, out, err = command(*argv, entry=ablation_main)
     assert code == 0, err
+    assert f"resnet20_1w1a on scikit-learn's digits: 1 + 1 epochs, seeds 0, results in {ablated / 'out'}" in out
     assert checkpoints(ablated / "out") == before
     stages1 = [path for path in before if (path.parent.name, path.name) == ("stage1", LATEST)]
     assert len(stages1) == 3 + 2 + 2  # frequencies, the regularizer's other forms, stage 1's other learning rates

@@ -177,6 +177,30 @@ def test_blocks_of_imagenet_equal_the_packed_ones(tmp_path):
     torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
 
 
+class Oblong(nn.Module):
+    """Maps whose heights are not their widths."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"padding": 1, "weight_quantizer": biper.SquareWave(20.0)}
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, (2, 1), 1, bias=False), nn.BatchNorm2d(16), nn.Hardtanh())
+        self.hidden = nn.Sequential(BinaryConv2d(16, 32, 3, (1, 2), **options), nn.BatchNorm2d(32), nn.Hardtanh())
+        self.end = nn.Sequential(BinaryConv2d(32, 32, 3, (2, 1), **options), nn.BatchNorm2d(32), nn.Hardtanh())
+        self.mean, self.last = nn.AdaptiveAvgPool2d(1), nn.Linear(32, 7)
+
+    def forward(self, x):
+        return self.last(torch.flatten(self.mean(self.end(self.hidden(self.stem(x)))), 1))
+
+
+@needs_compiler
+def test_oblong_maps_equal_the_packed_ones(tmp_path):
+    torch.manual_seed(0)
+    packed = pack(settled(Oblong(), 24))
+    native = NativeNetwork(packed, export_c(packed, tmp_path / "c", image_size=24), tmp_path / "c")
+    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
+
+
 POINTERS = "alpha bias gain shift before slope after threshold integers turned"
 NUMBERS = (
     "height width channels out_height out_width out_channels kernel_h kernel_w stride_h stride_w pad_h pad_w "

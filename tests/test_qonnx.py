@@ -22,6 +22,7 @@ from biper.nn.layers import binary_layers
 from biper.nn.quantizers import SquareWave
 from biper.packed.pack import pack
 from biper.packed.qonnx import export_qonnx, qonnx_contents, rounded
+from biper.packed.qonnx_writer import round_weight, weight_scale
 
 NAMES = [name for name in biper.list_models("cifar10") if name.endswith("_1w1a")]
 OWN = {"padding": 1, "weight_quantizer": SquareWave(20.0)}
@@ -163,6 +164,14 @@ def test_bits_of_real_layers(bits):
     assert len(steps.mul(2 ** (bits - 1) - 1).round().unique()) <= 2**bits - 1
     assert not torch.equal(few.network.conv1.weight, packed.network.conv1.weight)
     require_equal(few, contents, torch.randn(3, 3, 9, 9))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_the_largest_weight_has_the_largest_integer(bits):
+    weight = torch.randn(4, 3, 3, 3)
+    integers = round_weight(weight, bits) / weight_scale(weight, bits)
+    torch.testing.assert_close(integers.abs().amax((1, 2, 3)), torch.full((4,), 2.0 ** (bits - 1) - 1))
+    torch.testing.assert_close(integers, integers.round())
 
 
 @needs("qonnx")

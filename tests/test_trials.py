@@ -78,7 +78,9 @@ def test_the_better_half_goes_on_for_twice_as_long(flags, command, tmp_path):
     ends = {"slow end": {"stage2": {"lr": 1e-9}}, "fast end": {"stage2": {"lr": 0.1, "epochs": 4}}}
     (tmp_path / "choices.yaml").write_text(yaml.safe_dump(ends, sort_keys=False))
     flags = [*flags, "--halvings", 1, "--results_dir", out]
-    assert command(*flags, entry=ablation_main)[0] == 0
+    code, printed, _ = command(*flags, entry=ablation_main)
+    assert code == 0
+    assert "== round 1 of 2: 1 + 1 epochs" in printed
     table = rows(out / "halving.csv")
     first = {row["variant"]: float(row["mean"]) for row in table if row["round"] == "1"}
     assert set(first) == {"recipe", *ends}

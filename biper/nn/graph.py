@@ -31,7 +31,7 @@ class Tracer(fx.Tracer):
     """Stays out of our layers, and of `leaves`."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=(F.avg_pool2d,))  # torch 2.6 takes no size there that is being traced
         self.leaves = (BinaryConv2d, BinaryLinear, RealConv2d, RealLinear, *leaves)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -59,6 +59,9 @@ def trace(
             for name in now.keys() - then.keys():
                 del now[name]
             now.update({name: value for name, value in then.items() if now.get(name) is not value})
+    for node in graph.nodes:
+        if node.target is F.avg_pool2d:
+            node.meta.pop("is_wrapped", None)  # else modules of this graph have it wrapped by a name that is nowhere
     modules = dict(network.named_modules())
     for node in list(graph.nodes) if plain else ():
         _as_function(node, modules)

@@ -11,6 +11,7 @@ from biper.nn.layers import BinaryConv2d, BinaryLayer, BinaryLinear
 from biper.nn.norms import Norm, fold_norm
 from biper.packed.bits import bits_shape, output_size, pack_bits, unpack_bits
 from biper.packed.operator import binary_conv2d
+from biper.packed.runtime import EPSILON
 
 
 class PackedConv2d(nn.Module):
@@ -180,7 +181,7 @@ class FoldedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, ...), and so is what comes out."""
         mean, variance = torch.zeros_like(self.shift), torch.ones_like(self.gain)
-        return F.batch_norm(x, mean, variance, self.gain, self.shift, False, 0.0, 0.0)
+        return F.batch_norm(x, mean, variance, self.gain, self.shift, False, 0.0, EPSILON)
 
 
 def threshold_of(layer: BinaryLayer) -> Tensor | None:

@@ -12,6 +12,11 @@ from biper.packed.bits import bits_shape, output_size, unpack_bits
 from biper.packed.program import NOWHERE, After, Compiled, Geometry, Program, Value
 
 CHANNELS_LAST = torch.channels_last
+# written down, as torch 2.6 knows no `list[int]` from which it could tell
+SCHEMA = (
+    "(Tensor x, Tensor bits, Tensor alpha, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt groups, "
+    "bool binary_activations, Tensor? bias=None, SymInt[]? dilation=None, Tensor? threshold=None) -> Tensor"
+)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -20,7 +25,7 @@ def _layout(x: Tensor) -> torch.memory_format:
     return CHANNELS_LAST if last else torch.contiguous_format
 
 
-@torch.library.custom_op("biper::binary_conv2d", mutates_args=())
+@torch.library.custom_op("biper::binary_conv2d", mutates_args=(), schema=SCHEMA)
 def binary_conv2d(
     x: Tensor,
     bits: Tensor,

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PATHS = {"plain": 0, "avx2": 1, "avx512": 2, "neon": 3}
 CHOICE = "BIPER_POPCOUNT"  # environment variable: one of PATHS, or torch
 TORCH = "torch"
+EPSILON = 1e-30  # of batch norms whose variance is 1, to which it adds nothing; torch 2.11 takes no 0
 Addresses = ctypes.Array[ctypes.c_void_p]
 
 
@@ -73,7 +74,7 @@ def fused() -> bool:
     """Whether torch's batch norm rounds `x*gain + shift` once on this machine, and not the product too."""
     x = torch.tensor([[1 + 2.0**-12]], dtype=torch.float32, device="cpu")
     ones = torch.ones_like(x[0])
-    return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, 0.0).item() != 2.0**-11)
+    return bool(F.batch_norm(x, 0 * ones, ones, x[0], -ones, False, 0.0, EPSILON).item() != 2.0**-11)
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> Addresses:
