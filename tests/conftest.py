@@ -23,6 +23,7 @@ RUN = ["-a", "resnet18_1w1a", "--image_size", 32, "-b", 6, "-bt", 4, "--freq", 2
 TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b", "256", "--freq", "20", "--lr", "0.05"]
 
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 gc.freeze()  # torch and all else that is imported stays, so that nobody looks through it for what could go
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 

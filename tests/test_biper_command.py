@@ -218,7 +218,7 @@ def test_a_quantizer_that_was_not_imported_says_how(shell, own):
             "there is a quantizer 'recu' already",
         ),
         ("import beside_it\n", ", line 1: SyntaxError: invalid syntax (beside_it.py, line 1)"),
-        (b"\x00\x01", "SyntaxError: source code string cannot contain null bytes"),
+        (b"\x00\x01", "Error: source code string cannot contain null bytes"),
         (b"\xff\xfe = 3", "SyntaxError"),
     ],
 )

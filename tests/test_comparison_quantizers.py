@@ -56,6 +56,10 @@ def published(name, w, progress):
     return with_gradient(sign(r), r), r
 
 
+def test_weights_that_are_all_equal_have_a_scale_of_one():
+    torch.testing.assert_close(IRNet().scale(torch.full((2, 3, 3, 3), 0.5)).flatten(), torch.ones(2))
+
+
 @pytest.mark.parametrize("progress", PROGRESS)
 @pytest.mark.parametrize("kind", [XNOR, IRNet, ReCU], ids=lambda kind: kind.name)
 def test_weights_are_the_papers(kind, progress):

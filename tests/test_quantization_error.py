@@ -33,6 +33,8 @@ def test_sums_are_the_published_ones():
     assert len(error.layers) == 18
     assert error.qe == pytest.approx(sum((s - s.sign()).abs().mean().item() for s in sines), rel=1e-6)
     assert error.b == pytest.approx(sum(w.abs().mean().item() for w in weights), rel=1e-6)
+    shares = [((s - s.abs().mean() * s.sign()).square().mean() / s.square().mean()).item() for s in sines]
+    assert error.relative == pytest.approx(sum(shares) / 18, rel=1e-5)
 
 
 def test_both_stages_of_the_same_weights_have_the_same_error():

@@ -129,6 +129,7 @@ def test_without_the_kernels_the_forward_pass_in_bfloat16_is_float32s_too():
     assert min(F.cosine_similarity(*pair, dim=0) for pair in zip(gradients, our_gradients, strict=True)) > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # as torch 2.11 says of every profile
 def test_nothing_of_a_fused_binary_network_stays_a_pass_of_its_own():
     network = create_model("resnet20_1w1a")
     with torch.profiler.profile() as profile:
@@ -404,6 +405,7 @@ def test_the_number_of_threads_changes_nothing(inputs):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # as torch 2.11 says of every profile
 def test_nothing_of_reactnet_stays_a_pass_of_its_own():
     network = create_model("resnet20_react_1w1a")
     with torch.profiler.profile() as profile:

@@ -5,7 +5,6 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d  # by this name torch 2.6 traces it, too: see nn/graph.py
 
 from biper.models.blocks import Block, DoubleSkip
 from biper.models.registry import Network, Precision, register_model
@@ -18,7 +17,7 @@ def match_shape(x: Tensor, missing: int, stride: int) -> Tensor:
     (N, C, H, W) -> (N, C + missing, H/stride, W/stride), rounded up as a padded convolution of that stride rounds.
     """
     if stride != 1:
-        x = avg_pool2d(x, stride, ceil_mode=True)
+        x = F.avg_pool2d(x, stride, ceil_mode=True)
     return F.pad(x, (0, 0, 0, 0, missing // 2, missing // 2)) if missing else x
 
 
@@ -79,7 +78,7 @@ class CifarResNet(Network):
         x = self.stem_activation(self.bn1(self.conv1(x)))
         for name in self.layers:
             x = getattr(self, name)(x)
-        x = avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
         logits: Tensor = self.linear(self.bn2(x))
         return logits
 

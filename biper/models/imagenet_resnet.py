@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d  # by this name torch 2.6 traces it, too: see nn/graph.py
 
 from biper.models.blocks import DoubleSkip, without_weight_decay
 from biper.models.registry import Network, Precision, register_model
@@ -91,7 +90,7 @@ class ImageNetResNet(Network):
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for name in self.layers:
             x = getattr(self, name)(x)
-        x = avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
+        x = F.avg_pool2d(x, x.shape[2:]).flatten(1)  # (N, C, H, W) -> (N, C)
         logits: Tensor = self.fc(self.bn2(x))
         return logits
 
@@ -126,7 +125,7 @@ class ReActResNet(Network):
         x = F.max_pool2d(self.bn1(self.conv1(x)), 3, stride=2, padding=1)
         for name in self.layers:
             x = getattr(self, name)(x)
-        logits: Tensor = self.fc(avg_pool2d(x, x.shape[2:]).flatten(1))
+        logits: Tensor = self.fc(F.avg_pool2d(x, x.shape[2:]).flatten(1))
         return logits
 
 

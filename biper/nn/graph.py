@@ -5,7 +5,8 @@ Both who run a network fast, in training (cpu/) and packed (packed/), rewrite th
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Tracer(fx.Tracer):
     """Stays out of our layers, and of `leaves`."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
-        super().__init__(autowrap_functions=(F.avg_pool2d,))  # torch 2.6 takes no size there that is being traced
+        super().__init__()
         self.leaves = (BinaryConv2d, BinaryLinear, RealConv2d, RealLinear, *leaves)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -53,20 +54,42 @@ def trace(
     """
     before = [(vars(module), dict(vars(module))) for module in network.modules()]
     try:
-        graph = Tracer(leaves).trace(network)
+        graph = _traced(network, leaves)
     finally:
         for now, then in before:
             for name in now.keys() - then.keys():
                 del now[name]
             now.update({name: value for name, value in then.items() if now.get(name) is not value})
-    for node in graph.nodes:
-        if node.target is F.avg_pool2d:
-            node.meta.pop("is_wrapped", None)  # else modules of this graph have it wrapped by a name that is nowhere
     modules = dict(network.named_modules())
     for node in list(graph.nodes) if plain else ():
         _as_function(node, modules)
         _out_of_place(node, modules, (*FRESH, BinaryConv2d, BinaryLinear, *fresh))
     return graph
+
+
+def _traced(network: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.Graph:
+    try:
+        return Tracer(leaves).trace(network)
+    except TypeError:  # of torch 2.6, where a mean is taken over sizes that are being traced
+        with _pooling_over_traced_sizes():
+            return Tracer(leaves).trace(network)
+
+
+@contextmanager
+def _pooling_over_traced_sizes() -> Iterator[None]:
+    """Context: F.avg_pool2d takes sizes that are being traced, in this version of torch, too."""
+    pool = F.avg_pool2d
+
+    def traced(x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if isinstance(x, fx.Proxy):
+            return x.tracer.create_proxy("call_function", pool, (x, *args), kwargs)
+        return pool(x, *args, **kwargs)
+
+    F.avg_pool2d = traced  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.avg_pool2d = pool
 
 
 def module_of(node: fx.Node, modules: Modules) -> nn.Module | None:
