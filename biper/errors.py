@@ -139,7 +139,7 @@ def _named(error: BaseException) -> str:
 
 def run_command(command: Callable[[], None]) -> None:
     """Run a command. Exits with 1 (it went wrong), 2 (bad input) or 128 + signal if it fails."""
-    gc.set_threshold(20_000)  # by the usual 700, a sixth of torch's import is spent on looking for what is not there
+    gc.set_threshold(20_000)  # of Python's own, a sixth of torch's import goes into finding no garbage
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     before, sys.stdout = sys.stdout, cast(TextIO, Output(sys.stdout))

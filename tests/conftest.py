@@ -24,8 +24,8 @@ TINY = ["--dataset", "digits", "--image_size", "8", "-a", "resnet20_1w1a", "-b",
 
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
-gc.freeze()  # torch and all else that is imported stays, so that nobody looks through it for what could go
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
+gc.freeze()  # torch and all else that is imported stays: the garbage collector need not look at it again and again
 
 
 def has_compiler() -> bool:

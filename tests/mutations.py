@@ -125,7 +125,10 @@ def record(folder: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     environment |= {"MUTATIONS_COVERAGE": str(settings), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags]
-    subprocess.run(command, cwd=ROOT, env=environment, check=False)  # a test that fails is not asked later
+    ended = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if ended.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # of those `is_found` leaves out
+        (folder / "times.xml").unlink(missing_ok=True)
+        sys.exit(f"error: the suite could not be recorded: pytest ended with {ended.returncode}")
 
 
 def covering(folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, float]]:

@@ -128,7 +128,7 @@ class TestCompiled:
     def step(self, forward, x):
         F.cross_entropy(forward(x), torch.arange(len(x))).backward()
 
-    @pytest.mark.skipif(TORCH < (2, 7), reason="it fails on this network, and training goes on without it")
+    @pytest.mark.skipif(TORCH < (2, 7), reason="torch 2.6's compiler fails on this network")
     @pytest.mark.parametrize("amp", [False, True])
     def test_gradients_and_the_last_batch(self, caplog, amp):
         caplog.set_level(logging.INFO, "biper")

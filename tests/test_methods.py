@@ -41,7 +41,7 @@ def flags_of(method):
 @needs_compiler
 @pytest.mark.parametrize("method", METHODS, ids="-".join)
 def test_it_learns_resumes_exactly_and_is_packed(method, command, monkeypatch, tmp_path):
-    flags = [*TINY, "--epochs", 2, "--from_scratch", *flags_of(method)]
+    flags = [*TINY, "--epochs", 3, "--from_scratch", *flags_of(method)]
     code, out, err = command(*flags, "--results_dir", tmp_path / "whole", stage=2)
     assert code == 0, err
     assert "slower" not in out + err  # the fast path knows it

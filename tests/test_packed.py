@@ -61,7 +61,7 @@ def test_logits_and_predictions_equal_the_training_networks(family, name, monkey
         for way in WAYS:
             monkeypatch.setenv(kernels.CHOICE, way)
             found = packed(x)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=way)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=lambda text, way=way: f"{way}: {text}")
             assert torch.equal(found.argmax(1), expected.argmax(1)), way
 
 

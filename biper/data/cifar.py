@@ -143,7 +143,7 @@ def fetch_cifar(name: str, path: Path, archive: Path | None = None, accept: bool
             log.warning("%s; it is used all the same", text)
         _unpack(archive, name, path)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        other = f"with {reader.filename} on disk, use --archive; with folders of images, train by --dataset folder"
+        other = f"with {reader.filename} on disk, use --archive; with folders of images, train with --dataset folder"
         raise UsageError(f"cannot get {name} into {path}: {error}; {other}") from error
     read_cifar(name, path, train=False, accept=accept)
 

@@ -31,7 +31,7 @@ def find_split(path: Path, train: bool) -> Path:
         if (path / name).is_dir():
             return path / name
     text = f"no folder {' or '.join(names)} in {path}: expected {names[0]}/<class>/<image>"
-    if any((path.parent / name).is_dir() for name in names):
+    if path.name in ("train", "test", "val") and any((path.parent / name).is_dir() for name in names):
         text += f"; did you mean --data_path {shlex.quote(str(path.parent))}?"
     raise UsageError(text)
 

@@ -19,6 +19,8 @@ Modules = Mapping[str, nn.Module]
 Part = tuple[str, fx.Node]  # of a chain: what a node is in it
 FRESH = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, RealConv2d, RealLinear)  # their results are new tensors
 FRESH_FUNCTIONS = (operator.add, torch.add, F.hardtanh, F.relu, F.relu6, F.avg_pool2d, F.max_pool2d, torch.cat)
+AVERAGE = F.avg_pool2d
+TRACES_SIZES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)  # which is what was tried
 ADDITIONS = (operator.add, torch.add)
 IN_PLACE = {  # functions that write into their first argument, and those that do the same into a new tensor
     operator.iadd: operator.add,
@@ -54,7 +56,8 @@ def trace(
     """
     before = [(vars(module), dict(vars(module))) for module in network.modules()]
     try:
-        graph = _traced(network, leaves)
+        with _pooling_over_traced_sizes():
+            graph = Tracer(leaves).trace(network)
     finally:
         for now, then in before:
             for name in now.keys() - then.keys():
@@ -67,29 +70,23 @@ def trace(
     return graph
 
 
-def _traced(network: nn.Module, leaves: tuple[type[nn.Module], ...]) -> fx.Graph:
-    try:
-        return Tracer(leaves).trace(network)
-    except TypeError:  # of torch 2.6, where a mean is taken over sizes that are being traced
-        with _pooling_over_traced_sizes():
-            return Tracer(leaves).trace(network)
-
-
 @contextmanager
 def _pooling_over_traced_sizes() -> Iterator[None]:
-    """Context: F.avg_pool2d takes sizes that are being traced, in this version of torch, too."""
-    pool = F.avg_pool2d
+    """Context: `F.avg_pool2d`, called as that, takes sizes that are being traced by older versions of torch, too."""
+    if TRACES_SIZES:
+        yield
+        return
 
-    def traced(x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if isinstance(x, fx.Proxy):
-            return x.tracer.create_proxy("call_function", pool, (x, *args), kwargs)
-        return pool(x, *args, **kwargs)
+    def traced(input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if isinstance(input, fx.Proxy):
+            return input.tracer.create_proxy("call_function", AVERAGE, (input, *args), kwargs)
+        return AVERAGE(input, *args, **kwargs)
 
-    F.avg_pool2d = traced  # type: ignore[assignment]
+    F.avg_pool2d = traced
     try:
         yield
     finally:
-        F.avg_pool2d = pool
+        F.avg_pool2d = AVERAGE
 
 
 def module_of(node: fx.Node, modules: Modules) -> nn.Module | None:

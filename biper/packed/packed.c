@@ -597,8 +597,8 @@ static void note_wait(double worked, double waited) {
     atomic_store(&alone, more);
 }
 
-/* Fewer images than threads: all work on one, if its divided instructions have shares enough for another thread to come in
- * time, which takes it some tens of microseconds. 0, or -1 if there is no memory. */
+/* Fewer images than threads: all work on one, if it has enough shares that another thread, which takes some tens of
+ * microseconds to start, still finds work. 0, or -1 if there is no memory. */
 #ifndef ENOUGH_SHARES
 #define ENOUGH_SHARES 16
 #endif
@@ -611,7 +611,7 @@ static int run_together(const Job *job, int64_t threads) {
     if (shares && memory) {
         for (int64_t i = 0; i < count; i++) {
             shares[i] = shares_of(instruction_of(job, i), threads);
-            if (shares[i] > 1) divided += shares[i];
+            if (shares[i] > 1) divided += shares_of(instruction_of(job, i), ENOUGH_SHARES);
         }
         threads = divided >= ENOUGH_SHARES ? 1 + helpers(threads) : 1;
         if (threads == 1)
