@@ -172,6 +172,8 @@ def test_the_largest_weight_has_the_largest_integer(bits):
     integers = round_weight(weight, bits) / weight_scale(weight, bits)
     torch.testing.assert_close(integers.abs().amax((1, 2, 3)), torch.full((4,), 2.0 ** (bits - 1) - 1))
     torch.testing.assert_close(integers, integers.round())
+    largest = weight.abs().amax((1, 2, 3))
+    torch.testing.assert_close(round_weight(weight, bits).abs().amax((1, 2, 3)), largest)  # nothing is clipped
 
 
 @needs("qonnx")
