@@ -147,6 +147,13 @@ def test_networks_of_cifar_equal_the_packed_ones(name, tmp_path):
     torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
 
 
+def require_equal_c(packed, size, folder):
+    """The logits of a network's C, compiled for this machine, are those of the packed network."""
+    native = NativeNetwork(packed, export_c(packed, folder, image_size=size), folder)
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
+
+
 class Blocks(nn.Module):
     """A block of each kind that ImageNet's networks are made of: groups, copies, real convolutions in the skips."""
 
@@ -170,11 +177,7 @@ class Blocks(nn.Module):
 @needs_compiler
 def test_blocks_of_imagenet_equal_the_packed_ones(tmp_path):
     torch.manual_seed(0)
-    network = settled(Blocks(), 60)
-    packed = pack(network)
-    native = NativeNetwork(packed, export_c(packed, tmp_path / "c", image_size=60), tmp_path / "c")
-    images = torch.randn(4, 3, 60, 60, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
+    require_equal_c(pack(settled(Blocks(), 60)), 60, tmp_path / "c")
 
 
 class Oblong(nn.Module):
@@ -195,10 +198,7 @@ class Oblong(nn.Module):
 @needs_compiler
 def test_oblong_maps_equal_the_packed_ones(tmp_path):
     torch.manual_seed(0)
-    packed = pack(settled(Oblong(), 24))
-    native = NativeNetwork(packed, export_c(packed, tmp_path / "c", image_size=24), tmp_path / "c")
-    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(native(images), packed(images), rtol=1e-3, atol=1e-3)
+    require_equal_c(pack(settled(Oblong(), 24)), 24, tmp_path / "c")
 
 
 POINTERS = "alpha bias gain shift before slope after threshold integers turned"
