@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from biper import places
-from biper.commands import train
+from biper.commands import evaluate, train
 from biper.commands.arguments import choose_recipe
 from biper.commands.main import COMMANDS
 from biper.commands.main import main as biper_main
@@ -104,6 +104,18 @@ def test_help_of_train_names_the_models_of_each_family():
         assert name in train.build_parser().format_help().split()
     assert "mobilenet" not in shown["cifar10"]
     assert all("DIR/train/<class>/*.jpg" in words for words in shown.values())
+
+
+def test_help_of_evaluate_leaves_out_what_changes_nothing():
+    shown = evaluate.build_parser("biper evaluate").format_help()
+    assert "--batch_size_test" in shown
+    assert "--data_path" in shown
+    assert "(default cifar10)" not in shown  # the file's
+    assert "--momentum" not in shown
+    taken = evaluate.build_parser("eval.sh", named=True).parse_args(
+        ["-e", "file", "--momentum", "0.5", "--no-regularizer"]
+    )
+    assert vars(taken) == {"evaluate": "file", "momentum": 0.5, "regularizer": False}
 
 
 def test_help_of_train_says_both_families_defaults(capsys):

@@ -40,14 +40,21 @@ class Parser(argparse.ArgumentParser):
         return given
 
 
-def add_setting(group: argparse._ArgumentGroup, name: str, default: Any = None) -> None:  # noqa: ANN401
-    """The flag of a field of Settings. default: what the help says that it is; empty values are not shown."""
+def add_setting(
+    group: argparse._ArgumentGroup,
+    name: str,
+    default: Any = None,  # noqa: ANN401
+    helped: bool = True,
+) -> None:
+    """The flag of a field of Settings. default: what the help calls so, unless empty; helped: it is in the help."""
     f: Field[Any] = SETTINGS[name]
     names = [*([f.metadata["short"]] if f.metadata["short"] else []), f"--{name}"]
     hint = get_type_hints(Settings)[name]
     text = f.metadata["text"].replace("%", "%%")
     if default not in ("", None, ()) and hint is not bool:
         text += f" (default {default})"
+    if not helped:
+        text = argparse.SUPPRESS
     if hint is bool:
         group.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
         return

@@ -10,18 +10,26 @@ from biper.errors import run_command
 from biper.training.settings import GROUPS, SETTINGS
 
 NAMED = ("-e", "--evaluate")  # the paper's way to name the file
+USED = {
+    "evaluate", "seed", "deterministic", "print_freq", "model", "freq", "quantizer", "input_quantizer", "activation",
+    "dataset", "data_path", "accept_checksums", "image_size", "validation", "workers", "use_dali", "batch_size_test",
+    "device", "gpus", "compile", "type",
+}  # fmt: skip
+UNUSED = "Settings of training are taken, too, as the paper's scripts give them; they change nothing."
 
 
 def build_parser(prog: str, named: bool = False) -> Parser:
     """The file, by its place or (named) as -e FILE, and every setting: what contradicts the file is refused."""
-    parser = Parser(prog=prog, description="Evaluate a checkpoint or a packed network. It knows network and data set.")
+    text = "Evaluate a checkpoint or a packed network. It knows network and data set: what contradicts it is refused."
+    parser = Parser(prog=prog, description=text, epilog=UNUSED)
     if not named:
         parser.add_argument("evaluate", metavar="FILE", help="a checkpoint or a packed network; -e FILE is the same")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["run"].add_argument("--config", metavar="FILE", help="YAML file with a section stage2; flags win")
     for name, f in SETTINGS.items():
         if named or name != "evaluate":
-            add_setting(groups[f.metadata["group"]], name, f.default)
+            default = f.default if f.metadata["runtime"] else None  # else it is the file's
+            add_setting(groups[f.metadata["group"]], name, default, name in USED)
     return parser
 
 
