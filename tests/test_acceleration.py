@@ -67,6 +67,12 @@ def test_gradients_in_evaluation_mode_are_the_networks_own():
     assert torch.equal(ours, theirs)
 
 
+def test_training_without_kernels_is_a_choice(command, tmp_path):
+    code, out, err = command(*TRAIN, tmp_path / "run", "--no-compile")
+    assert (code, err) == (0, "")
+    assert "plain torch" in out
+
+
 def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(no_compiler, command, tmp_path):
     code, out, err = command(*TRAIN, tmp_path / "run")
     assert (code, err) == (0, "")

@@ -225,6 +225,32 @@ def test_networks_of_ones_own(way, monkeypatch):
     assert packed.metadata is None
 
 
+class Named(nn.Module):
+    """Functions and layers that are called with their arguments' names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = biper.BinaryConv2d(3, 16, 3, padding=1, weight_quantizer=SquareWave(20.0))
+        self.conv2 = biper.BinaryConv2d(16, 16, 3, padding=1, weight_quantizer=SquareWave(20.0))
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = F.hardtanh(input=self.norm(self.conv1(x)))
+        x = torch.add(input=self.norm(input=self.conv2(input=torch.neg(input=x))), other=x)
+        x = F.avg_pool2d(input=torch.cat(tensors=[x, x], dim=1), kernel_size=2)
+        return self.head(input=torch.flatten(input=F.adaptive_avg_pool2d(input=x, output_size=1), start_dim=1))
+
+
+@torch.no_grad()
+def test_arguments_may_have_names(caplog):
+    torch.manual_seed(0)
+    own, x = Named().eval(), torch.randn(2, 3, 9, 8)
+    packed = pack(own)
+    torch.testing.assert_close(packed(x), own(x), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(packed.network(x), own(x), rtol=1e-5, atol=1e-4)  # layer by layer
+    assert "slower" not in caplog.text
+
+
 class Exact(nn.Module):
     """Binary convolutions alone: biases before a maximum, a norm, a sum and a sign; dilated and depth-wise ones."""
 

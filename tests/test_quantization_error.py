@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import biper
 from biper.commands.quantization_error import main as quantization_error_main
@@ -64,10 +65,15 @@ def test_the_error_of_others_is_that_of_their_own_weights(quantizer, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_plot(tmp_path, count):
+def test_plot(tmp_path, count, monkeypatch):
+    panels, write = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda own, *args, **how: (panels.extend(own.axes), write(own, *args, **how))
+    )
     models = [(f"checkpoint {i}", biper.create_model("resnet20_1w1a", freq=10.0 + i)) for i in range(count)]
     plot_quantization_error(models, tmp_path / "qe.png")
     assert (tmp_path / "qe.png").read_bytes()[:4] == b"\x89PNG"
+    assert [panel.has_data() for panel in panels] == [True] * (2 * count + 1)  # the last one tells the colours
 
 
 def test_command(trained, tmp_path, command):

@@ -193,6 +193,7 @@ class Odd(torch.nn.Module):
             "inplace": lambda: self.relu(self.bn1(self.conv1(x)) + x),
             "iadd": lambda: self.in_place(self.bn1(self.conv1(x)), x),
             "attribute": lambda: self.bn1(self.conv1(x)) + self.bias,
+            "named": lambda: F.hardtanh(input=self.bn1(input=self.conv1(input=x))) + x,
             "dropout": lambda: F.dropout(self.bn1(self.conv1(x)), 0.5, self.training),
         }
         out = kinds.get(self.kind, lambda: self.bn1(self.conv1(x)) + x)()
@@ -208,7 +209,7 @@ class Tanh(BinaryConv2d):
         return torch.tanh(self.weight)
 
 
-KINDS = "affine momentum memory alpha bounds broadcast inplace iadd attribute size hook subclass frozen plain"
+KINDS = "affine named momentum memory alpha bounds broadcast inplace iadd attribute size hook subclass frozen plain"
 
 
 @pytest.mark.filterwarnings("ignore:all activations are")  # of its ReLU

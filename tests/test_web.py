@@ -273,6 +273,13 @@ def test_images_are_resized_as_pillow_resizes_them(page, tmp_path):
         assert np.abs(np.subtract(found, wanted)).max() <= (height > width), case
 
 
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 16383, 16384, 2**21])
+def test_numbers_of_webassembly(number):
+    written = export._unsigned(number)
+    assert export._read_unsigned(b"\xff" + written + b"\xff", 1) == (number, 1 + len(written))
+    assert len(written) == max(1, -(-number.bit_length() // 7))
+
+
 def test_the_size_of_the_page(page):
     assert sum(path.stat().st_size for path in page.iterdir()) < 150_000
     text = "".join(path.read_text() for path in page.iterdir() if path.suffix not in (".wasm", ".bin"))

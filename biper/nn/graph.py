@@ -64,6 +64,8 @@ def trace(
                 del now[name]
             now.update({name: value for name, value in then.items() if now.get(name) is not value})
     modules = dict(network.named_modules())
+    for node in graph.nodes:
+        _by_place(node, module_of(node, modules))
     for node in list(graph.nodes) if plain else ():
         _as_function(node, modules)
         _out_of_place(node, modules, (*FRESH, BinaryConv2d, BinaryLinear, *fresh))
@@ -99,6 +101,20 @@ def described(node: fx.Node, module: nn.Module | None) -> str:
     if module is not None:
         return f"layer {node.target} ({type(module).__name__})"
     return f"the operation {getattr(node.target, '__name__', node.target)} ({node.name})"
+
+
+def _by_place(node: fx.Node, module: nn.Module | None) -> None:
+    """What is given by name alone, `norm(input=x)`: the first of it by its place, where who reads the graph looks."""
+    called = module.forward if module else node.target
+    if node.args or not node.kwargs or not callable(called):
+        return
+    try:
+        first = next(iter(inspect.signature(called).parameters), None)
+    except (TypeError, ValueError):  # a function of C
+        return
+    if first in node.kwargs:
+        node.args = (node.kwargs[first],)
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != first}
 
 
 def _as_function(node: fx.Node, modules: Modules) -> None:

@@ -191,14 +191,14 @@ class RealConv2d(nn.Conv2d):
     are exact in bfloat16, and so is their sum, an even number, up to 512. Gradients pass no sign: autocast has them.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        device = x.device.type
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        device = input.device.type
         if not torch.is_autocast_enabled(device):
-            return super().forward(x)
+            return super().forward(input)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            x = x.to(self.weight.dtype)
+            x = input.to(self.weight.dtype)
             if isinstance(self.padding, str) or self.padding_mode != "zeros":
                 return super().forward(x)
             options = (self.stride, self.padding, self.dilation, self.groups)
@@ -209,12 +209,12 @@ class RealConv2d(nn.Conv2d):
 class RealLinear(nn.Linear):
     """A full-precision classifier of a binary network: float32 under autocast too."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, in_features) -> (N, out_features)."""
-        if not torch.is_autocast_enabled(x.device.type):  # quicker: small networks wait for it
-            return super().forward(x.to(self.weight.dtype))
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, in_features) -> (N, out_features)."""
+        if not torch.is_autocast_enabled(input.device.type):  # quicker: small networks wait for it
+            return super().forward(input.to(self.weight.dtype))
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:

@@ -60,12 +60,12 @@ class PackedConv2d(nn.Module):
         dtype = self.alpha.dtype
         return unpack_bits(self.bits, self.out_channels, channels, self.kernel_size, self.groups, dtype)
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        self.output_sides(a.shape)
+    def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Conv2d calls it
+        """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        self.output_sides(input.shape)
         shape = list(self.kernel_size), list(self.stride), list(self.padding)
         how = self.groups, self.binary_activations, self.bias, list(self.dilation), self.threshold
-        out: Tensor = binary_conv2d(a, self.bits, self.alpha, *shape, *how)
+        out: Tensor = binary_conv2d(input, self.bits, self.alpha, *shape, *how)
         return out
 
     def output_sides(self, shape: Sequence[int]) -> list[int]:
@@ -134,15 +134,15 @@ class PackedLinear(nn.Module):
         shape = (self.out_features, self.in_features)
         return unpack_bits(self.bits, *shape, (1, 1), 1, self.alpha.dtype)[:, :, 0, 0]
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, ..., in_features) -> (N, ..., out_features): a convolution of images of one pixel."""
-        if a.dim() < 2 or a.shape[-1] != self.in_features:
-            raise ValueError(f"expected (N, ..., {self.in_features}), got {tuple(a.shape)}")
-        pixels, one = a.reshape(-1, self.in_features)[:, :, None, None], [1, 1]
+    def forward(self, input: Tensor) -> Tensor:  # as torch.nn.Linear calls it
+        """input: (N, ..., in_features) -> (N, ..., out_features): a convolution of images of one pixel."""
+        if input.dim() < 2 or input.shape[-1] != self.in_features:
+            raise ValueError(f"expected (N, ..., {self.in_features}), got {tuple(input.shape)}")
+        pixels, one = input.reshape(-1, self.in_features)[:, :, None, None], [1, 1]
         alpha, threshold = self.alpha[:, None, None], None if self.threshold is None else self.threshold[:, None, None]
         how = 1, self.binary_activations, self.bias, one, threshold
         out: Tensor = binary_conv2d(pixels, self.bits, alpha, one, one, [0, 0], *how)
-        return out.reshape(*a.shape[:-1], self.out_features)
+        return out.reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
@@ -178,10 +178,10 @@ class FoldedNorm(nn.Module):
         result.gain, result.shift = fold_norm(norm)
         return result
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, ...), and so is what comes out."""
+    def forward(self, input: Tensor) -> Tensor:  # as torch.nn.BatchNorm2d calls it
+        """input: (N, C, ...), and so is what comes out."""
         mean, variance = torch.zeros_like(self.shift), torch.ones_like(self.gain)
-        return F.batch_norm(x, mean, variance, self.gain, self.shift, False, 0.0, EPSILON)
+        return F.batch_norm(input, mean, variance, self.gain, self.shift, False, 0.0, EPSILON)
 
 
 def threshold_of(layer: BinaryLayer) -> Tensor | None:

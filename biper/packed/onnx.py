@@ -36,11 +36,11 @@ class FloatConv2d(nn.Module):
     bias: Tensor | None
     threshold: Tensor | None
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, C_in, H, W) -> (N, C_out, H', W')."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.binary_activations:
-            a = torch.where(a >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
-        scaled = F.conv2d(a, self.weight, None, *self.shape) * self.alpha
+            input = torch.where(input >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
+        scaled = F.conv2d(input, self.weight, None, *self.shape) * self.alpha
         return scaled if self.bias is None else scaled + self.bias[:, None, None]
 
 
@@ -60,11 +60,11 @@ class FloatLinear(nn.Module):
     bias: Tensor | None
     threshold: Tensor | None
 
-    def forward(self, a: Tensor) -> Tensor:
-        """a: (N, ..., in_features) -> (N, ..., out_features)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, ..., in_features) -> (N, ..., out_features)."""
         if self.binary_activations:
-            a = torch.where(a >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
-        scaled = F.linear(a, self.weight) * self.alpha
+            input = torch.where(input >= (0.0 if self.threshold is None else self.threshold), 1.0, -1.0)
+        scaled = F.linear(input, self.weight) * self.alpha
         return scaled if self.bias is None else scaled + self.bias
 
 
@@ -79,10 +79,10 @@ class Affine(nn.Module):
     gain: Tensor
     shift: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, ...), and so is what comes out."""
-        shape = (-1, *[1] * (x.dim() - 2))
-        return x * self.gain.view(shape) + self.shift.view(shape)
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C, ...), and so is what comes out."""
+        shape = (-1, *[1] * (input.dim() - 2))
+        return input * self.gain.view(shape) + self.shift.view(shape)
 
 
 def _floating(module: nn.Module) -> nn.Module | None:
