@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare machine to a network of one bit in one command: environment, both stages of ResNet-20 on scikit-learn's
 # handwritten digits, evaluation, quantization error, and the packed file. Everything lands in .venv and
-# quickstart_results; an earlier quickstart is replaced.
+# quickstart_results. One that was stopped goes on where it was; one that has ended is replaced.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
 [ $# = 0 ] || fail "quickstart.sh takes no arguments; train with run_stage1.sh and run_stage2.sh"
@@ -12,12 +12,20 @@ config=$root/cifar10/configs/quickstart.yaml
 stage1=$results/stage1/model_best.pth.tar
 stage2=$results/stage2/model_best.pth.tar
 packed=$results/packed.safetensors
-rm -rf "$results/stage1" "$results/stage2" "$results"/quantization_error.* "$results"/packed.*
+begun=$results/begun resume=
+if [ -e "$begun" ]; then
+    resume=--resume
+    echo "going on where the quickstart was stopped; to begin anew: rm -r $results"
+else
+    rm -rf "$results/stage1" "$results/stage2" "$results"/quantization_error.* "$results"/packed.*
+    mkdir -p "$results"
+    touch "$begun"
+fi
 
 echo; echo "== Stage 1: real weights sin(freq*w), binary activations"
-"$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1
+"$python" -u "$root/cifar10/main.py" --config "$config" --results_dir "$results" --save stage1 $resume
 echo; echo "== Stage 2: binary weights, starting from stage 1"
-"$python" -u "$root/cifar10/main_stage2.py" --config "$config" --results_dir "$results" --save stage2 --load_ckpt_stage1 "$stage1"
+"$python" -u "$root/cifar10/main_stage2.py" --config "$config" --results_dir "$results" --save stage2 --load_ckpt_stage1 "$stage1" $resume
 echo; echo "== Evaluation of the binary network"
 "$python" -u -m biper evaluate "$stage2"
 echo; echo "== Quantization error of both stages"
@@ -25,6 +33,7 @@ echo; echo "== Quantization error of both stages"
 echo; echo "== The binary network as bits: one packed file"
 "$python" -u "$root/export.py" "$stage2" -o "$packed" --facts "$results/packed.json"
 "$python" -u -m biper evaluate "$packed"
+rm "$begun"
 
 echo "== Summary"
 "$python" "$root/scripts/summarize_quickstart.py" "$results"

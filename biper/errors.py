@@ -142,6 +142,8 @@ def run_command(command: Callable[[], None]) -> None:
     gc.set_threshold(20_000)  # of Python's own, a sixth of torch's import goes into finding no garbage
     if sys.stdout is None:  # closed by whoever started this: nobody reads it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     before, sys.stdout = sys.stdout, cast(TextIO, Output(sys.stdout))
     try:
         try:
@@ -160,7 +162,7 @@ def run_command(command: Callable[[], None]) -> None:
         _discard_output()
         rank = os.environ.get("RANK", "0")
         where = "error" if rank == "0" else f"error in process {rank}"
-        print(f"{where}: {printable(_named(error))}", file=sys.stderr)
+        tell(f"{where}: {printable(_named(error))}")
         sys.exit(1 if isinstance(error, OTHERS) else 2)
     finally:
         sys.stdout = before

@@ -14,6 +14,11 @@ from biper.errors import UsageError
 PREFIX = ".biper-"  # of folders that are being written
 
 
+def real(path: Path) -> Path:
+    """Where a path leads, links followed; unlike `Path.resolve` it takes a link that leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def named_by(path: Path, temporary: Path) -> Iterator[None]:
     """Context: an OSError of what is written at a temporary place says what was to be written, `path`."""
@@ -29,16 +34,20 @@ def named_by(path: Path, temporary: Path) -> Iterator[None]:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end."""
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
+    """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end.
+
+    A link stays one, and what it leads to is written.
+    """
+    target = real(path) if path.is_symlink() else path
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}")
+    temporary = target.with_name(f".{target.name}.tmp")  # one name: a killed run leaves at most one behind
     try:
         with named_by(path, temporary):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     finally:
         with suppress(OSError):  # where nothing can be written, nothing can be removed, and the first error counts
             temporary.unlink(missing_ok=True)
@@ -62,11 +71,11 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 def require_empty(folder: Path) -> None:
     """Raise UsageError for a folder that cannot be written, or has something in it."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: give a folder that does not exist yet")
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a folder that does not exist yet")
-    if folder.resolve() == Path.cwd():
+    if real(folder) == Path.cwd():
         raise UsageError(f"{folder} is the folder of this command: give one that does not exist yet")
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
@@ -99,7 +108,7 @@ def require_file(path: Path) -> None:
 def require_different(paths: Mapping[str, Path]) -> None:
     """Raise UsageError where two of the files to be written are one. paths: by the flag."""
     for (flag, path), (other, same) in combinations(paths.items(), 2):
-        if path.resolve() == same.resolve():
+        if real(path) == real(same):
             raise UsageError(f"{flag} and {other} are both {path}: give two names")
 
 
@@ -108,9 +117,12 @@ def require_free(path: Path, ours: Callable[[Path], bool]) -> None:
 
     ours: whether a file that is there may be replaced.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    target = real(path)
+    if path.is_symlink() and target.is_symlink():
+        raise UsageError(f"{path} cannot be written: it is a link that leads to itself")
+    if target.is_dir() or not target.parent.is_dir():
         raise UsageError(f"{path} cannot be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not (path.is_file() and ours(path)):
         raise UsageError(f"{path} exists and is another kind of file: give another name")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+    if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: its folder is read-only")

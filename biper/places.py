@@ -18,10 +18,16 @@ def data_home() -> Path | None:
         return Path(os.environ[DATA]).expanduser()
     if REPOSITORY:
         return None
-    home = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (
-        home if home.is_absolute() else Path.home() / ".local" / "share"
-    ) / "biper"  # a relative one is to be ignored
+    return users_folder("XDG_DATA_HOME", ".local/share")
+
+
+def users_folder(variable: str, default: str) -> Path:
+    """biper's own in the folder that a variable of the XDG specification names, or in `default` of the user's home.
+
+    A relative one is to be ignored. Raises RuntimeError for a user without a home.
+    """
+    named = Path(os.environ.get(variable, ""))
+    return (named if named.is_absolute() else Path.home() / default) / "biper"
 
 
 def list_recipes() -> list[str]:

@@ -80,7 +80,10 @@ def test_without_a_compiler_training_goes_on_and_says_so_in_a_line(no_compiler, 
     assert "plain torch" in out
 
 
-@pytest.mark.parametrize("script", ["echo 'code.c:1: error: no such thing' >&2; exit 1", "exit 3"])
+@pytest.mark.parametrize(
+    "script",
+    ["echo 'code.c:1: error: no such thing' >&2; exit 1", "exit 3", r"printf 'code.c:1: error \377' >&2; exit 1"],
+)
 def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path, script):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{script}\n")

@@ -161,6 +161,15 @@ def test_one_bit_that_flips_is_noticed(tmp_path, kind):
     assert all(line.startswith(f"{path} is damaged") and "\n" not in line for line in refused)
 
 
+@pytest.mark.parametrize("added", [b"x", bytes(22), b"text " * 1000, bytes(100_000)])
+def test_what_is_added_behind_a_checkpoint_is_noticed(tmp_path, added):
+    path = tmp_path / "c.pth.tar"
+    save_checkpoint({"state_dict": {"x": torch.arange(3)}, "epoch": 3, "model": "x", "format": FORMAT}, path)
+    path.write_bytes(path.read_bytes() + added)
+    with pytest.raises(UsageError, match=r"c\.pth\.tar is damaged"):
+        read_checkpoint(path)
+
+
 def test_every_reader_of_torchs_files_reads_ours(tmp_path):
     save_checkpoint({"state_dict": {"x": torch.arange(3)}}, tmp_path / "c.pth.tar")
     for options in ({}, {"mmap": True}):

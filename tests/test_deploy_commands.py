@@ -272,6 +272,8 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
     assert "contradicts" in refused(exported, text, "--freq", "3", entry=predict_main)
     gone = refused(exported, tmp_path / "gone.png", entry=predict_main)
     assert gone.rstrip().endswith("cannot read the image " + str(tmp_path / "gone.png") + ": No such file or directory")
+    assert "FILE: it is empty: is a variable of the shell not set?" in refused("", text, entry=predict_main)
+    assert "IMAGE: it is empty" in refused(exported, "", entry=predict_main)
     assert "which says it" in refused(exported, "--family", "imagenet", entry=summary_main)
 
 
@@ -286,7 +288,7 @@ def test_untrained_networks_are_not_asked_what_they_see(refused, tmp_path):
     assert "does not say what data" in refused("-e", tmp_path / "net.safetensors", family=None, stage=None)
 
 
-def test_export_without_the_data_compares_on_random_images(trained, command, tmp_path):
+def test_export_without_the_data_compares_on_random_images(trained, command, refused, tmp_path, image_folder):
     contents = read_checkpoint(trained / "stage2/model_best.pth.tar")
     for part in ("metadata", "settings"):
         contents[part]["dataset"] = "folder"
@@ -298,6 +300,9 @@ def test_export_without_the_data_compares_on_random_images(trained, command, tmp
     gone = ("--data_path", tmp_path / "gone")  # but images that were asked for must be there
     code, _, err = command(tmp_path / "moved.pth.tar", "-o", tmp_path / "other", *gone, entry=export_main)
     assert (code, "is not a folder" in err) == (2, True)
+    for written in (["-o", tmp_path / "other"], ["--c", tmp_path / "c"], ["--c", tmp_path / "c", "--skips", "int8"]):
+        text = refused(tmp_path / "moved.pth.tar", *written, "--data_path", image_folder, entry=export_main)
+        assert "the checkpoint has 10 classes 0, 1, 2..., the data have 2 classes dark, light" in text
 
 
 def test_a_difference_is_an_error_and_leaves_no_file(trained, command, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import photographs
+from tqdm import tqdm
 
 from biper.data.loaders import build_loaders
 from biper.errors import OutOfMemory, ProcessLost, TrainingDiverged, UsageError, WorkerLost, run_command
@@ -73,6 +74,19 @@ def test_output_that_is_closed_is_not_missed(monkeypatch):
     log_to_console()
     run_command(lambda: log.warning("a line"))
     sys.stdout.close()
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", ">&- 2>&-"])
+def test_errors_that_cannot_be_written(shell, redirected):
+    assert shell("bash", "-c", f"{sys.executable} -m biper nonsense {redirected}").returncode == 2
+    told = shell("bash", "-c", f"{sys.executable} -m biper evaluate none 2>&-")
+    assert (told.returncode, told.stdout) == (2, "")
+
+
+def test_training_goes_on_without_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    run_command(lambda: list(tqdm(range(3))))
+    sys.stderr.close()
 
 
 def test_a_reading_process_that_is_killed(tmp_path):

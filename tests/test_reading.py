@@ -85,6 +85,8 @@ def test_good_files_are_read(reader, corpus, tmp_path):
         (lambda c: c["state_dict"].update({"bn1.bias": torch.ones(8) * 1j}), "'bn1.bias' is no dense tensor"),
         (lambda c: c["state_dict"].update({"bn1.bias": torch.ones(1).expand(10**9)}), "'bn1.bias' is no dense tensor"),
         (lambda c: c["state_dict"]["bn1.running_var"].fill_(-1.0), "bn1.running_var is negative"),
+        (lambda c: c["metadata"].update(std=[1e-300] * 3), "std"),
+        (lambda c: c["metadata"].update(mean=[1e308] * 3), "mean"),
     ],
 )
 def test_what_a_checkpoint_says_is_checked_before_a_run_goes_on(corpus, tmp_path, change, message):

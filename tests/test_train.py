@@ -117,7 +117,7 @@ def test_resume_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path, comma
     assert torch.equal(*states)
     code, out, _ = command("--results_dir", tmp_path / "cut", "--resume")  # a finished run stays as it is
     assert code == 0
-    assert "going on after 3 of 3 epochs" in out
+    assert "--resume: all 3 epochs are done" in out
     assert same_weights(tmp_path / "whole" / LATEST, tmp_path / "cut" / LATEST)
 
 
@@ -132,7 +132,8 @@ def test_a_run_that_is_extended_ends_where_one_of_so_many_epochs_ends(tmp_path, 
     for more in (1, 1, 3, 3):  # the same command again finds nothing to do
         code, out, err = command(*begun, "--resume", "--extend", more)
         assert code == 0, err
-    assert "going on after 5 of 5 epochs" in out
+    assert "--resume: all 5 epochs are done" in out
+    assert "for more epochs: --extend N" in refused("--results_dir", tmp_path / "more", "--resume", "--epochs", 9)
     assert "extended by 3 epochs already" in refused(*begun, "--resume", "--extend", 2)
     assert command("--results_dir", tmp_path / "more", "--resume")[0] == 0  # the folder knows the rest
     for name in (LATEST, BEST):

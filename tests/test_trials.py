@@ -129,6 +129,7 @@ def test_bad_input(flags, refused, tmp_path):
     flags = [*flags, "--results_dir", tmp_path / "out"]
     for argv, message in {
         ("--jobs", 0): "--jobs 0: at least 1",
+        ("--jobs", 10**11): "--jobs 100000000000: at least 1, and at most 10000",
         ("--halvings", 0): "--halvings 0: at least 1",
         ("--halvings", 2): "stage 1 of recipe has 2 epochs, too few for so many --halvings: give fewer",
         ("--halvings", 1, "--studies", "recipe", "frequency"): "give --choices FILE.yaml, and no other --studies",

@@ -10,6 +10,8 @@ from biper.commands.process import prepare_job, run_experiment
 from biper.errors import UsageError, run_command
 from biper.experiments.studies import BIPER_STUDIES, CHOICES, STUDIES
 
+MOST = 10_000  # of jobs and of halvings
+
 
 def build_parser(prog: str) -> Parser:
     """The recipe, its seeds, every setting of data and hardware, and the studies."""
@@ -38,8 +40,8 @@ def _ablate(given: dict[str, Any], prog: str) -> None:
     from biper.experiments.plan import planned
 
     for name in ("jobs", "halvings"):
-        if given.get(name, 1) < 1:
-            raise UsageError(f"--{name} {given[name]}: at least 1")
+        if not 1 <= given.get(name, 1) <= MOST:
+            raise UsageError(f"--{name} {given[name]}: at least 1, and at most {MOST}")
     choices, halvings = given.get("choices"), given.get("halvings")
     studies = given.get("studies", BIPER_STUDIES if choices is None else (CHOICES,))
     if choices is not None and CHOICES not in studies:

@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
+        self.register("type", Path, _path)
         text = "run a file of your own first, which registers a quantizer or a model; may be given several times"
         self.add_argument("--import", action="append", type=Path, metavar="FILE.py", help=text)
         self.imported: list[Path] = []
@@ -38,6 +39,12 @@ class Parser(argparse.ArgumentParser):
         for path in self.imported:
             import_file(path)
         return given
+
+
+def _path(text: str) -> Path:
+    if not text:  # which Path takes for the folder of the command
+        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
+    return Path(text)
 
 
 def add_setting(

@@ -6,6 +6,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from biper.places import users_folder
+
 SEAL = hashlib.sha256().digest_size  # bytes behind a library: the loader ignores them
 
 
@@ -15,7 +17,7 @@ def cache_folder() -> Path:
     Raises OSError, saying why, if there is neither.
     """
     try:
-        return _private(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biper")
+        return _private(users_folder("XDG_CACHE_HOME", ".cache"))
     except (OSError, RuntimeError):  # the latter where a user has no home
         return _private(Path(tempfile.gettempdir()) / f"biper-{os.getuid()}")
 

@@ -61,7 +61,7 @@ def _compile(compiler: Sequence[str], source: Path, path: Path) -> None:
 
 
 def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise CompilerMissing(f"{command[0]} does not work here: {next((x for x in lines if 'error' in x), lines[0])}")

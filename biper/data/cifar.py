@@ -18,7 +18,7 @@ from torchvision.datasets.utils import calculate_md5, download_url
 
 from biper.data.datasets import MemorySet
 from biper.data.memory import Images
-from biper.errors import UsageError, told
+from biper.errors import UsageError, one_line, told
 from biper.files import atomically
 
 log = logging.getLogger("biper")
@@ -169,7 +169,7 @@ def _unpack(archive: Path, name: str, path: Path) -> None:
                 with atomically(path / file) as temporary, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UsageError(f"{archive} is damaged: {told(error)}") from error
+        raise UsageError(f"{archive} is damaged or no archive: {one_line(error).rstrip(':')}") from error
 
 
 CIFAR10 = MemorySet(  # normalized with ImageNet's mean and standard deviation, as published

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -46,13 +46,31 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and below it, sorted, without hidden ones. Links are followed, to each folder once.
+
+    Raises OSError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    found, seen = [], set()
+    for top, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.path.realpath(top)
+        folders[:] = [] if place in seen else sorted(name for name in folders if name[0] != ".")
+        found += [] if place in seen else [Path(top, name) for name in files if name[0] != "."]
+        seen.add(place)
+    return sorted(found)
+
+
 def list_images(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
-    """Every file below each class folder, hidden ones left out, in sorted order with its label."""
+    """Every file below each class folder, see `files_below`, with its label."""
     for label, name in enumerate(classes):
-        found = [Path(top, f) for top, _, files in os.walk(folder / name) for f in files if f[0] != "."]
+        found = files_below(folder / name)
         if not found:
             raise UsageError(f"no images in {folder / name}")
-        yield from ((file, label) for file in sorted(found))
+        yield from ((file, label) for file in found)
 
 
 def list_split(path: Path, train: bool) -> tuple[Path, tuple[str, ...], list[tuple[Path, int]]]:

@@ -20,6 +20,7 @@ from biper.models.registry import Network, network_like
 from biper.nn.quantizers import set_progress
 from biper.places import PRETRAINED
 
+MENDED = "copy it again, or give a run's model_best.pth.tar"
 FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers by name and settings, progress
 
 
@@ -39,7 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"no checkpoint at {path}{what}")
     if path.suffix == ".safetensors":
         raise UsageError(
-            f"{path} is a packed network, for biper evaluate and biper predict; here its training checkpoint is needed"
+            f"{path} is a packed network, for biper evaluate, biper predict and biper.load_packed; "
+            "here its training checkpoint is needed"
         )
     try:
         with path.open("rb") as file, warnings.catch_warnings():
@@ -51,9 +53,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "unrecognized" in str(error):
             raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
-        raise UsageError(f"{path} is damaged or no checkpoint") from error
+        raise UsageError(f"{path} is damaged or no checkpoint: {MENDED}") from error
     except Exception as error:  # a foreign file can fail in any way
-        raise UsageError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+        raise UsageError(f"{path} is damaged or no checkpoint: {MENDED}") from error
     _require_sound(contents, path)
     return contents  # type: ignore[no-any-return]
 

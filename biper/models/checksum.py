@@ -15,6 +15,9 @@ from biper.errors import UsageError
 
 LABEL, DIGITS = b"biper sha256 ", 64
 BLOCK = 1 << 20  # bytes
+FAR = (
+    1 << 17
+)  # bytes from the end that the statement is looked for in: readers of zip look less far for the archive's end
 FOLDER = 0x10  # a bit of a record's attributes
 
 
@@ -29,11 +32,11 @@ def seal(path: Path) -> None:
 def require_whole(file: BinaryIO, path: Path) -> None:
     """Raise UsageError unless an open file has the contents of its checksums; path: what it is called."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - DIGITS - len(LABEL)))
+    file.seek(max(0, size - FAR))
     end = file.read()
     file.seek(0)
     if LABEL in end:  # if elsewhere than it should be, something was cut off or added
-        whole = _sha256(file, size - DIGITS) == end[len(LABEL) :]
+        whole = _sha256(file, size - DIGITS) == end[-DIGITS:] and end[:-DIGITS].endswith(LABEL)
     else:
         whole = file.read(2) != b"PK" or _records_are_whole(file, size)
     if not whole:

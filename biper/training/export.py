@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biper.data.loaders import build_loaders
+from biper.data.loaders import build_loaders, require_same_classes
 from biper.errors import Different, UsageError
 from biper.files import atomically, require_different, require_empty, require_free, write_text
 from biper.models import Network
@@ -32,6 +32,7 @@ from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
 COMPARED, RANDOM = 256, 16  # images
+RANDOMLY = "compared on random images; for test images give --dataset, or --data_path (%s)"
 BATCH = 16  # as many as a packed network takes at a time, so that torch's convolutions do the same in both
 ROUNDS = 8  # of which the first does not count
 TOLERANCE = 1e-4  # of logits
@@ -195,11 +196,12 @@ def images_of(network: Network | PackedNetwork, config: Settings, required: bool
     try:
         config = replace(config, batch_size_test=BATCH, use_dali=False, workers=0)
         loaders = build_loaders(config, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+        require_same_classes(m, loaders)
         return islice((images for images, _ in loaders.test.epoch()), COMPARED // BATCH), "test images"
     except UsageError as error:
         if required:
             raise
-        log.info("compared on random images, because: %s", error)
+        log.info(RANDOMLY, error)
     generator = torch.Generator().manual_seed(0)
     return iter([torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator)]), "random images"
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biper.data.loaders import build_loaders
+from biper.data.loaders import build_loaders, require_same_classes
 from biper.errors import CompilerMissing, Different, UsageError
 from biper.files import folder_atomically
 from biper.packed.c.export import export_c
 from biper.packed.c.native import NativeNetwork
 from biper.packed.c.plan import Plan
 from biper.packed.network import PackedNetwork
-from biper.training.export import asked_for_images, packable
+from biper.training.export import RANDOMLY, asked_for_images, packable
 from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
 
@@ -49,6 +49,7 @@ def _calibration(packed: PackedNetwork, settings: Settings, skips: str) -> Itera
     assert m is not None
     try:
         loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+        require_same_classes(m, loaders)
     except UsageError as error:
         text = f"--skips {skips} needs training images, for its scales (--dataset, --data_path)"
         raise UsageError(f"{text}: {error}") from error
@@ -94,10 +95,11 @@ def _batches(packed: PackedNetwork, settings: Settings, required: bool) -> Batch
     assert m is not None
     try:
         loaders = build_loaders(_plain(settings), torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+        require_same_classes(m, loaders)
     except UsageError as error:
         if required:
             raise
-        log.info("compared on random images, as there are no test images here (%s)", error)
+        log.info(RANDOMLY, error)
         generator = torch.Generator().manual_seed(0)
         return iter([(torch.randn(RANDOM, 3, m.shown_size, m.shown_size, generator=generator), None)])
     return loaders.test.epoch()

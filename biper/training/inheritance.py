@@ -134,6 +134,8 @@ def _resumed(config: Settings, stored: Given) -> Settings:
     changed = differences(config, stored)
     if changed:
         text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
+        if stored.get("epochs", config.epochs) < config.epochs and config.lr_type == "step":
+            text += "; for more epochs: --extend N"
         raise UsageError(f"{text}: for other settings start a new run, in another --results_dir")
     return config
 

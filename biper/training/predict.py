@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from biper.data.datasets import DATASETS, find_dataset
-from biper.data.folder import without_warnings
+from biper.data.folder import files_below, without_warnings
 from biper.data.loaders import view_image
 from biper.errors import UsageError
 from biper.models import Network
@@ -68,14 +68,14 @@ def _logits(network: Network | PackedNetwork, x: torch.Tensor) -> torch.Tensor:
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files as they are given, and for a folder those in and below it with the name of an image, sorted.
 
-    Raises UsageError for a folder without any.
+    Raises UsageError for a folder without any, OSError for one that cannot be read.
     """
     endings, found = tuple(Image.registered_extensions()), []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings and file.is_file()]
+        inside = [file for file in files_below(path) if file.suffix.lower() in endings and file.is_file()]
         if not inside:
             raise UsageError(f"no images in {path}")
         found += inside

@@ -32,7 +32,10 @@ def check_folder(folder: Path, resume: bool) -> None:
         )
     if BEST in held and LATEST not in held:
         raise UsageError(f"{folder} holds a {BEST} but no {LATEST} to go on from: give another --save or --results_dir")
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ways = (folder, *folder.absolute().parents)
+    if astray := [p for p in ways if p.is_symlink() and not p.exists()]:
+        raise UsageError(f"the results folder {folder} cannot be made: {astray[0]} is a link that leads nowhere")
+    there = next(p for p in ways if p.exists())
     if not there.is_dir():
         raise UsageError(f"the results folder {folder} cannot be made: {there} is a file")
     # root may write anywhere, but whoever took the write permission away meant it

@@ -116,5 +116,7 @@ def announce(trainer: Trainer) -> None:
         place = f"going on after {trainer.epoch} of {c.epochs} epochs" + (
             f" and {trainer.step} steps" if trainer.step else ""
         )
+        if trainer.epoch >= c.epochs:
+            place = f"all {c.epochs} epochs are done"
         log.info("--resume: %s", place if trainer.history or trainer.step else "nothing saved yet, starting fresh")
     log.info("results in %s", trainer.folder)

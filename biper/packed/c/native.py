@@ -34,7 +34,9 @@ class NativeNetwork:
             ):  # not all compilers know it
                 command = [*compiler, *chosen, *sources, "-o", str(library)]
                 try:
-                    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+                    done = subprocess.run(
+                        command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+                    )
                 except (OSError, subprocess.TimeoutExpired) as error:
                     raise CompilerMissing(f"{compiler[0]}: {one_line(error)}") from error
                 if done.returncode == 0:

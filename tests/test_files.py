@@ -1,0 +1,95 @@
+"""Files and folders that are found and written: links, and what cannot be read."""
+
+import os
+
+import pytest
+
+from biper.data.folder import files_below
+from biper.errors import UsageError
+from biper.files import atomically, require_different, require_empty, require_free
+from biper.places import users_folder
+from biper.training.run_folder import check_folder
+
+
+@pytest.fixture
+def loop(tmp_path):
+    """A link that leads to itself."""
+    path = tmp_path / "loop"
+    path.symlink_to(path)
+    return path
+
+
+def test_files_below_a_folder(tmp_path):
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
+    for folder in (top / "b", top / ".hidden", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "image").touch()
+        (folder / ".hidden").touch()
+    (top / "a").touch()
+    (top / "b" / "round").symlink_to(top)  # would not end
+    (top / "linked").symlink_to(elsewhere)
+    (top / "twice").symlink_to(elsewhere)
+    assert files_below(top) == [top / "a", top / "b" / "image", top / "linked" / "image"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    closed = tmp_path / "a" / "closed"
+    closed.mkdir(parents=True)
+    scan = os.scandir
+
+    def refusing(path):  # as for users other than root
+        if os.fspath(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="closed"):
+        files_below(tmp_path)
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    for name in ("there", "new"):
+        link, target = tmp_path / name, tmp_path / "far" / name
+        link.symlink_to(target)
+        if name == "there":
+            target.write_text("before")
+        with atomically(link) as temporary:
+            temporary.write_text("after")
+        assert link.is_symlink()
+        assert target.read_text() == "after"
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["new", "there"]
+
+
+def test_a_link_to_a_folder_that_is_not_there(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "none" / "file")
+    with pytest.raises(UsageError, match="link cannot be written: no such folder"):
+        require_free(link, lambda _: True)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / 'none'}"), atomically(link):
+        raise AssertionError
+
+
+def test_a_link_that_leads_to_itself(loop, tmp_path):
+    with pytest.raises(UsageError, match="loop cannot be written: it is a link that leads to itself"):
+        require_free(loop, lambda _: True)
+    with pytest.raises(UsageError, match="loop is no folder"):
+        require_empty(loop)
+    require_different({"--one": loop, "--other": tmp_path / "file"})
+    with pytest.raises(UsageError, match="--one and --other are both"):
+        require_different({"--one": loop, "--other": loop})
+
+
+@pytest.mark.parametrize("target", ["none", "loop"])
+def test_results_behind_a_link_that_leads_nowhere(loop, tmp_path, target):
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(UsageError, match="link/run cannot be made: .*link is a link that leads nowhere"):
+        check_folder(tmp_path / "link" / "run", resume=False)
+
+
+def test_folders_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert users_folder("XDG_CACHE_HOME", ".cache") == tmp_path / ".cache" / "biper"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert users_folder("XDG_CACHE_HOME", ".cache") == tmp_path / "other" / "biper"
