@@ -83,7 +83,7 @@ def test_a_link_that_leads_to_itself(loop, tmp_path):
 @pytest.mark.parametrize("target", ["none", "loop"])
 def test_results_behind_a_link_that_leads_nowhere(loop, tmp_path, target):
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(UsageError, match="link/run cannot be made: .*link is a link that leads nowhere"):
+    with pytest.raises(UsageError, match=r"link/run cannot be made: .*link is a link that leads nowhere"):
         check_folder(tmp_path / "link" / "run", resume=False)
 
 
