@@ -201,6 +201,7 @@ def test_summary_by_hand():
     assert (first.binary, first.real, first.bops) == (16 * 16 * 9, 16, 16 * 16 * 9 * 32 * 32)
     assert first.packed == 16 * 3 * 8 + 16 * 4  # 144 bits in three words, and alpha
     assert layers["linear"].flops == 640
+    assert layers["bn1"].float32 == 4 * 4 * 16  # gain, bias, mean and variance
     real = total(costs(biper.create_model("resnet20_1w32a"), 32))
     assert real.bops == 0
     assert total(costs(biper.create_model("resnet20_32w32a"), 32)).binary == 0

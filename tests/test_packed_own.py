@@ -1,5 +1,6 @@
 """Packing networks of somebody's own, and what torch may be told around them."""
 
+import logging
 import warnings
 import weakref
 
@@ -290,7 +291,10 @@ def test_onnx_has_the_same_layers(tmp_path):
     alone = nn.Sequential(
         biper.BinaryConv2d(3, 6, 3, dilation=2, groups=3, bias=True, weight_quantizer=SquareWave(20.0))
     ).eval()
+    loud = logging.getLogger("torch.onnx")
+    level = loud.level
     export_onnx(pack(alone), tmp_path / "net.onnx", 12)
+    assert loud.level == level  # quiet for that time alone
     (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), alone(x), rtol=1e-5, atol=1e-5)
 

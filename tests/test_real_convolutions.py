@@ -111,3 +111,9 @@ def test_a_layer_of_single_taps_that_torch_adds_up_in_chunks(way, monkeypatch):
     assert torch.equal(packed(images), packed.network(images))
     (segmented,) = packed._forwards.values()
     assert order in [step.order for step in segmented.steps.values() if step.kind == "real"]
+
+
+def test_sums_of_many_products_are_left_to_torch():
+    small = {(size, channels): packed_compile._is_small(nn.Conv2d(channels, 8, size, bias=False)) for size, channels in
+             itertools.product((1, 3, (2, 8)), (3, 16, 28, 29, 256, 257))}  # fmt: skip
+    assert small == {(size, channels): channels * {1: 1, 3: 9}.get(size, 16) <= 256 for size, channels in small}
