@@ -72,7 +72,8 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 def require_empty(folder: Path) -> None:
     """Raise UsageError for a folder that cannot be written, or has something in it."""
     if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give a folder that does not exist yet")
+        what = "is a file" if folder.is_file() else "is no folder"
+        raise UsageError(f"{folder} {what}: give a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a folder that does not exist yet")
     if real(folder) == Path.cwd():

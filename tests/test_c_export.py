@@ -435,6 +435,8 @@ class Whole(nn.Module):
         ({"pool": nn.LPPool2d(2, 2)}, r"layer pool \(LPPool2d\)"),
         ({"relu": nn.LeakyReLU()}, r"layer relu \(LeakyReLU\)"),
         ({"mean": nn.AdaptiveMaxPool2d(1)}, r"layer mean \(AdaptiveMaxPool2d\)"),
+        ({"same": nn.Conv2d(16, 8, 3, padding="same")}, r"layer same \(Conv2d\)"),
+        ({"mirror": nn.Conv2d(16, 8, 3, padding=1, padding_mode="reflect")}, r"layer mirror \(Conv2d\)"),
         ({"last": nn.Linear(6, 6)}, r"layer last \(Linear\)"),
         ({"rows": Rows()}, "the operation reshape"),
         ({"other": OtherMean()}, "the operation mean"),

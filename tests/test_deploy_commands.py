@@ -207,6 +207,11 @@ def test_summary_by_hand():
     assert total(costs(biper.create_model("resnet20_32w32a"), 32)).binary == 0
 
 
+def test_summary_of_a_network_with_one_class(command):
+    code, out, err = command("resnet20_1w1a", "--num_classes", "1", entry=summary_main)
+    assert (code, "(cifar10), 1 classes" in out) == (0, True), err
+
+
 def test_summary_of_files(trained, exported, command):
     outs = [command(path, entry=summary_main)[1] for path in (exported, trained / "stage1/model_best.pth.tar")]
     assert outs[0] == outs[1]
@@ -270,6 +275,7 @@ def test_bad_input_of_the_others(trained, exported, refused, tmp_path):
     assert "no file and no model" in refused("resnet99", entry=summary_main)
     assert "takes 32x32 images" in refused("vgg_small_1w1a", "--image_size", "64", entry=summary_main)
     assert "too small" in refused("resnet20_1w1a", "--image_size", "0", entry=summary_main)
+    assert "--num_classes 0 is too small" in refused("resnet20_1w1a", "--num_classes", "0", entry=summary_main)
     assert "contradicts" in refused(exported, text, "--freq", "3", entry=predict_main)
     gone = refused(exported, tmp_path / "gone.png", entry=predict_main)
     assert gone.rstrip().endswith("cannot read the image " + str(tmp_path / "gone.png") + ": No such file or directory")

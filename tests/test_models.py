@@ -99,6 +99,9 @@ def test_imagenet_stems_and_downsampling_are_real():
         assert all(m.kernel_size in ((3, 3), (1, 1)) for m in layers if isinstance(m, BinaryConv2d))
     groups = {m.in_channels // m.groups for m in layers if m.kernel_size == (3, 3) and isinstance(m, BinaryConv2d)}
     assert groups == {16}
+    for name in list_models("imagenet"):  # a batch norm follows each
+        convs = [m for m in create_model(name, family="imagenet").modules() if isinstance(m, nn.Conv2d)]
+        assert all(m.bias is None for m in convs)
 
 
 def test_vgg_refuses_other_image_sizes():

@@ -139,6 +139,19 @@ def test_means_over_whole_images_and_norms_behind_them(way, head, monkeypatch):
         assert head in ("batch", "both") or called == {"segment0", "linear1"}
 
 
+class Twice(Headed):
+    def forward(self, x):
+        y = self.mean(self.conv(x))
+        return self.norm(y) + y
+
+
+@torch.no_grad()
+def test_what_is_flattened_may_be_read_twice(caplog):
+    own, x = randomized(Twice(HEADS["shape"])).eval(), torch.randn(3, 8, 6, 6)
+    assert torch.equal(pack(own)(x), own(x))
+    assert "slower" not in caplog.text
+
+
 class Counting(nn.Module):
     """Works with the number of its images where that is not the first of a tensor's sizes."""
 
