@@ -127,7 +127,9 @@ def test_initialization():
 
 def test_metadata():
     assert create_model("resnet20_1w1a", num_classes=1).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 1)
+    assert create_model("resnet18_1w1a", family="imagenet").metadata.shown_size == 224
     m = create_model("resnet20_1w1a", num_classes=3, freq=12.0, stage=2).metadata
+    assert m.shown_size == 32
     assert (m.model, m.family, m.num_classes, m.freq, m.stage) == ("resnet20_1w1a", "cifar10", 3, 12.0, 2)
 
 

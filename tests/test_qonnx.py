@@ -94,6 +94,15 @@ def test_zeros_are_added_behind_the_signs():
         assert {a.name: list(a.ints) for a in node.attribute}["pads"] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(("threshold", "clips"), [(-1.5, 1), (-1.0, 1), (-0.9, 0), (0.0, 0), (1.0, 0), (1.1, 1)])
+def test_hardtanh_is_written_where_it_changes_signs(threshold, clips):
+    """Of what lies below -1 it makes -1, of what lies above 1 it makes 1: where signs begin at these matters."""
+    model = own(nn.Hardtanh(), biper.BinaryConv2d(8, 8, 3, input_quantizer=RSign(), **OWN), vector=False)
+    model[3].input_quantizer.threshold.data.fill_(threshold)
+    kinds = Counter(node.op_type for node in graph_of(qonnx_contents(pack(model), 8)).node)
+    assert kinds["Clip"] == clips
+
+
 @needs("qonnx")
 @pytest.mark.parametrize("name", [*(n for n in NAMES if n != "resnet34_1w1a"), "resnet20_1w32a"])
 def test_logits_of_every_architecture(name):
