@@ -13,13 +13,14 @@ stage1=$results/stage1/model_best.pth.tar
 stage2=$results/stage2/model_best.pth.tar
 packed=$results/packed.safetensors
 begun=$results/begun resume=
-if [ -e "$begun" ]; then
+this="$(cksum < "$config") $("$python" -c 'import biper; print(biper.__version__)')"
+if [ "$(cat "$begun" 2> /dev/null)" = "$this" ]; then
     resume=--resume
     echo "going on where the quickstart was stopped; to begin anew: rm -r $results"
 else
     rm -rf "$results/stage1" "$results/stage2" "$results"/quantization_error.* "$results"/packed.*
     mkdir -p "$results"
-    touch "$begun"
+    echo "$this" > "$begun"
 fi
 
 echo; echo "== Stage 1: real weights sin(freq*w), binary activations"

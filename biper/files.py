@@ -14,7 +14,7 @@ from biper.errors import UsageError
 PREFIX = ".biper-"  # of folders that are being written
 
 
-def real(path: Path) -> Path:
+def followed(path: Path) -> Path:
     """Where a path leads, links followed; unlike `Path.resolve` it takes a link that leads to itself."""
     return Path(os.path.realpath(path))
 
@@ -36,18 +36,17 @@ def named_by(path: Path, temporary: Path) -> Iterator[None]:
 def atomically(path: Path) -> Iterator[Path]:
     """Context: gives a temporary path beside `path` and, if nothing was raised, moves it over `path` at the end.
 
-    A link stays one, and what it leads to is written.
+    It takes a link's place too: what another run has, to which it may lead, stays as it is.
     """
-    target = real(path) if path.is_symlink() else path
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}")
-    temporary = target.with_name(f".{target.name}.tmp")  # one name: a killed run leaves at most one behind
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one behind
     try:
         with named_by(path, temporary):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # on disk before its name is, or a power cut leaves an empty file
-            os.replace(temporary, target)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # where nothing can be written, nothing can be removed, and the first error counts
             temporary.unlink(missing_ok=True)
@@ -56,7 +55,7 @@ def atomically(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Context: gives a new folder; if nothing was raised it takes the place of `path`, which is missing or empty."""
-    path = path.absolute()
+    path = followed(path)
     with (
         named_by(path, path.parent / PREFIX),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX, ignore_cleanup_errors=True) as place,
@@ -76,7 +75,7 @@ def require_empty(folder: Path) -> None:
         raise UsageError(f"{folder} {what}: give a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a folder that does not exist yet")
-    if real(folder) == Path.cwd():
+    if followed(folder) == Path.cwd():
         raise UsageError(f"{folder} is the folder of this command: give one that does not exist yet")
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"{folder} cannot be written: no such folder {folder.absolute().parent}")
@@ -109,7 +108,7 @@ def require_file(path: Path) -> None:
 def require_different(paths: Mapping[str, Path]) -> None:
     """Raise UsageError where two of the files to be written are one. paths: by the flag."""
     for (flag, path), (other, same) in combinations(paths.items(), 2):
-        if real(path) == real(same):
+        if followed(path) == followed(same):
             raise UsageError(f"{flag} and {other} are both {path}: give two names")
 
 
@@ -118,12 +117,9 @@ def require_free(path: Path, ours: Callable[[Path], bool]) -> None:
 
     ours: whether a file that is there may be replaced.
     """
-    target = real(path)
-    if path.is_symlink() and target.is_symlink():
-        raise UsageError(f"{path} cannot be written: it is a link that leads to itself")
-    if target.is_dir() or not target.parent.is_dir():
+    if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"{path} cannot be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not (path.is_file() and ours(path)):
         raise UsageError(f"{path} exists and is another kind of file: give another name")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: its folder is read-only")

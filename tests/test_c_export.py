@@ -16,6 +16,7 @@ from torch import nn
 import biper
 from benchmarks.targets import M4, TARGETS
 from biper.commands.export import main as export_main
+from biper.data.loaders import build_loaders
 from biper.errors import UsageError
 from biper.models import create_model
 from biper.models.imagenet_resnet import DownsampledDoubleSkip, PooledDownsampledDoubleSkip
@@ -29,6 +30,8 @@ from biper.packed.c.plan import plan
 from biper.packed.c.source import integer_thresholds
 from biper.packed.file import load_packed
 from biper.packed.pack import pack
+from biper.training.export_c import _calibration
+from biper.training.settings import make_settings
 
 SHIPPED = ROOT / "pretrained_models/resnet20_1w1a/packed.safetensors"
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-ffp-contract=off", "-fno-strict-aliasing")
@@ -370,6 +373,17 @@ def test_the_command_compares_and_says_what_it_did(trained, command, tmp_path):
     code, out, err = command(checkpoint, "--c", tmp_path / "c8", "--skips", "int8", entry=export_main)
     assert code == 0, err
     assert "along the skips as int8" in out + err
+
+
+def test_scales_are_measured_on_training_images():
+    given = {"dataset": "digits", "batch_size_test": 100}
+    settings = make_settings("cifar10", 2, given)
+    model = biper.create_model("resnet20_1w1a", stage=2)
+    images = torch.cat(list(_calibration(pack(model.eval()), settings, "int8")))
+    loaders = build_loaders(settings, torch.device("cpu"), train=False)
+    tested = {image.numpy().tobytes() for batch, _ in loaders.test.epoch() for image in batch}
+    assert len(images) == 500
+    assert not any(image.numpy().tobytes() in tested for image in images)
 
 
 def test_bad_input_is_one_line_and_writes_nothing(trained, command, tmp_path):

@@ -3,6 +3,7 @@ import pickle
 import random
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import biper
 from biper.errors import UsageError
 from biper.files import atomically, folder_atomically
 from biper.models.checkpoint import FORMAT, build_network, load_checkpoint, read_checkpoint
+from biper.models.checksum import LABEL
 from biper.training.checkpoint import save_checkpoint
 
 
@@ -161,13 +163,29 @@ def test_one_bit_that_flips_is_noticed(tmp_path, kind):
     assert all(line.startswith(f"{path} is damaged") and "\n" not in line for line in refused)
 
 
-@pytest.mark.parametrize("added", [b"x", bytes(22), b"text " * 1000, bytes(100_000)])
-def test_what_is_added_behind_a_checkpoint_is_noticed(tmp_path, added):
+@pytest.mark.parametrize(("added", "times"), [(b"x", 1), (bytes(1), 22), (b"text ", 1000), (bytes(1), 100_000)])
+def test_what_is_added_behind_a_checkpoint_is_noticed(tmp_path, added, times):
     path = tmp_path / "c.pth.tar"
     save_checkpoint({"state_dict": {"x": torch.arange(3)}, "epoch": 3, "model": "x", "format": FORMAT}, path)
-    path.write_bytes(path.read_bytes() + added)
+    path.write_bytes(path.read_bytes() + added * times)
     with pytest.raises(UsageError, match=r"c\.pth\.tar is damaged"):
         read_checkpoint(path)
+
+
+def test_others_may_speak_of_our_checksum(tmp_path):
+    contents = {"state_dict": {"x": torch.arange(3)}, "epoch": 3, "model": LABEL.decode() + "0" * 64, "format": FORMAT}
+    torch.save(contents, tmp_path / "c.pth.tar")
+    assert same(read_checkpoint(tmp_path / "c.pth.tar"), contents)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(path, *_):  # as for users other than root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "c.pth.tar").touch()
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        read_checkpoint(tmp_path / "c.pth.tar")
 
 
 def test_every_reader_of_torchs_files_reads_ours(tmp_path):

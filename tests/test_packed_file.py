@@ -137,7 +137,7 @@ def test_tensors_that_do_not_fit(saved, change, message):
         ({"class_names": ["cat"]}, "contradict"),
         ({"mean": "abc"}, "mean is 'abc', not a list of 0 or 3 values"),
         ({"mean": [0.5]}, r"mean is \[0.5\], not a list of 0 or 3"),
-        ({"std": [0.0, 0.0, 0.0]}, "std is .*, each a finite number above 0"),
+        ({"std": [0.0, 0.0, 0.0]}, "std is .*, each a finite number from 1e-06"),
         ({"image_size": 2**31}, "image_size is 2147483648, not a whole number from 1 to 4096"),
         ({"dataset": 3}, "dataset is 3, not a text of one line"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import needs_compiler
+from torch import fx
 
 from benchmarks.published import published_model, published_regularizer
 from biper.cpu.rewriting import fuse, fused_regularizer
@@ -15,6 +16,7 @@ from biper.nn.comparison_quantizers import ErrorDecaySign, RSign
 from biper.nn.layers import BinaryConv2d, BinaryLinear, RealConv2d, binary_layers
 from biper.nn.losses import periodic_regularizer
 from biper.nn.quantizers import InputQuantizer, PolynomialSign, Sign, SquareWave, set_progress
+from biper.packed.pack import pack
 
 pytestmark = needs_compiler
 SIZES = {"cifar10": 32, "imagenet": 64}
@@ -229,6 +231,37 @@ def test_a_network_of_somebodys_own_computes_the_same(kind, amp):
     torch.testing.assert_close(ours.float(), theirs.float(), atol=1e-3, rtol=1e-3)
     assert F.cosine_similarity(our_gradients, gradients, dim=0) > 0.999
     assert our_calls == calls
+
+
+@fx.wrap
+def doubled(*, x):
+    return 2 * x
+
+
+@fx.wrap
+def chosen(*args, **given):
+    return given["args"] - sum(args)
+
+
+class Calling(torch.nn.Module):
+    """Calls functions and a layer in ways in which the name says which argument it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = BinaryConv2d(3, 16, 3, padding=1, weight_quantizer=SquareWave(20.0))
+        self.norm = torch.nn.BatchNorm2d(16)
+        self.norm.register_forward_pre_hook(lambda _, args, given: (args, {"input": given["input"]}), with_kwargs=True)
+
+    def forward(self, x):
+        return chosen(args=doubled(x=self.norm(input=self.conv(x)))).mean((2, 3))
+
+
+def test_arguments_whose_names_matter_keep_them():
+    network, x = Calling(), torch.randn(4, 3, 6, 6)
+    torch.testing.assert_close(fuse(network.train())(x), network(x), rtol=1e-3, atol=1e-3)
+    with pytest.warns(UserWarning, match="these norms have hooks"):
+        packed = pack(network.eval())
+    torch.testing.assert_close(packed(x), network(x), rtol=1e-5, atol=1e-5)
 
 
 def test_training_and_evaluation_are_traced_apart():

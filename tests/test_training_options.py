@@ -1,5 +1,6 @@
 """What a training may do beside what is published: a validation split, a teacher, mixed images, smoothed labels."""
 
+import re
 import shutil
 
 import numpy as np
@@ -53,11 +54,15 @@ def test_with_a_validation_split_the_test_images_are_not_read(command, monkeypat
 
     original = digits.read_digits
     monkeypatch.setattr(digits, "read_digits", read)
-    code, out, err = command(*TINY, "--epochs", 1, "--validation", 200, "--results_dir", tmp_path)
+    code, out, err = command(*TINY, "--epochs", 1, "--validation", 200, "--seed", 3, "--results_dir", tmp_path)
     assert code == 0, err
     assert "1,237 training and 200 held-out training images" in out
     assert "  validation loss " in out
     assert "% of the held-out images" in out
+    top1 = re.search(r"best top-1 (\S+ %)", out)[1]
+    code, out, _ = command("-e", tmp_path / BEST, "--validation", 200, family=None)
+    assert "(200 images)" in out
+    assert f"top-1 {top1}" in out
     monkeypatch.undo()
     code, out, _ = command("-e", tmp_path / BEST, family=None)
     assert "(360 images)" in out  # a finished network sees them

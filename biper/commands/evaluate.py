@@ -10,12 +10,9 @@ from biper.errors import run_command
 from biper.training.settings import GROUPS, SETTINGS
 
 NAMED = ("-e", "--evaluate")  # the paper's way to name the file
-USED = {
-    "evaluate", "seed", "deterministic", "print_freq", "model", "freq", "quantizer", "input_quantizer", "activation",
-    "dataset", "data_path", "accept_checksums", "image_size", "validation", "workers", "use_dali", "batch_size_test",
-    "device", "gpus", "compile", "type",
-}  # fmt: skip
-UNUSED = "Settings of training are taken, too, as the paper's scripts give them; they change nothing."
+UNUSED = (
+    "Settings of training are taken, too, as the paper's scripts give them: they must be sound, and change no result."
+)
 
 
 def build_parser(prog: str, named: bool = False) -> Parser:
@@ -29,7 +26,7 @@ def build_parser(prog: str, named: bool = False) -> Parser:
     for name, f in SETTINGS.items():
         if named or name != "evaluate":
             default = f.default if f.metadata["runtime"] else None  # else it is the file's
-            add_setting(groups[f.metadata["group"]], name, default, name in USED)
+            add_setting(groups[f.metadata["group"]], name, default, helped=not f.metadata["trains"])
     return parser
 
 

@@ -47,15 +47,17 @@ def list_classes(folder: Path) -> tuple[str, ...]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and below it, sorted, without hidden ones. Links are followed, to each folder once.
+    """The files in a folder and below it, sorted; neither hidden ones nor those in hidden folders.
 
-    Raises OSError for a folder that cannot be read.
+    Links are followed, to each folder once, and to none that the folder itself lies in. Raises OSError for one that
+    cannot be read.
     """
 
     def refuse(error: OSError) -> NoReturn:
         raise error
 
-    found, seen = [], set()
+    found: list[Path] = []
+    seen = {str(place) for place in Path(os.path.realpath(folder)).parents}
     for top, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         place = os.path.realpath(top)
         folders[:] = [] if place in seen else sorted(name for name in folders if name[0] != ".")

@@ -108,11 +108,9 @@ def build_loaders(
 
 def _splits(read: Callable[[bool], Split], settings: DataSettings, train: bool) -> Sequence[Split]:
     """The test images, then the training images if wanted. With a validation split the test images are not read."""
-    if not train:
-        return (read(False),)
-    return (
-        hold_out(read(True), settings.validation, settings.seed) if settings.validation else (read(False), read(True))
-    )
+    if settings.validation:
+        return hold_out(read(True), settings.validation, settings.seed)[: 1 + train]
+    return (read(False), read(True)) if train else (read(False),)
 
 
 def _in_memory(data: MemorySet, settings: DataSettings, place: Place, splits: Sequence[Images]) -> Loaders:

@@ -5,7 +5,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from biper.models.registry import Network, network_like
 from biper.nn.quantizers import set_progress
 from biper.places import PRETRAINED
 
-MENDED = "copy it again, or give a run's model_best.pth.tar"
+RESTORE = "restore it from a copy, or give another one"
 FORMAT = 3  # 2: may be of the middle of an epoch (step, partial); 3: quantizers by name and settings, progress
 
 
@@ -43,21 +43,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is a packed network, for biper evaluate, biper predict and biper.load_packed; "
             "here its training checkpoint is needed"
         )
+    with path.open("rb") as file:
+        contents = _load(file, path)
+    _require_sound(contents, path)
+    return contents  # type: ignore[no-any-return]
+
+
+def _load(file: BinaryIO, path: Path) -> Any:  # noqa: ANN401
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats: whether we can read it is all that matters
             require_whole(file, path)
-            contents = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "unrecognized" in str(error):
             raise UsageError(f"{path} holds more than plain values and tensors and could run code: refused") from error
-        raise UsageError(f"{path} is damaged or no checkpoint: {MENDED}") from error
+        raise UsageError(f"{path} is damaged or no checkpoint: {RESTORE}") from error
     except Exception as error:  # a foreign file can fail in any way
-        raise UsageError(f"{path} is damaged or no checkpoint: {MENDED}") from error
-    _require_sound(contents, path)
-    return contents  # type: ignore[no-any-return]
+        raise UsageError(f"{path} is damaged or no checkpoint: {RESTORE}") from error
 
 
 def _require_sound(contents: object, path: Path) -> None:

@@ -15,9 +15,8 @@ from biper.errors import UsageError
 
 LABEL, DIGITS = b"biper sha256 ", 64
 BLOCK = 1 << 20  # bytes
-FAR = (
-    1 << 17
-)  # bytes from the end that the statement is looked for in: readers of zip look less far for the archive's end
+STATED = (len(LABEL) + DIGITS).to_bytes(2, "little") + LABEL  # as a zip archive has a comment of this length
+REACH = 1 << 17  # bytes at the end, in which the statement is looked for; readers of zip look less far for its end
 FOLDER = 0x10  # a bit of a record's attributes
 
 
@@ -25,18 +24,18 @@ def seal(path: Path) -> None:
     """Write its SHA-256 at the end of an archive of torch.save."""
     with path.open("rb+") as file:
         file.seek(-2, os.SEEK_END)  # where the length of the comment is
-        file.write((len(LABEL) + DIGITS).to_bytes(2, "little") + LABEL)
+        file.write(STATED)
         file.write(_sha256(file, file.tell()))
 
 
 def require_whole(file: BinaryIO, path: Path) -> None:
     """Raise UsageError unless an open file has the contents of its checksums; path: what it is called."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - FAR))
+    file.seek(max(0, size - REACH))
     end = file.read()
     file.seek(0)
-    if LABEL in end:  # if elsewhere than it should be, something was cut off or added
-        whole = _sha256(file, size - DIGITS) == end[-DIGITS:] and end[:-DIGITS].endswith(LABEL)
+    if STATED in end:  # if elsewhere than it should be, something was cut off or added
+        whole = _sha256(file, size - DIGITS) == end[-DIGITS:] and end[:-DIGITS].endswith(STATED)
     else:
         whole = file.read(2) != b"PK" or _records_are_whole(file, size)
     if not whole:

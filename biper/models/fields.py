@@ -80,8 +80,8 @@ METADATA: Table = {
     "dataset": LINE,
     "classes": several(LINE),
     "class_names": several(LINE),
-    "mean": several(number(-1000, 1000), 0, 3),  # of pixels in [0, 1]
-    "std": several(number(0.001, 1000), 0, 3),
+    "mean": several(number(-1e6, 1e6), 0, 3),
+    "std": several(number(1e-6, 1e6), 0, 3),
     "image_size": optional(whole(1, LARGEST_SIDE)),
 }
 

@@ -104,17 +104,20 @@ def described(node: fx.Node, module: nn.Module | None) -> str:
 
 
 def _by_place(node: fx.Node, module: nn.Module | None) -> None:
-    """What is given by name alone, `norm(input=x)`: the first of it by its place, where who reads the graph looks."""
+    """What a layer or a function in Python is given by name alone, `norm(input=x)`: the first of it by its place.
+
+    There it is looked for by whoever reads the graph. A function in C stays as it is, which is torch's to run.
+    """
     called = module.forward if module else node.target
-    if node.args or not node.kwargs or not callable(called):
+    if node.args or not node.kwargs or not callable(called) or (module and is_watched(module)):
         return
     try:
-        first = next(iter(inspect.signature(called).parameters), None)
-    except (TypeError, ValueError):  # a function of C
+        first = next(iter(inspect.signature(called).parameters.values()), None)
+    except (TypeError, ValueError):
         return
-    if first in node.kwargs:
-        node.args = (node.kwargs[first],)
-        node.kwargs = {name: value for name, value in node.kwargs.items() if name != first}
+    if first and first.kind is first.POSITIONAL_OR_KEYWORD and first.name in node.kwargs:
+        node.args = (node.kwargs[first.name],)
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != first.name}
 
 
 def _as_function(node: fx.Node, modules: Modules) -> None:

@@ -171,7 +171,9 @@ def _facts(contents: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if contents[:2] == b"PK":
             raise UsageError(f"{path} is no packed network: a checkpoint is read by biper.load_checkpoint") from error
-        raise UsageError(f"{path} is damaged, or no packed network: copy or export it again") from error
+        raise UsageError(
+            f"{path} is damaged, or no packed network: restore it from a copy, or export it again"
+        ) from error
     if kind != KIND:
         raise UsageError(f"{path} is no packed network: it is a {shown(kind)}")
     if newer:

@@ -21,7 +21,7 @@ from biper.training.process import name_out_of_memory
 from biper.training.settings import Settings
 
 log = logging.getLogger("biper")
-CALIBRATION = 500  # training images that integers' ranges are found on
+CALIBRATION = (500, 100, 20)  # training images that integers' ranges are found on, as many of these as there are
 COMPARED = 10_000  # test images at most
 RANDOM = 16  # images where there are no test images
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -44,16 +44,18 @@ def write_c(file: Path, folder: Path, skips: str, given: dict[str, Any]) -> None
 
 
 def _calibration(packed: PackedNetwork, settings: Settings, skips: str) -> Iterator[Tensor]:
-    """Training images, normalized as the network's own."""
-    m, chosen = packed.metadata, _plain(replace(settings, validation=CALIBRATION))
+    """Training images of all classes, normalized as the network's own."""
+    m = packed.metadata
     assert m is not None
-    try:
-        loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
-        require_same_classes(m, loaders)
-    except UsageError as error:
-        text = f"--skips {skips} needs training images, for its scales (--dataset, --data_path)"
-        raise UsageError(f"{text}: {error}") from error
-    return (images for images, _ in loaders.test.epoch())
+    for count in CALIBRATION:
+        chosen = _plain(replace(settings, validation=max(count, m.num_classes)))
+        try:
+            loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
+            require_same_classes(m, loaders)
+            return (images for images, _ in loaders.test.epoch())
+        except UsageError as error:
+            why = error
+    raise UsageError(f"--skips {skips} needs training images, for its scales (--dataset, --data_path): {why}") from why
 
 
 def _plain(settings: Settings) -> Settings:

@@ -134,8 +134,6 @@ def _resumed(config: Settings, stored: Given) -> Settings:
     changed = differences(config, stored)
     if changed:
         text = f"--resume goes on with the settings of {run_folder(config)}, but {'; '.join(changed)}"
-        if stored.get("epochs", config.epochs) < config.epochs and config.lr_type == "step":
-            text += "; for more epochs: --extend N"
         raise UsageError(f"{text}: for other settings start a new run, in another --results_dir")
     return config
 
@@ -186,7 +184,8 @@ def evaluation(family: str | None, stage: int | None, given: Given) -> tuple[Net
     if not saved and m.dataset in DATASETS:
         saved = {"dataset": m.dataset}  # a published config.txt names where the authors' images lay, not what they are
     # the loader too: where images are resized DALI's differ a little, and a sign makes much of little
-    kept = (*WHERE, "image_size", "batch_size_test", "deterministic", "use_dali")
+    kept = [*WHERE, "image_size", "batch_size_test", "deterministic", "use_dali"]
+    kept += ["seed"] if given.get("validation") else []  # by which the training had chosen those that it held out
     taken = {name: saved[name] for name in kept if name in saved}
     taken["use_dali"] = taken.get("use_dali", False) and has_dali()
     return network, make_settings(m.family, m.stage, taken | given | _identity(m))

@@ -37,9 +37,14 @@ def setting(
     below: float | None = None,
     high: float | None = None,
     runtime: bool = False,
+    trains: bool | None = None,
 ) -> Any:  # noqa: ANN401
-    """A field of Settings. low, above, below, high bound its value; runtime: it doesn't change what a run computes."""
+    """A field of Settings. low, above, below, high bound its value; runtime: it doesn't change what a run computes.
+
+    trains: only training has a use for it, evaluation none; by default so for the group training.
+    """
     facts = {"group": group, "text": text, "short": short, "choices": tuple(choices), "runtime": runtime}
+    facts["trains"] = group == "training" if trains is None else trains
     return field(default=default, metadata=facts | {"low": low, "above": above, "below": below, "high": high})
 
 
@@ -51,18 +56,25 @@ class Settings:
     stage: int
 
     results_dir: str = setting(
-        "", "run", "folder of the run; results/<dataset>_<model>_stage<N> if absent", runtime=True
+        "", "run", "folder of the run; results/<dataset>_<model>_stage<N> if absent", runtime=True, trains=True
     )
-    save: str = setting("", "run", "subfolder of results_dir for the run's files", runtime=True)
-    resume: bool = setting(False, "run", "go on from the latest checkpoint of the run", runtime=True)
+    save: str = setting("", "run", "subfolder of results_dir for the run's files", runtime=True, trains=True)
+    resume: bool = setting(False, "run", "go on from the latest checkpoint of the run", runtime=True, trains=True)
     evaluate: str = setting("", "run", "evaluate the checkpoint FILE and end", short="-e", runtime=True)
     seed: int = setting(0, "run", "seed of weights, order and augmentation", low=0)
     deterministic: bool = setting(False, "run", "allow only deterministic algorithms, also on a GPU")
     print_freq: int = setting(100, "run", "steps between two progress lines", short="-p", low=1, runtime=True)
     checkpoint_minutes: float = setting(
-        30.0, "run", "save within an epoch that often, to go on from there; 0: after epochs alone", low=0, runtime=True
+        30.0,
+        "run",
+        "save within an epoch that often, to go on from there; 0: after epochs alone",
+        low=0,
+        runtime=True,
+        trains=True,
     )
-    time_estimate: int = setting(1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True)
+    time_estimate: int = setting(
+        1, "run", "1: show the expected finish; 0: do not", low=0, below=2, runtime=True, trains=True
+    )
 
     model: str = setting("resnet18_1w1a", "network", "<architecture>_<precision>", short="-a")
     freq: float = setting(
@@ -80,9 +92,12 @@ class Settings:
     activation: str = setting(
         "", "network", "hardtanh, relu, prelu or rprelu; if absent hardtanh, relu for 1w32a, rprelu for *_react"
     )
-    load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from")
+    load_ckpt_stage1: str = setting("", "network", "stage 2: the checkpoint of stage 1 to start from", trains=True)
     from_scratch: bool = setting(
-        False, "network", "stage 2: start from fresh weights instead, for comparison, and for quantizers of one stage"
+        False,
+        "network",
+        "stage 2: start from fresh weights instead, for comparison, and for quantizers of one stage",
+        trains=True,
     )
 
     dataset: str = setting("cifar10", "data", "data set", choices=tuple(DATASETS))
@@ -117,7 +132,7 @@ class Settings:
     )
     start_epoch: int = setting(0, "training", "epoch to begin with, counted from 0; --resume knows it by itself", low=0)
     batch_size: int = setting(256, "training", "images a step, over all GPUs; batch norm needs 2", short="-b", low=2)
-    batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1)
+    batch_size_test: int = setting(128, "training", "images a step in evaluation", short="-bt", low=1, trains=False)
     optimizer: str = setting("sgd", "training", "optimizer", choices=OPTIMIZERS)
     nesterov: bool = setting(False, "training", "Nesterov's momentum, of SGD")
     lr: float = setting(0.1, "training", "learning rate", above=0)
@@ -180,6 +195,7 @@ class Settings:
         "hardware",
         "convolutions of training in bfloat16, where -1 and +1 are exact; auto: where the hardware is fast at it",
         choices=("auto", "off", "bf16"),
+        trains=True,
     )
     compile: bool = setting(
         True,
