@@ -150,6 +150,7 @@ def test_predictions_of_a_folder_as_json_go_on_after_a_bad_image(exported, comma
     Image.fromarray(grey[..., 0].astype(np.uint16) << 8).save(folder / "c.png")
     Image.fromarray(np.dstack([grey, np.full((8, 8), 9, np.uint8)])).save(folder / "d.png")  # its alpha is left out
     Image.fromarray(grey[..., 0].astype(np.float32)).save(folder / "float.tif")
+    Image.fromarray(grey[..., 0].astype(np.int32)).save(folder / "int.tif")
     (folder / "b.png").write_text("no image")
     (folder / "notes.txt").write_text("no image by its name")
     code, out, err = command(exported, folder, "--json", entry=predict_main)
@@ -160,9 +161,9 @@ def test_predictions_of_a_folder_as_json_go_on_after_a_bad_image(exported, comma
     assert sum(guess["probability"] for guess in found[0]["classes"]) <= 1
     bad = err.splitlines()
     assert [line.split(":")[:2] for line in bad] == [
-        ["error", f" cannot read the image {folder / name}"] for name in ("b.png", "float.tif")
+        ["error", f" cannot read the image {folder / name}"] for name in ("b.png", "float.tif", "int.tif")
     ]
-    assert "its pixels are 32-bit numbers" in bad[1]
+    assert all("its pixels are 32-bit numbers" in line for line in bad[1:])
     (tmp_path / "empty").mkdir()
     assert "no images in" in refused(exported, tmp_path / "empty", entry=predict_main)
 

@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, photographs
 
 from biper.errors import UsageError
 from biper.models.checkpoint import read_checkpoint
-from biper.training import build
+from biper.training import build, distributed
 from biper.training.checkpoint import BEST, LATEST
 from biper.training.distributed import Processes, launched_processes, restartable
 from biper.training.process import select_devices
@@ -132,6 +132,14 @@ def test_other_processes_that_cannot_be_reached(shell, tmp_path):
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "cannot join the other processes" in result.stderr
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("beside", "text"), [(True, "a fault of its own"), (False, "Connection reset by peer")])
+def test_a_networks_own_errors_pass(monkeypatch, beside, text):
+    monkeypatch.setattr(distributed, "joint", lambda: beside)
+    with pytest.raises(RuntimeError) as caught, distributed.step_of_replicas():
+        raise RuntimeError(text)
+    assert type(caught.value) is RuntimeError
 
 
 def test_a_lost_process_is_named_by_the_others():

@@ -23,7 +23,7 @@ from biper.training.distributed import Processes
 from biper.training.loop import Metrics
 from biper.training.loss import LossTerm
 from biper.training.schedule import lr_at
-from biper.training.settings import make_settings
+from biper.training.settings import SETTINGS, make_settings
 
 
 def rows(folder):
@@ -49,6 +49,7 @@ def test_a_run_leaves_what_the_first_training_lists(trained):
     assert [float(row["lr"]) for row in rows(folder)] == pytest.approx([0.01, 0.02, 0.03])
     settings = yaml.safe_load((folder / "config.yaml").read_text())["stage1"]
     assert (settings["lr"], settings["model"], settings["seed"]) == (0.05, "resnet20_1w1a", 0)
+    assert list(settings) == [name for name in SETTINGS if name in settings]  # in the order of the help
     events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
     events.Reload()
     assert {"lr", "tau", "qe", "train/loss", "train/top5", "test/top1", "seconds"} <= set(events.Tags()["scalars"])
