@@ -137,6 +137,7 @@ def test_every_study_has_its_table_and_picture(ablated):
         text = (out / f"{name}.md").read_text()
         assert all(f"| {variant} |" in text for variant in variants)
         assert "python ablation.py tiny.yaml --seeds 0 --epochs 1 1\n" in text
+        assert "| stage 1: top-1 (%) | stage 2: top-1 (%) | difference |" in text
         assert "| stage 1: QE | stage 2: QE |" in text
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
