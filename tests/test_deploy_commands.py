@@ -211,6 +211,9 @@ def test_summary_by_hand():
 def test_summary_of_a_network_with_one_class(command):
     code, out, err = command("resnet20_1w1a", "--num_classes", "1", entry=summary_main)
     assert (code, "(cifar10), 1 classes" in out) == (0, True), err
+    title, stem = (line for line in out.splitlines() if line.startswith(("layer  ", "conv1 ")))
+    assert title.index("output") == stem.index("16x32x32")  # texts begin below each other, and numbers end so
+    assert title.index("binary") + len("binary") == stem.index(" 0 ") + 2
 
 
 def test_summary_of_files(trained, exported, command):
