@@ -51,11 +51,14 @@ def _calibration(packed: PackedNetwork, settings: Settings, skips: str) -> Itera
         chosen = _plain(replace(settings, validation=max(count, m.num_classes)))
         try:
             loaders = build_loaders(chosen, torch.device("cpu"), train=False, mean=m.mean, std=m.std)
-            require_same_classes(m, loaders)
-            return (images for images, _ in loaders.test.epoch())
+            break
         except UsageError as error:
             why = error
-    raise UsageError(f"--skips {skips} needs training images, for its scales (--dataset, --data_path): {why}") from why
+    else:
+        text = f"--skips {skips} needs training images, for its scales (--dataset, --data_path)"
+        raise UsageError(f"{text}: {why}") from why
+    require_same_classes(m, loaders)
+    return (images for images, _ in loaders.test.epoch())
 
 
 def _plain(settings: Settings) -> Settings:
